@@ -1,0 +1,38 @@
+"""deixis: point at things in a video with words (referring video object segmentation).
+
+``import deixis`` is cheap: torch is imported when the first name below is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "segment": "segment",
+    "load": "weights",
+    "Film": "video",
+    "Clip": "types",
+    "Expression": "types",
+    "MaskTrack": "types",
+    "DeixisError": "types",
+}
+
+__all__ = ["Clip", "DeixisError", "Expression", "Film", "MaskTrack", "__version__", "load", "segment"]
+
+if TYPE_CHECKING:
+    from deixis.segment import segment
+    from deixis.types import Clip, DeixisError, Expression, MaskTrack
+    from deixis.video import Film
+    from deixis.weights import load
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deixis' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"deixis.{_HOMES[name]}"), name)
+    globals()[name] = value  # so that the function wins over the submodule of the same name
+    return value

@@ -1,0 +1,1 @@
+"""One file, one benchmark: disk layout, splits, scored frames, submission format."""

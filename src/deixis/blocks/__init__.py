@@ -1,0 +1,1 @@
+"""Parts that at least two systems use: tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""Pretrained eyes and ears: they return FeatureMaps and TextFeatures."""

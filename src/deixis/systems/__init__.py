@@ -1,0 +1,3 @@
+"""The systems, one file a paper, and their presets by name."""
+
+from __future__ import annotations

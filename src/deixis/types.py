@@ -1,0 +1,289 @@
+"""The nouns of deixis, as frozen dataclasses whose shapes are checked when one is born.
+
+Letters used everywhere: B clips, T frames, N objects, Q queries, L words, C channels, H W pixels of a frame,
+h w cells of a feature map or mask. ``padding`` is True where there is nothing (PyTorch's polarity).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, overload
+
+import numpy as np
+import torch
+from pycocotools import mask as coco
+from torch import Tensor
+
+Rle = dict[str, Any]  # COCO's compressed run-length encoding: {"size": [H, W], "counts": bytes}
+
+
+class DeixisError(ValueError):
+    """What a user can cause: one clear line that says what came, what was expected, and what to do."""
+
+
+def _shape(value: Any) -> str:
+    return f"{tuple(value.shape)} {value.dtype}" if hasattr(value, "shape") else type(value).__name__
+
+
+def require(condition: bool, name: str, expected: str, got: Any, advice: str = "") -> None:
+    """Raise a DeixisError that names the field, what was expected, what came, and what to do."""
+    if not condition:
+        raise DeixisError(f"{name} must be {expected}, got {_shape(got)}" + (f"; {advice}" if advice else ""))
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A window of a film, as it was decoded (or resized for the model, then ``source_size`` tells from what).
+
+    frames: (T, 3, H, W) uint8, RGB.  names: T frame names (file stems, or zero-padded numbers).
+    times: T times in seconds.  source_size: (height, width) of the film in pixels.
+    """
+
+    frames: Tensor
+    names: tuple[str, ...]
+    times: tuple[float, ...]
+    source_size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        f = self.frames
+        require(f.ndim == 4 and f.shape[1] == 3 and f.dtype == torch.uint8, "Clip.frames", "(T, 3, H, W) uint8", f)
+        require(len(self.names) == len(f), "Clip.names", f"{len(f)} names, one a frame", np.empty(len(self.names)))
+        require(len(self.times) == len(f), "Clip.times", f"{len(f)} times, one a frame", np.empty(len(self.times)))
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+MAX_EXPRESSION_CHARACTERS = 1000
+
+
+@dataclass(frozen=True)
+class Expression:
+    """The words that name an object. ``id`` tells expressions apart in results on disk.
+
+    Raises DeixisError for text that is empty, longer than 1,000 characters, or holds control characters only.
+    """
+
+    text: str
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise DeixisError(f"an expression must be text, got {type(self.text).__name__}")
+        words = " ".join("".join(c if c.isprintable() else " " for c in self.text).split())
+        if not words:
+            raise DeixisError("an expression must hold words, got an empty one; say what to look for")
+        if len(words) > MAX_EXPRESSION_CHARACTERS:
+            raise DeixisError(
+                f"an expression may hold {MAX_EXPRESSION_CHARACTERS} characters, got {len(words)}; shorten it"
+            )
+        object.__setattr__(self, "text", words)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """The truth of one clip for one expression.
+
+    masks: (T, N, H, W) bool.  boxes: (T, N, 4) float, cx cy w h as shares of the frame, 0 where not visible.
+    visible: (T, N) bool.  referred: (N,) bool, the objects that the expression names (none: all False).
+    """
+
+    masks: Tensor
+    boxes: Tensor
+    visible: Tensor
+    referred: Tensor
+
+    def __post_init__(self) -> None:
+        m = self.masks
+        require(m.ndim == 4 and m.dtype == torch.bool, "Target.masks", "(T, N, H, W) bool", m, "threshold them first")
+        t, n = m.shape[:2]
+        require(tuple(self.boxes.shape) == (t, n, 4), "Target.boxes", f"({t}, {n}, 4) float", self.boxes)
+        require(tuple(self.visible.shape) == (t, n), "Target.visible", f"({t}, {n}) bool", self.visible)
+        require(tuple(self.referred.shape) == (n,), "Target.referred", f"({n},) bool", self.referred)
+
+    def to(self, device: torch.device | str) -> Target:
+        return Target(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B clips with one expression each.
+
+    frames: (B, T, 3, H, W) float, normalised as the system's eyes want them.  padding: (B, T, H, W) bool.
+    sizes: B pairs (height, width) of the picture inside the padding.
+    wanted: the frame indices masks are wanted for, in 0..T-1 (default: all).  targets: B Targets (of the wanted
+    frames) or None.
+    """
+
+    frames: Tensor
+    padding: Tensor
+    expressions: tuple[Expression, ...]
+    sizes: tuple[tuple[int, int], ...]
+    wanted: tuple[int, ...] | None = None
+    targets: tuple[Target, ...] | None = None
+
+    def __post_init__(self) -> None:
+        f = self.frames
+        require(f.ndim == 5 and f.shape[2] == 3 and f.is_floating_point(), "Batch.frames", "(B, T, 3, H, W) float", f)
+        b, t, _, h, w = f.shape
+        require(
+            tuple(self.padding.shape) == (b, t, h, w) and self.padding.dtype == torch.bool,
+            "Batch.padding", f"({b}, {t}, {h}, {w}) bool", self.padding,
+        )  # fmt: skip
+        if len(self.expressions) != b:
+            raise DeixisError(f"Batch.expressions must be {b}, one a clip, got {len(self.expressions)}")
+        if self.wanted is not None and not all(0 <= i < t for i in self.wanted):
+            raise DeixisError(f"Batch.wanted must hold frame indices in 0..{t - 1}, got {self.wanted}")
+        if self.targets is not None and len(self.targets) != b:
+            raise DeixisError(f"Batch.targets must be {b}, one a clip, got {len(self.targets)}")
+
+    def to(self, device: torch.device | str) -> Batch:
+        targets = None if self.targets is None else tuple(t.to(device) for t in self.targets)
+        return Batch(
+            self.frames.to(device), self.padding.to(device), self.expressions, self.sizes, self.wanted, targets
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMaps:
+    """What eyes return. levels: list of (B, T, C, h, w).  strides: pixels a cell, one a level.
+    padding: (B, T, H, W) bool at the size of the frames.  size: (H, W) of the frames.
+    """
+
+    levels: tuple[Tensor, ...]
+    strides: tuple[int, ...]
+    padding: Tensor
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        for level in self.levels:
+            require(level.ndim == 5, "FeatureMaps.levels", "(B, T, C, h, w) each", level)
+        if len(self.levels) != len(self.strides):
+            raise DeixisError(f"FeatureMaps: {len(self.levels)} levels but {len(self.strides)} strides")
+
+
+@dataclass(frozen=True, eq=False)
+class TextFeatures:
+    """What ears return. words: (B, L, C).  padding: (B, L) bool.  sentence: (B, C)."""
+
+    words: Tensor
+    padding: Tensor
+    sentence: Tensor
+
+    def __post_init__(self) -> None:
+        w = self.words
+        require(w.ndim == 3, "TextFeatures.words", "(B, L, C)", w)
+        require(self.padding.shape == w.shape[:2], "TextFeatures.padding", f"{tuple(w.shape[:2])} bool", self.padding)
+        require(len(self.sentence) == len(w), "TextFeatures.sentence", f"({len(w)}, C)", self.sentence)
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What every system returns.
+
+    masks: (B, T, Q, h, w) logits.  scores: (B, T, Q) logits of "this query is what the expression names, here".
+    boxes: (B, T, Q, 4) cx cy w h in 0..1, or None.  similarity: (B, Q) logits of query against sentence, or None.
+    presence: (B,) logits of "what the expression names is in this clip", or None (then the best score decides).
+    aux: predictions of earlier layers, for training.
+    extras: named tensors that only the system's own loss reads.
+    """
+
+    masks: Tensor
+    scores: Tensor
+    boxes: Tensor | None = None
+    similarity: Tensor | None = None
+    presence: Tensor | None = None
+    aux: tuple[Prediction, ...] = ()
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        m = self.masks
+        require(m.ndim == 5, "Prediction.masks", "(B, T, Q, h, w) logits", m)
+        require(self.scores.shape == m.shape[:3], "Prediction.scores", f"{tuple(m.shape[:3])} logits", self.scores)
+        if self.boxes is not None:
+            require(self.boxes.shape == (*m.shape[:3], 4), "Prediction.boxes", f"{(*m.shape[:3], 4)}", self.boxes)
+        if self.similarity is not None:
+            want = (m.shape[0], m.shape[2])
+            require(tuple(self.similarity.shape) == want, "Prediction.similarity", f"{want}", self.similarity)
+
+
+def encode_rle(mask: np.ndarray) -> Rle:
+    """A (H, W) bool mask as COCO compressed RLE; ``counts`` are bytes."""
+    require(mask.ndim == 2 and mask.dtype == np.bool_, "mask", "(H, W) bool", mask, "threshold and squeeze it first")
+    return coco.encode(np.asfortranarray(mask.view(np.uint8)))
+
+
+def decode_rle(rle: Rle) -> np.ndarray:
+    """The (H, W) bool mask of a COCO RLE."""
+    return coco.decode(rle).view(np.bool_)
+
+
+class RleMasks(Sequence[np.ndarray]):
+    """Masks kept as RLE: ``[i]`` decodes frame i to (H, W) bool; ``np.asarray`` gives all, (T, H, W) bool.
+
+    ``rles`` may be any sequence of RLE dicts, so that a long film's masks can stay on disk.
+    """
+
+    def __init__(self, rles: Sequence[Rle], size: tuple[int, int]) -> None:
+        self.rles, self.size = rles, size
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> RleMasks: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | RleMasks:
+        if isinstance(index, slice):
+            return RleMasks([self.rles[i] for i in range(*index.indices(len(self)))], self.size)
+        return decode_rle(self.rles[index])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (decode_rle(self.rles[i]) for i in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        stacked = np.stack(list(self)) if len(self) else np.zeros((0, *self.size), dtype=bool)
+        return stacked if dtype is None else stacked.astype(dtype)
+
+    def areas(self) -> np.ndarray:
+        """Pixels of each mask, (T,) int, without decoding."""
+        return np.array([int(coco.area(self.rles[i])) for i in range(len(self))], dtype=np.int64)
+
+    def __repr__(self) -> str:
+        return f"RleMasks({len(self)} frames of {self.size[0]}x{self.size[1]})"
+
+
+@dataclass(frozen=True, eq=False)
+class MaskTrack:
+    """One object through a film: the answer to one expression.
+
+    masks: RleMasks, T masks at source size; all empty where the object is judged absent.
+    scores: (T,) float32 in 0..1, how sure the model is of the object in each frame.
+    presence: 0..1, the probability that what the expression names is in the film at all.
+    names, times: frame names and times in seconds, T each.
+    """
+
+    expression: Expression
+    masks: RleMasks
+    scores: np.ndarray
+    presence: float
+    names: Sequence[str]
+    times: Sequence[float]
+
+    def __post_init__(self) -> None:
+        t = len(self.masks)
+        require(self.scores.shape == (t,), "MaskTrack.scores", f"({t},) float in 0..1", self.scores)
+        if not 0.0 <= self.presence <= 1.0:
+            raise DeixisError(f"MaskTrack.presence must be in 0..1, got {self.presence}")
+        if not (len(self.names) == len(self.times) == t):
+            raise DeixisError(f"MaskTrack: {t} masks, {len(self.names)} names and {len(self.times)} times must agree")
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    @property
+    def present(self) -> bool:
+        """Whether any frame holds a mask."""
+        return bool(self.masks.areas().any())
