@@ -1,0 +1,112 @@
+"""The state of a run on disk: one safetensors file, its facts as JSON in the header, written atomically, no pickles.
+
+Tensors are named by what they are: ``model/NAME`` (the state dict), ``ema/NAME``, ``adam.exp_avg/NAME``,
+``adam.exp_avg_sq/NAME``, ``adam.step/NAME``. The facts hold the step and what ``loop.py`` adds. There are no random
+states to keep: the generators are seeded anew at every micro-batch from (seed, step, micro-batch, rank).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from deixis.training.optimizer import WeightAverage
+from deixis.types import DeixisError
+
+FORMAT = "deixis-training-1"
+_ADAM = ("step", "exp_avg", "exp_avg_sq")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` beside ``path`` and put it in place in one move."""
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Write a checkpoint; a reader, or a crash at any moment, finds the whole old file or the whole new one."""
+    # Clones, because safetensors refuses tied weights, and CPU, because the next machine may have no GPU.
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        save_file(copies, beside, metadata={"format": FORMAT, "facts": json.dumps(facts)})
+        with open(beside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (on CPU) and the facts of a checkpoint. Raises DeixisError for a file that is not one."""
+    facts = read_facts(path)
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 (not a dict)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts of a checkpoint alone; reads no tensor."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise DeixisError(f"{path} is not a readable training checkpoint ({error})") from error
+    if header.get("format") != FORMAT:
+        raise DeixisError(f"{path} is not a training checkpoint of this version: expected {FORMAT}")
+    return json.loads(header["facts"])
+
+
+def pack(system: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
+    """Everything that training changes, as named tensors."""
+    tensors = {f"model/{name}": tensor for name, tensor in system.state_dict().items()}
+    for name, parameter in system.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"adam.{key}/{name}"] = value
+    if average is not None:
+        tensors |= {f"ema/{name}": tensor for name, tensor in average.averages.items()}
+    return tensors
+
+
+@torch.no_grad()
+def unpack(
+    tensors: Mapping[str, Tensor],
+    system: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+) -> None:
+    """Put ``pack``'s tensors back. Strict: what is missing or left over raises DeixisError by name."""
+    model = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
+    expected = system.state_dict()
+    wrong = sorted(
+        set(model.keys() ^ expected.keys())
+        | {n for n in model.keys() & expected.keys() if model[n].shape != expected[n].shape}
+    )
+    if wrong:
+        raise DeixisError(f"the checkpoint does not fit this model, at {len(wrong)} tensors: {', '.join(wrong[:5])}")
+    system.load_state_dict(model)
+
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    names = {parameter: name for name, parameter in system.named_parameters()}
+    for parameter in trained:
+        state = {key: tensors.get(f"adam.{key}/{names[parameter]}") for key in _ADAM}
+        found = {key: value.to(parameter.device) for key, value in state.items() if value is not None}
+        if found and len(found) < len(_ADAM):
+            raise DeixisError(f"the checkpoint's optimiser state of {names[parameter]} is incomplete")
+        if found:  # a parameter that never had a gradient has no state
+            optimizer.state[parameter] = found
+
+    if average is not None:
+        for name, value in average.averages.items():
+            stored = tensors.get(f"ema/{name}")
+            if stored is None:
+                raise DeixisError(f"the checkpoint has no average of {name}; it was trained without train.ema")
+            value.copy_(stored)

@@ -1,0 +1,72 @@
+"""One process or many (torchrun): who am I, on which device, and what do we all agree on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deixis.types import DeixisError
+
+
+@dataclass(frozen=True)
+class World:
+    """rank: 0..size-1 of this process.  device: where its model lives."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and validates."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of ``values`` over all processes; nan and inf of any process survive in it."""
+        if self.size == 1:
+            return values
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed / self.size
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.size > 1:
+            self.mean(torch.zeros(1, device=self.device))
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "mps" names; auto takes the fastest there is."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
+    if name not in there:
+        raise DeixisError(f"device must be auto, cpu, cuda or mps, got {name!r}")
+    if not there[name]:
+        raise DeixisError(f"this machine (or this build of torch) has no {name}; use --device auto")
+    return torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """The world of this process: alone, or one of those torchrun started (read from its environment variables)."""
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    here = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
+    if size == 1:
+        yield World(0, 1, here)
+        return
+    # Two hours, because the others wait while the first process validates.
+    dist.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=timedelta(hours=2))
+    try:
+        yield World(rank, size, here)
+    finally:
+        dist.destroy_process_group()

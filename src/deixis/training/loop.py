@@ -1,0 +1,480 @@
+"""The training loop: one for every system. A ``Run`` says what is trained on what; ``train`` does it.
+
+The result depends on the run alone: samples and random states are functions of (seed, step), so a run that was cut
+and resumed gives, on CPU, the same bits, and W processes with batch b do what one does with batch W * b (a loss that
+is a mean over the batch; one normalised by a count of objects is averaged over the processes instead).
+
+OUT holds ``run.json`` (what was run), ``last.safetensors`` and ``best.safetensors`` (checkpoints to resume from),
+``metrics.jsonl``, ``curves.png``, and at the end ``model.safetensors``, the model to use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from deixis.training.checkpoint import load_checkpoint, pack, read_facts, save_checkpoint, unpack, write_atomically
+from deixis.training.distributed import World, joined
+from deixis.training.feed import micro_batches, seed_everything
+from deixis.training.optimizer import WeightAverage, build_optimizer, schedule_factor, set_learning_rate
+from deixis.training.record import Record
+from deixis.types import DeixisError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a run trains. All defaults are our choice; a recipe sets those its paper gives."""
+
+    steps: int  # optimiser steps of the whole run; the schedule ends there
+    batch: int  # samples a process takes in one micro-batch
+    accumulate: int = 1  # micro-batches a step
+    lr: float = 1e-4  # peak learning rate of the groups with scale 1
+    warmup_steps: int = 0  # steps of linear warm-up
+    schedule: str = "cosine"  # "cosine" or "multistep"
+    lr_floor: float = 0.0  # share of lr that cosine ends at
+    milestones: tuple[int, ...] = ()  # steps at which multistep multiplies lr by gamma
+    gamma: float = 0.1
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 1.0  # largest norm of the whole gradient; 0: not clipped
+    ema: float = 0.0  # decay a step of the running average of the weights; 0: none
+    precision: str = "fp32"  # "fp32" or "bf16" (autocast; weights stay fp32)
+    seed: int = 0
+    validate_every: int = 0  # steps; 0: never
+    log_every: int = 20  # steps a line of metrics.jsonl
+    checkpoint_minutes: float = 10.0  # 0: after every step
+    workers: int = 0  # background processes that make samples; 0: none
+    threads: int = 0  # CPU threads of the main process; 0: as torch likes
+    time_limit_minutes: float = 0.0  # stop in order after so long (the schedule still follows steps); 0: no limit
+    find_unused_parameters: bool = False  # with torchrun: parameters may have no part in a step's loss
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "log_every"):
+            if getattr(self, name) < 1:
+                raise DeixisError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if self.precision not in ("fp32", "bf16"):
+            raise DeixisError(f"train.precision must be 'fp32' or 'bf16', got {self.precision!r}")
+        if not 0 <= self.ema < 1:
+            raise DeixisError(f"train.ema must be in 0..1 (0 = off), got {self.ema}")
+        self.learning_rate(0)  # an unknown schedule is refused here
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate at ``step`` (0 is the first) for groups with scale 1."""
+        return self.lr * schedule_factor(
+            step,
+            steps=self.steps,
+            warmup_steps=self.warmup_steps,
+            schedule=self.schedule,
+            floor=self.lr_floor,
+            milestones=self.milestones,
+            gamma=self.gamma,
+        )
+
+
+def export_model(system: nn.Module, path: Path) -> None:
+    """Write the model that users load."""
+    from deixis import weights
+
+    weights.save(system, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A whole training, as functions. Recipes return one.
+
+    system: builds the model (the generators are seeded before).  samples: index -> sample; a pure function of its
+    index, called in background processes.  collate: samples -> a batch with ``.to(device)``.  losses: named and
+    already weighted terms, the same names at every step; they are summed.  groups: see ``parameter_groups``; what is
+    left out is frozen.  validate: scores, higher is better, the first picks ``best``; gets the averaged weights in
+    eval mode without gradients.  config: the system's config, kept as JSON.  export: writes the final model.
+    """
+
+    name: str
+    system: Callable[[], nn.Module]
+    samples: Callable[[int], Any]
+    collate: Callable[[Sequence[Any]], Any]
+    losses: Callable[[nn.Module, Any], dict[str, Tensor]]
+    groups: Callable[[nn.Module], list[dict[str, Any]]]
+    train: TrainConfig
+    config: Any
+    validate: Callable[[nn.Module], dict[str, float]] | None = None
+    export: Callable[[nn.Module, Path], None] = export_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What ``report`` is told after every step. step: finished ones.  waiting: share of the time without a batch.
+    scores: of a validation that just ran, or empty.  logged: this step went to metrics.jsonl."""
+
+    step: int
+    steps: int
+    losses: Mapping[str, float]
+    lr: float
+    grad_norm: float
+    samples_per_second: float
+    waiting: float
+    seconds_left: float
+    scores: Mapping[str, float]
+    logged: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How ``train`` ended. stopped: "finished", "time limit", "SIGTERM" or "SIGINT"."""
+
+    step: int
+    stopped: str
+    best_score: float | None
+    model: Path
+
+
+class NotFiniteError(DeixisError):
+    """A loss part or a gradient became nan or inf; the message names it."""
+
+
+class _LossModule(nn.Module):
+    """Model and losses as one module, so that DDP's hooks see everything between parameters and loss."""
+
+    def __init__(self, system: nn.Module, losses: Callable[[nn.Module, Any], dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.system, self.losses = system, losses
+
+    def forward(self, batch: Any) -> dict[str, Tensor]:
+        return self.losses(self.system, batch)
+
+
+def train(
+    run: Run,
+    out: Path,
+    *,
+    device: str = "auto",
+    resume: bool = False,
+    report: Callable[[Progress], None] | None = None,
+) -> Outcome:
+    """Train ``run`` into the folder ``out``; with ``resume``, go on from its last checkpoint (from 0 if it has none).
+
+    SIGTERM and SIGINT end it in order after the step at hand. Raises NotFiniteError at a loss or gradient that is not
+    finite (the last checkpoint stays), DeixisError where ``out`` holds a run and ``resume`` is not set.
+    """
+    with joined(device) as world, _stop_signals() as received:
+        trainer = _Trainer(run, Path(out), world, resume)
+        try:
+            return trainer.run_steps(received, report)
+        finally:
+            trainer.close()
+
+
+class _Trainer:
+    """The mutable state of one process: model, optimiser, average, step."""
+
+    def __init__(self, run: Run, out: Path, world: World, resume: bool) -> None:
+        self.run, self.out, self.world, self.config = run, out, world, run.train
+        self.last, self.best = out / "last.safetensors", out / "best.safetensors"
+        resumed = resume and self.last.exists()
+        if self.last.exists() and not resume:
+            raise DeixisError(
+                f"{out} already holds a run at step {read_facts(self.last)['step']}; "
+                "go on with --resume, or choose another folder"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+
+        seed_everything(self.config.seed, 0)
+        self.system = run.system().to(world.device)
+        groups = run.groups(self.system)
+        trained = {id(p) for group in groups for p in group["params"]}
+        for parameter in self.system.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        self.parameters = {n: p for n, p in self.system.named_parameters() if p.requires_grad}
+        self.optimizer = build_optimizer(
+            groups, lr=self.config.lr, weight_decay=self.config.weight_decay, betas=self.config.betas
+        )
+        self.average = WeightAverage(self.parameters, self.config.ema) if self.config.ema else None
+        self.step, self.seconds = 0, 0.0
+        self.best_score: float | None = None
+        if resumed:
+            self._restore()
+        # After restoring, because DDP sends the first process's weights to the others when it is made.
+        module = _LossModule(self.system, run.losses)
+        self.module: nn.Module = module
+        if world.size > 1:
+            self.module = DistributedDataParallel(
+                module, find_unused_parameters=self.config.find_unused_parameters, gradient_as_bucket_view=True
+            )
+        self.record = Record(out, from_step=self.step) if world.first else None
+        if world.first:
+            write_atomically(out / "run.json", json.dumps(self._facts(), indent=1) + "\n")
+
+    def run_steps(self, received: list[str], report: Callable[[Progress], None] | None) -> Outcome:
+        """All steps to the end, a signal or the time limit; then the last checkpoint and the model to use."""
+        config, world = self.config, self.world
+        batches = micro_batches(
+            self.run.samples,
+            self.run.collate,
+            start=self.step,
+            steps=config.steps,
+            rank=world.rank,
+            ranks=world.size,
+            accumulate=config.accumulate,
+            batch=config.batch,
+            seed=config.seed,
+            workers=config.workers,
+        )
+        clock = _Clock(config, world.size)
+        stopped = "finished"
+        while self.step < config.steps and stopped == "finished":
+            asked = bool(received) or clock.over_limit()
+            losses, norm, anyone_asked, waited = self._one_step(batches, asked)
+            pace = clock.tick(waited)
+            self.seconds += pace.seconds
+            if anyone_asked:
+                stopped = received[0] if received else "time limit" if clock.over_limit() else "SIGTERM"
+            every = config.validate_every
+            due = every > 0 and (self.step % every == 0 or self.step == config.steps)
+            scores = self._validate() if due else {}
+            if world.first:
+                self._tell(losses, norm, pace, scores, report, last=stopped != "finished")
+                if clock.checkpoint_due() and stopped == "finished":
+                    self._save(self.last)
+        if world.first:
+            self._save(self.last)
+            with self._averaged():
+                self.run.export(self.system, self.out / "model.safetensors")
+        world.wait()
+        return Outcome(
+            step=self.step, stopped=stopped, best_score=self.best_score, model=self.out / "model.safetensors"
+        )
+
+    def _one_step(self, batches: Iterator[Any], asked_to_stop: bool) -> tuple[dict[str, float], float, bool, float]:
+        """One optimiser step: loss parts (means over micro-batches and processes), gradient norm, whether any process
+        was asked to stop, seconds without a batch."""
+        config, world = self.config, self.world
+        lr = config.learning_rate(self.step)
+        set_learning_rate(self.optimizer, lr)
+        self.module.train()
+        sums: dict[str, Tensor] = {}
+        waited = 0.0
+        for micro in range(config.accumulate):
+            began = time.perf_counter()
+            batch = next(batches).to(world.device)
+            waited += time.perf_counter() - began
+            seed_everything(config.seed, 2, self.step, micro, world.rank)
+            last = micro == config.accumulate - 1
+            together = nullcontext() if last or world.size == 1 else self.module.no_sync()  # type: ignore[operator]
+            with together:
+                with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+                    losses = self.module(batch)
+                total = torch.stack([part.float() for part in losses.values()]).sum()
+                (total / config.accumulate).backward()
+            if sums and sums.keys() != losses.keys():
+                raise DeixisError(f"losses must have the same names always: {sorted(sums)} then {sorted(losses)}")
+            for name, part in losses.items():
+                sums[name] = sums.get(name, 0.0) + part.detach().float() / config.accumulate
+        limit = config.clip_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
+        # One transfer a step: the numbers, and whether to stop, of all processes.
+        asked = torch.tensor(float(asked_to_stop), device=world.device)
+        numbers = world.mean(torch.stack([asked, norm.float(), *sums.values()])).tolist()
+        parts = dict(zip(sums, numbers[2:], strict=True))
+        self._require_finite(parts, numbers[1])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.step)
+        self.step += 1
+        return parts, numbers[1], numbers[0] > 0, waited
+
+    def _require_finite(self, parts: Mapping[str, float], norm: float) -> None:
+        wrong = [f"loss part {name!r} ({value})" for name, value in parts.items() if not math.isfinite(value)]
+        if not wrong and not math.isfinite(norm):
+            names = [n for n, p in self.parameters.items() if p.grad is not None and not p.grad.isfinite().all()]
+            wrong = [f"gradient of {name}" for name in names[:5]] or ["gradient norm"]
+        if wrong:
+            kept = (
+                f"the last good checkpoint is {self.last} at step {read_facts(self.last)['step']}"
+                if self.last.exists()
+                else "no checkpoint was made yet"
+            )
+            raise NotFiniteError(f"not finite at step {self.step + 1}: {', '.join(wrong)}; stopped, {kept}")
+
+    def _validate(self) -> dict[str, float]:
+        """Scores of the averaged weights (by the first process; the others wait), and the best checkpoint."""
+        scores: dict[str, float] = {}
+        if self.run.validate is not None and self.world.first:
+            self.system.eval()
+            with torch.no_grad(), self._averaged():
+                scores = {name: float(value) for name, value in self.run.validate(self.system).items()}
+            score = next(iter(scores.values()), -math.inf)
+            if self.best_score is None or score > self.best_score:
+                self.best_score = score
+                self._save(self.best)
+        self.world.wait()
+        return scores
+
+    def _tell(
+        self,
+        losses: dict[str, float],
+        norm: float,
+        pace: _Pace,
+        scores: dict[str, float],
+        report: Callable[[Progress], None] | None,
+        *,
+        last: bool,
+    ) -> None:
+        logged = last or self.step % self.config.log_every == 0 or self.step == self.config.steps
+        lr = self.config.learning_rate(self.step - 1)
+        assert self.record is not None
+        if logged:
+            values = {"losses": losses, "total": sum(losses.values()), "lr": lr, "grad_norm": norm}
+            values |= {"samples_per_second": pace.samples_per_second, "waiting": pace.waiting, "seconds": self.seconds}
+            self.record.add("train", self.step, values)
+        if scores:
+            self.record.add("validate", self.step, {"scores": scores})
+            log.info("step %d: %s", self.step, ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        if report is not None:
+            report(
+                Progress(
+                    step=self.step,
+                    steps=self.config.steps,
+                    losses=losses,
+                    lr=lr,
+                    grad_norm=norm,
+                    samples_per_second=pace.samples_per_second,
+                    waiting=pace.waiting,
+                    seconds_left=pace.seconds_a_step * (self.config.steps - self.step),
+                    scores=scores,
+                    logged=logged,
+                )
+            )
+
+    def _averaged(self) -> Any:
+        return self.average.swapped_in() if self.average is not None else nullcontext()
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "name": self.run.name,
+            "step": self.step,
+            "seconds": self.seconds,
+            "best_score": self.best_score,
+            "processes": self.world.size,
+            "config": plain(self.run.config),
+            "train": plain(self.config),
+        }
+
+    def _save(self, path: Path) -> None:
+        save_checkpoint(path, pack(self.system, self.optimizer, self.average), self._facts())
+        assert self.record is not None
+        self.record.draw()
+        log.info("checkpoint of step %d: %s", self.step, path)
+
+    def _restore(self) -> None:
+        tensors, facts = load_checkpoint(self.last)
+        now = self._facts()
+        changed = _differences(facts["config"], now["config"], "model")
+        if facts["name"] != now["name"] or changed:
+            raise DeixisError(
+                f"{self.last} is of run {facts['name']!r} and cannot go on as {now['name']!r}"
+                + (f": {', '.join(changed)} differ" if changed else "")
+            )
+        for change in _differences(facts["train"], now["train"], "train"):
+            log.warning("resumed with another %s: the result is not that of an uncut run", change)
+        if facts["processes"] != now["processes"]:
+            log.warning("resumed with %d processes instead of %d", now["processes"], facts["processes"])
+        unpack(tensors, self.system, self.optimizer, self.average)
+        self.step, self.seconds, self.best_score = facts["step"], facts["seconds"], facts["best_score"]
+        log.info("resumed %s at step %d", self.last, self.step)
+
+    def close(self) -> None:
+        if self.record is not None:
+            self.record.close()
+
+
+@dataclass(frozen=True)
+class _Pace:
+    seconds: float
+    seconds_a_step: float
+    samples_per_second: float
+    waiting: float
+
+
+class _Clock:
+    """Step times, smoothed; when a checkpoint is due; whether the time limit has passed."""
+
+    def __init__(self, config: TrainConfig, processes: int) -> None:
+        self.config = config
+        self.samples_a_step = config.batch * config.accumulate * processes
+        self.began = self.ticked = self.saved = time.monotonic()
+        self.smooth = self.smooth_wait = 0.0
+
+    def over_limit(self) -> bool:
+        limit = self.config.time_limit_minutes * 60
+        return limit > 0 and time.monotonic() - self.began + self.smooth >= limit
+
+    def tick(self, waited: float) -> _Pace:
+        seconds, self.ticked = time.monotonic() - self.ticked, time.monotonic()
+        self.smooth = 0.9 * self.smooth + 0.1 * seconds if self.smooth else seconds
+        self.smooth_wait = 0.9 * self.smooth_wait + 0.1 * waited if self.smooth_wait else waited
+        step = max(self.smooth, 1e-9)
+        return _Pace(seconds, step, self.samples_a_step / step, min(1.0, self.smooth_wait / step))
+
+    def checkpoint_due(self) -> bool:
+        due = time.monotonic() - self.saved >= self.config.checkpoint_minutes * 60
+        if due:
+            self.saved = time.monotonic()
+        return due
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[str]]:
+    """The names of the SIGTERM and SIGINT received, as they come; a second SIGINT interrupts at once."""
+    received: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # Python takes signal handlers in the main thread only
+        return
+
+    def note(number: int, _: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def plain(value: Any) -> Any:
+    """A config as JSON values: dataclasses as dicts, tuples as lists, everything unknown as its text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _differences(before: Any, now: Any, path: str) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [d for key in keys for d in _differences(before.get(key), now.get(key), f"{path}.{key}")]
+    return [] if before == now else [f"{path} ({before} -> {now})"]
