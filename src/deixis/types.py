@@ -38,12 +38,14 @@ class Clip:
 
     frames: (T, 3, H, W) uint8, RGB.  names: T frame names (file stems, or zero-padded numbers).
     times: T times in seconds.  source_size: (height, width) of the film in pixels.
+    start: index of the first frame among all frames that are read of the film.
     """
 
     frames: Tensor
     names: tuple[str, ...]
     times: tuple[float, ...]
     source_size: tuple[int, int]
+    start: int = 0
 
     def __post_init__(self) -> None:
         f = self.frames
