@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -42,9 +43,10 @@ def train(
 
     places = {name: Path(place) for name, place in _pairs(data, "--data NAME=PATH").items()}
     run = find_recipe(recipe)(places, overrides=_pairs(settings, "--set FIELD=VALUE"))
-    with _training_bar(run.train.steps) as report:
+    with _training_bar(run.train.steps) as report:  # under torchrun the first process alone reports
         outcome = train_run(run, out, device=device, resume=resume, report=report)
-    typer.echo(f"{outcome.stopped} at step {outcome.step} of {run.train.steps}; the model: {outcome.model}")
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"{outcome.stopped} at step {outcome.step} of {run.train.steps}; the model: {outcome.model}")
     if outcome.stopped.startswith("SIG"):
         raise typer.Exit(128 + getattr(signal, outcome.stopped))
 
@@ -60,7 +62,7 @@ def _pairs(items: list[str] | None, form: str) -> dict[str, str]:
 
 @contextmanager
 def _training_bar(steps: int) -> Iterator[Callable[[Progress], None]]:
-    """A bar on a terminal; where the output is a file, a line for every line of metrics.jsonl."""
+    """A bar on a terminal; in a file and under torchrun, a line for every line of metrics.jsonl."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -74,7 +76,7 @@ def _training_bar(steps: int) -> Iterator[Callable[[Progress], None]]:
     def scores(progress: Progress) -> str:
         return ", ".join(f"{name} {value:.4f}" for name, value in progress.scores.items())
 
-    if not console.is_terminal:
+    if not console.is_terminal or "RANK" in os.environ:
 
         def line(progress: Progress) -> None:
             if progress.logged or progress.scores:

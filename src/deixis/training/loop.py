@@ -89,9 +89,9 @@ class TrainConfig:
 
 def export_model(system: nn.Module, path: Path) -> None:
     """Write the model that users load."""
-    from deixis import weights
+    from deixis.weights import save
 
-    weights.save(system, path)
+    save(system, path)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,196 @@
+"""The house keeps its order: floors (who may import whom), cheap imports, no private paths, no forbidden calls."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "deixis"
+FILES = sorted(path.relative_to(PACKAGE).as_posix().removesuffix(".py") for path in PACKAGE.rglob("*.py"))
+
+# Floors of docs/architecture.md. A folder's floor holds for its files; a file named here has its own.
+FLOORS = {
+    "types": 0,
+    "blocks": 1, "metrics": 1,
+    "encoders": 2, "losses": 2, "video": 2, "tracks": 2, "writers": 2,
+    "benchmarks/expressions": 2, "benchmarks/augment": 2, "benchmarks/samples": 2, "benchmarks/pngs": 2,
+    "benchmarks/predicates": 2, "benchmarks/vocabulary": 2,
+    "systems": 3, "benchmarks": 3,
+    "weights": 4,
+    "segment": 5, "predict": 5, "metrics/evaluate": 5,
+    "training": 6,
+    "cli": 7, "__init__": 7, "__main__": 7, "serve": 7, "batch": 7,
+}  # fmt: skip
+
+
+def floor(file: str) -> int:
+    if file not in FLOORS and file.partition("/")[0] not in FLOORS:
+        pytest.fail(f"src/deixis/{file}.py stands on no floor: give it one in FLOORS and in docs/architecture.md")
+    return FLOORS[file] if file in FLOORS else FLOORS[file.partition("/")[0]]
+
+
+def folder(file: str) -> str:
+    return file.rpartition("/")[0]
+
+
+def may_import(file: str, other: str) -> bool:
+    """Design section 5, in one place."""
+    if file.endswith("/__init__") and folder(other).startswith(folder(file)):
+        return True  # a package's table of its own files
+    mine, theirs = floor(file), floor(other)
+    if mine == 1 or (mine == 2 and theirs == 2):
+        return other == "types" or (folder(file) != "" and folder(other) == folder(file) and theirs == mine)
+    if mine == 4:
+        return folder(other) == "systems" or other == "types"
+    if mine in (6, 7):
+        return theirs < mine or (theirs == mine and folder(other) == folder(file))
+    return theirs < mine
+
+
+def tree(file: str) -> ast.Module:
+    return ast.parse((PACKAGE / f"{file}.py").read_text(encoding="utf-8"))
+
+
+def as_file(module: str) -> str | None:
+    """``deixis.losses.terms`` -> ``losses/terms``; None for what is no module of ours."""
+    path = module.partition(".")[2].replace(".", "/")
+    if module.partition(".")[0] != "deixis":
+        return None
+    for candidate in (path, f"{path}/__init__".lstrip("/")):
+        if candidate in FILES:
+            return candidate
+    return None
+
+
+def imports(file: str) -> list[str]:
+    """The modules of deixis that a file imports anywhere, also inside functions."""
+    found = []
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            found += [as_file(alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: import by the full name, not relatively"
+            for alias in node.names:
+                found.append(as_file(f"{node.module}.{alias.name}") or as_file(node.module or ""))
+    return [name for name in found if name is not None]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_imports_only_from_the_floors_it_may(file):
+    wrong = sorted({other for other in imports(file) if other != file and not may_import(file, other)})
+    assert wrong == [], f"{file} (floor {floor(file)}) may not import {wrong}"
+
+
+@pytest.mark.parametrize(
+    ("file", "other", "allowed"),
+    [
+        ("blocks/attention", "types", True),
+        ("blocks/attention", "blocks/positions", True),
+        ("blocks/attention", "metrics/overlap", False),
+        ("losses/set_loss", "losses/matching", True),
+        ("losses/set_loss", "encoders/text", False),
+        ("tracks", "video", False),
+        ("systems/soc", "systems/light", False),
+        ("systems/soc", "blocks/fusion", True),
+        ("systems/soc", "benchmarks/expressions", True),
+        ("benchmarks/mevis", "benchmarks/world", False),
+        ("benchmarks/mevis", "benchmarks/expressions", True),
+        ("benchmarks/mevis", "systems/soc", False),
+        ("systems/__init__", "systems/soc", True),
+        ("weights", "systems/soc", True),
+        ("weights", "encoders/text", False),
+        ("metrics/evaluate", "metrics/overlap", True),
+        ("metrics/overlap", "metrics/evaluate", False),
+        ("segment", "training/loop", False),
+        ("training/recipes", "training/loop", True),
+        ("training/loop", "cli", False),
+        ("cli", "training/loop", True),
+    ],
+)
+def test_the_rule_of_floors_itself(file, other, allowed):
+    assert may_import(file, other) is allowed
+
+
+def test_the_nouns_need_only_torch_numpy_and_pycocotools():
+    names = set()
+    for node in ast.walk(tree("types")):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").partition(".")[0])
+    assert names - set(sys.stdlib_module_names) == {"torch", "numpy", "pycocotools"}
+
+
+HEAVY = ("torch", "numpy", "cv2", "av", "transformers", "matplotlib", "scipy")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import deixis",
+        "from deixis.cli import app; app(['--help'], standalone_mode=False)",
+        "from deixis.cli import app; app(['train', '--help'], standalone_mode=False)",
+    ],
+    ids=["import deixis", "deixis --help", "deixis train --help"],
+)
+def test_no_heavy_import_for(program):
+    check = f"{program}\nimport sys\nprint('HEAVY', *[m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == ["HEAVY"]
+
+
+def test_only_the_command_line_prints_and_nothing_exits_pickles_or_catches_everything():
+    wrong = []
+    for file in FILES:
+        for node in ast.walk(tree(file)):
+            where = f"{file}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                if node.func.id in ("print", "exit", "quit") and floor(file) < 7:
+                    wrong.append(f"{where} calls {node.func.id}()")
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                banned = {"pickle", "torchvision", "timm", "open_clip"}
+                wrong += [f"{where} imports {n}" for n in names if n.partition(".")[0] in banned]
+            elif isinstance(node, ast.ExceptHandler):
+                caught = node.type.id if isinstance(node.type, ast.Name) else ("" if node.type else "everything")
+                if caught in ("Exception", "BaseException", "everything") and not _hands_on(node):
+                    wrong.append(f"{where} catches {caught}")
+    assert wrong == []
+
+
+def _hands_on(handler: ast.ExceptHandler) -> bool:
+    """Whether the error is raised again, or kept for another thread to raise."""
+    body = [node for statement in handler.body for node in ast.walk(statement)]
+    used = any(isinstance(node, ast.Name) and node.id == handler.name for node in body)
+    return used or any(isinstance(node, ast.Raise) for node in body)
+
+
+def repository_files() -> list[Path]:
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout: no list of what is in the repository")
+    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_no_file_names_a_place_of_one_machine():
+    homes = "|".join(("home", "Users", "work", "root", "mnt", "scratch"))
+    place = re.compile(rf"""(?:^|[\s"'`(=:])(?:/(?:{homes})/\w|[A-Z]:\\\w)""", re.MULTILINE)
+    wrong = []
+    for path in repository_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        wrong += [f"{path.relative_to(ROOT)}: {match.group().strip()}" for match in place.finditer(text)]
+    assert wrong == []
+
+
+def test_every_module_opens_with_what_it_is():
+    assert [file for file in FILES if not ast.get_docstring(tree(file))] == []
