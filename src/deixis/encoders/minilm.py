@@ -1,0 +1,115 @@
+"""MiniLM-L6 (arXiv:2002.10957) as sentence ears, with its tokenizer inside the state dict. L words, C = 384.
+
+The encoder is frozen, so what it says of a text is kept and said again: a sentence asked of every window of a film,
+or of many training clips, is read once.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from string import printable
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel
+
+from deixis.types import DeixisError, TextFeatures
+
+MAX_TOKENS = 64  # our choice: the longest sentence of the benchmarks has fewer; what follows is not heard
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniLmConfig:
+    """Sizes of the transformer; the defaults are MiniLM-L6's (read from its published config)."""
+
+    vocabulary: int = 30522
+    width: int = 384
+    layers: int = 6
+    heads: int = 12
+    feed_forward: int = 1536
+    positions: int = 512
+    remember: int = 20_000  # texts whose features are kept (our choice: about 200 MB at most)
+
+
+class MiniLm(nn.Module):
+    """Texts -> word features (B, L, C), padding (B, L), sentence vectors (B, C) of length one (the mean over words)."""
+
+    def __init__(self, config: MiniLmConfig) -> None:
+        super().__init__()
+        bert = BertConfig(
+            vocab_size=config.vocabulary, hidden_size=config.width, num_hidden_layers=config.layers,
+            num_attention_heads=config.heads, intermediate_size=config.feed_forward,
+            max_position_embeddings=config.positions, attn_implementation="sdpa",
+        )  # fmt: skip
+        self.bert = BertModel(bert, add_pooling_layer=False).requires_grad_(False)
+        self.remember = config.remember
+        self.tokenizer = letter_tokenizer()
+        self.heard: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+
+    def get_extra_state(self) -> Tensor:
+        return torch.frombuffer(bytearray(self.tokenizer.to_str().encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.tokenizer = Tokenizer.from_str(bytes(state.cpu().to(torch.uint8).tolist()).decode())
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(MAX_TOKENS)
+        if self.tokenizer.get_vocab_size() > self.bert.config.vocab_size:
+            raise DeixisError(
+                f"the tokenizer has {self.tokenizer.get_vocab_size()} entries but the text encoder "
+                f"{self.bert.config.vocab_size}; the checkpoint mixes two models"
+            )
+        self.heard.clear()
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        self.heard.clear()  # what is remembered lies on the old device
+        return super()._apply(fn, recurse)
+
+    def train(self, mode: bool = True) -> MiniLm:
+        return super().train(False)  # frozen: no dropout, whatever the system around it does
+
+    @torch.no_grad()
+    def forward(self, texts: Sequence[str]) -> TextFeatures:
+        unheard = list(dict.fromkeys(t for t in texts if t not in self.heard))
+        if unheard:
+            self._hear(unheard)
+        for text in texts:
+            self.heard.move_to_end(text)
+        words = [self.heard[t][0] for t in texts]
+        padded = nn.utils.rnn.pad_sequence(words, batch_first=True)
+        lengths = torch.tensor([len(w) for w in words], device=padded.device)
+        padding = torch.arange(padded.shape[1], device=padded.device) >= lengths[:, None]
+        features = TextFeatures(padded, padding, torch.stack([self.heard[t][1] for t in texts]))
+        while len(self.heard) > self.remember:
+            self.heard.popitem(last=False)
+        return features
+
+    def _hear(self, texts: list[str]) -> None:
+        device = self.bert.embeddings.word_embeddings.weight.device
+        ids = [torch.tensor(e.ids) for e in self.tokenizer.encode_batch([t.lower() for t in texts])]
+        tokens = nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)  # 0 is BERT's [PAD]
+        there = torch.zeros_like(tokens)
+        for row, i in zip(there, ids, strict=True):
+            row[: len(i)] = 1
+        with torch.autocast(device.type, enabled=False):
+            words = self.bert(input_ids=tokens, attention_mask=there).last_hidden_state.float()
+        weight = there[..., None].float()
+        sentences = nn.functional.normalize((words * weight).sum(1) / weight.sum(1), dim=-1)
+        for text, i, word, sentence in zip(texts, ids, words, sentences, strict=True):
+            self.heard[text] = (word[: len(i)].clone(), sentence.clone())
+
+
+def letter_tokenizer() -> Tokenizer:
+    """A WordPiece tokenizer that spells: the vocabulary of a model whose weights are random."""
+    letters = [c for c in printable if not c.isspace()]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters)]
+    tokenizer = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_truncation(MAX_TOKENS)
+    return tokenizer
