@@ -7,13 +7,15 @@ without cut-outs pasted on it. T frames, N objects, H W pixels.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from deixis.benchmarks.cutouts import Library, Patch, Picture, Video
+from deixis.benchmarks.cutouts import HELD_OUT_VIDEOS, Library, Patch, Picture, Video, read_labels, read_rgb, read_video
 from deixis.benchmarks.predicates import (
     Judge,
     Scene,
@@ -245,6 +247,7 @@ def _finish(
     rng: np.random.Generator,
     name: str,
     written: tuple[Sentence, ...] = (),
+    keep: int = MAX_OBJECTS,
 ) -> WorldFilm:
     """Draw the sentences and keep the masks of the objects that they name, then of the largest others."""
     things, labels, background = _things(canvas)
@@ -261,7 +264,7 @@ def _finish(
     sentences = (*drawn[: mix.count - len(kept)], *kept) if kept else drawn
     named = {i for s in sentences for i in s.objects}
     largest = sorted(range(len(things)), key=lambda i: -float(things[i].area.max()))
-    order = sorted([*named, *[i for i in largest if i not in named][: max(0, MAX_OBJECTS - len(named))]])
+    order = sorted([*named, *[i for i in largest if i not in named][: max(0, keep - len(named))]])
     place = {i: k for k, i in enumerate(order)}
     masks = (
         np.stack([canvas.labels == labels[i] for i in order], axis=1)
@@ -595,3 +598,92 @@ def _from_first(maps: np.ndarray) -> np.ndarray:
 def _sided(text: str) -> bool:
     """Whether a sentence speaks of left or right (a mirrored clip would make it false)."""
     return any(word in ("left", "right") for word in text.split())
+
+
+# ------------------------------------------------------------------------------------------------------- evaluation sets
+
+_FOUR_KINDS = (("class", 0.22), ("colour", 0.22), ("place", 0.2), ("motion", 0.2), ("none", 0.16))
+
+
+def composites(
+    root: Path | str,
+    split: str = "held_out",
+    *,
+    seed: int = 0,
+    films: int = 250,
+    objects: tuple[int, int] = (2, 4),
+    size: tuple[int, int] = (224, 384),
+    frames: int = 8,
+) -> Iterator[WorldFilm]:
+    """Films of ``objects`` (least, most) cut-outs on a real picture; kinds class, colour, place, motion and none."""
+    mixture = Mixture(root, split=split, size=size, frames=frames, sentences=SentenceMix(count=8, weights=_FOUR_KINDS))
+    for index in range(films):
+        rng = np.random.default_rng([seed, index, 1])
+        yield mixture.composite(rng, objects=int(rng.integers(objects[0], objects[1] + 1)))
+
+
+def stills(root: Path | str, split: str = "held_out", *, seed: int = 0, frames: int = 3) -> Iterator[WorldFilm]:
+    """Every ``coco_small`` picture with two or more labelled objects and no crowd, nothing pasted, whole, at its own
+    size, ``frames`` times; kinds class, colour, place and none."""
+    library = Library(root, split)
+    weights = (("class", 0.25), ("colour", 0.3), ("place", 0.25), ("none", 0.2))
+    identity = np.tile(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), (frames, 1, 1))
+    for index, picture in enumerate(library.pictures):
+        if picture.set_name != "coco_small" or len(picture.instances) < 2 or library.crowded(picture):
+            continue
+        rng = np.random.default_rng([seed, index, 2])
+        canvas = _canvas_of(library, picture, identity, picture.size, False, 1.0)
+        scene = Scene((), picture.open_classes, picture.everywhere, fixed=True)
+        mix = SentenceMix(count=20, weights=weights)
+        film = _finish(canvas, scene, mix, rng, f"still:{picture.image.stem}", keep=64)
+        if film.sentences:
+            yield film
+
+
+def twins(
+    root: Path | str,
+    split: str = "held_out",
+    *,
+    seed: int = 0,
+    films: int = 250,
+    size: tuple[int, int] = (224, 384),
+    frames: int = 8,
+) -> Iterator[WorldFilm]:
+    """One cut-out two or three times, told apart by place or by motion; only the sentences that tell them apart."""
+    mixture = Mixture(root, split=split, size=size, frames=frames)
+    for index in range(films):
+        film = mixture.twin(np.random.default_rng([seed, index, 3]), by=("place", "motion")[index % 2])
+        told = tuple(s for s in film.sentences if s.kind.startswith("twin_"))
+        if told:
+            yield replace(film, sentences=told)
+
+
+def long_films(
+    root: Path | str,
+    split: str = "held_out",
+    *,
+    seed: int = 0,
+    films: int = 80,
+    size: tuple[int, int] = (224, 384),
+    frames: int = 60,
+) -> Iterator[WorldFilm]:
+    """Composites and twins of ``frames`` frames (several windows), to see whether a track changes object."""
+    mix = SentenceMix(count=6, weights=(("class", 0.3), ("colour", 0.2), ("place", 0.25), ("motion", 0.25)))
+    mixture = Mixture(root, split=split, size=size, frames=frames, sentences=mix)
+    for index in range(films):
+        rng = np.random.default_rng([seed, index, 4])
+        film = mixture.twin(rng) if index % 3 == 2 else mixture.composite(rng, objects=int(rng.integers(2, 5)))
+        yield replace(film, sentences=tuple(s for s in film.sentences if s.objects))
+
+
+def davis(root: Path | str, names: tuple[str, ...] = HELD_OUT_VIDEOS) -> Iterator[WorldFilm]:
+    """Whole DAVIS videos at their own size with the sentences written for them (every second frame, 12 a second)."""
+    folder = Path(root) / "davis_train"
+    told = json.loads((folder / "expressions.json").read_text())
+    for name in names:
+        video = read_video(folder, name, told[name])
+        frames = np.stack([read_rgb(path) for path in video.frames])
+        masks = np.stack([read_labels(path) > 0 for path in video.masks])[:, None]
+        sentences = tuple(Sentence(text, "written", (0,)) for text in video.written)
+        times = tuple(i / 12 for i in range(len(frames)))
+        yield WorldFilm(frames, masks, sentences, times=times, classes=(video.noun.name,), name=f"davis:{name}")
