@@ -1,0 +1,346 @@
+"""From predictions of windows to mask tracks of a film: select, remember, link, decide, resize.
+
+A window is answered with many candidate objects. Which of them is *the* object, and whether it is there at all, is
+decided once, when the film has ended: one path through the windows (Viterbi) that keeps to one object where the seams
+between windows say so, may leave and return, and is judged against the presence threshold as a whole. Until then a
+window's best few candidates wait in a temporary file as small compressed logits, so memory stays flat.
+
+K expressions, T frames of a window, Q queries, C candidates kept, W windows, h w cells of a mask, H W source pixels.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from deixis.types import DeixisError, Expression, MaskTrack, Prediction, Rle, RleMasks, encode_rle
+
+LOGIT_RANGE = 8.0  # logits are kept as one byte for -8..8; beyond it a mask is certain enough (our choice)
+ZERO = 127.5  # the byte value of logit 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linking:
+    """How one object is followed over a film. All numbers are our choice, in natural logarithms where not said."""
+
+    candidates: int = 4  # queries of an expression that are remembered of every window
+    keep: float = 0.02  # of them, those whose probability is at least this share of the best one's
+    overlap: int = 0  # frames that neighbouring windows share; 0: the seam is last frame against first frame
+    score: float = 1.0  # weight of a candidate's log probability, relative to the window's best
+    seam: float = 2.0  # weight of the log of the mask IoU at the seam of two windows
+    floor: float = 0.02  # IoU at the seam below which two masks are simply different objects
+    blank: float = 0.3  # stands for the IoU when one of the two masks, or both, are empty at the seam
+    leave: float = 1.5  # cost of becoming absent from one window to the next
+    enter: float = 1.5  # cost of appearing
+    presence_share: float = 1 / 3  # the film's presence is the mean logit over this share of its windows, the surest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presence:
+    """How a presence logit becomes a probability, and from which one on an object counts as there.
+
+    The probability is sigmoid(logit / temperature + shift); threshold is in 0..1, both ends left out.
+    """
+
+    threshold: float = 0.5
+    temperature: float = 1.0
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise DeixisError(f"the presence threshold must lie between 0 and 1, got {self.threshold}")
+        if not self.temperature > 0:
+            raise DeixisError(f"the presence temperature must be above 0, got {self.temperature}")
+
+    def calibrated(self, logits: Any) -> Any:
+        return logits / self.temperature + self.shift
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The best queries of one window for one expression, best first.
+
+    logits: (C, T, h, w) uint8, -8..8 as 0..255, only what lies inside the padding (``inside`` cells, fractions too).
+    scores: (C,) mean logit over the frames.  frame_scores: (C, T) logits.  presence: logit that the object is there.
+    inside: (height, width) of the picture in cells of the mask; not whole numbers when padding cuts through a cell.
+    """
+
+    logits: np.ndarray
+    scores: np.ndarray
+    frame_scores: np.ndarray
+    presence: float
+    inside: tuple[float, float]
+
+
+def select(
+    prediction: Prediction, linking: Linking, size: tuple[int, int], padded: tuple[int, int]
+) -> list[Candidates]:
+    """The candidates of each of the prediction's K expressions, on the CPU.
+
+    size: (height, width) of the picture that the model saw.  padded: the same with the padding.
+    """
+    k, _, q, h, w = prediction.masks.shape
+    frame_scores = prediction.scores.float()  # (K, T, Q)
+    scores, order = frame_scores.mean(1).topk(min(linking.candidates, q), dim=1)  # (K, C)
+    inside = (h * size[0] / padded[0], w * size[1] / padded[1])
+    rows, columns = min(h, int(np.ceil(inside[0]))), min(w, int(np.ceil(inside[1])))
+    expression = torch.arange(k, device=order.device)[:, None]
+    masks = prediction.masks.permute(0, 2, 1, 3, 4)[expression, order, :, :rows, :columns]  # (K, C, T, rows, columns)
+    scale = ZERO / LOGIT_RANGE
+    bytes_ = masks.float().mul_(scale).add_(ZERO).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
+    per_frame = frame_scores.permute(0, 2, 1)[expression, order].cpu().numpy()  # (K, C, T)
+    best = scores.cpu().numpy()
+    presence = best[:, 0] if prediction.presence is None else prediction.presence.float().cpu().numpy()
+    kept = (np.exp(log_sigmoid(best) - log_sigmoid(best[:, :1])) >= linking.keep).sum(1)
+    return [
+        Candidates(bytes_[i, :n], best[i, :n], per_frame[i, :n], float(presence[i]), inside) for i, n in enumerate(kept)
+    ]
+
+
+class DiskFile:
+    """Byte strings in an unnamed temporary file: ``append`` gives a number under which ``[number]`` reads it back.
+
+    The file vanishes with the process, however that ends. folder: where it lies (default: the system's own place).
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  lives as long as this object
+        self._ends = array("q", [0])
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def append(self, data: bytes) -> int:
+        with self._lock:
+            self._file.seek(self._ends[-1])
+            self._file.write(data)
+            self._ends.append(self._ends[-1] + len(data))
+            return len(self._ends) - 2
+
+    def __getitem__(self, number: int) -> bytes:
+        start, end = self._ends[number], self._ends[number + 1]
+        with self._lock:
+            self._file.seek(start)
+            return self._file.read(end - start)
+
+
+class DiskRles(Sequence[Rle]):
+    """The RLEs of a track in a temporary file, for films whose masks must not stay in memory."""
+
+    def __init__(self, size: tuple[int, int], folder: Path | None = None) -> None:
+        self.size, self._file = list(size), DiskFile(folder)
+
+    def append(self, rle: Rle) -> None:
+        self._file.append(rle["counts"])
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return {"size": self.size, "counts": self._file[index % len(self)]}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Window:
+    """What stays in memory of one window and one expression.
+
+    number: of its first candidate's logits in the file; the others follow.  shape: (T, h, w) of each.
+    fresh: index of its first frame that no earlier window has.  links: (candidates before, candidates here) IoU at
+    the seam; None for the first.
+    """
+
+    number: int
+    shape: tuple[int, int, int]
+    fresh: int
+    scores: np.ndarray
+    frame_scores: np.ndarray
+    presence: float
+    inside: tuple[float, float]
+    links: np.ndarray | None
+
+
+class TrackBuilder:
+    """Collects the candidates of every window, and turns them into one track per expression at the end of the film.
+
+    source_size: (height, width) of the masks to come.  folder: where temporary files lie; None keeps the finished
+    RLEs in memory (the candidates go to a temporary file all the same).
+    """
+
+    def __init__(
+        self,
+        expressions: Sequence[Expression],
+        source_size: tuple[int, int],
+        linking: Linking,
+        folder: Path | None = None,
+    ) -> None:
+        self.expressions, self.source_size, self.linking, self.folder = expressions, source_size, linking, folder
+        self.names: list[str] = []
+        self.times = array("d")
+        self._film: list[list[Window]] = [[] for _ in expressions]
+        self._logits = DiskFile(folder)
+        self._last: list[np.ndarray] = [np.zeros(0)] * len(expressions)  # masks of the window before, bool
+
+    def add(self, window: Sequence[Candidates], names: Sequence[str], times: Sequence[float], start: int) -> None:
+        """The next window: one Candidates per expression; ``start`` is the film's index of its first frame."""
+        repeated = len(self.names) - start
+        assert 0 <= repeated < len(names), f"window at {start} after {len(self.names)} frames"
+        self.names.extend(names[repeated:])
+        self.times.extend(times[repeated:])
+        for i, found in enumerate(window):
+            masks = found.logits > ZERO  # (C, T, h, w)
+            links = self._links(self._last[i], masks, repeated) if self._film[i] else None
+            self._last[i] = masks
+            numbers = [self._logits.append(zlib.compress(logits.tobytes(), 1)) for logits in found.logits]
+            self._film[i].append(
+                Window(
+                    numbers[0], found.logits.shape[1:], repeated, found.scores, found.frame_scores, found.presence,
+                    found.inside, links,
+                )
+            )  # fmt: skip
+
+    def _links(self, before: np.ndarray, here: np.ndarray, repeated: int) -> np.ndarray:
+        """(C before, C here) IoU on the frames that both have, or of the last against the first."""
+        if repeated:
+            return seam_iou(before[:, -repeated:], here[:, :repeated], self.linking.blank)
+        return seam_iou(before[:, -1:], here[:, :1], self.linking.blank)
+
+    def finish(self, judge: Presence) -> list[MaskTrack]:
+        """One track per expression; below the judge's threshold its masks are empty."""
+        return [
+            self._track(expression, film, judge) for expression, film in zip(self.expressions, self._film, strict=True)
+        ]
+
+    def _track(self, expression: Expression, film: Sequence[Window], judge: Presence) -> MaskTrack:
+        path, presence = decide(film, self.linking, judge)
+        rles: DiskRles | list[Rle] = [] if self.folder is None else DiskRles(self.source_size, self.folder)
+        empty = encode_rle(np.zeros(self.source_size, dtype=bool))
+        scores = array("f")
+        for window, choice in zip(film, path, strict=True):
+            frame_scores = window.frame_scores[max(choice, 0), window.fresh :]
+            seen = sigmoid(judge.calibrated(frame_scores))
+            scores.extend(seen if choice >= 0 else np.minimum(seen, sigmoid(judge.calibrated(window.presence))))
+            if choice < 0:
+                for _ in frame_scores:
+                    rles.append(empty)
+                continue
+            packed = self._logits[window.number + choice]
+            logits = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(window.shape)  # (T, h, w)
+            for frame in logits[window.fresh :]:
+                seen_here = frame.max() > ZERO
+                rles.append(encode_rle(to_source(frame, window.inside, self.source_size)) if seen_here else empty)
+        return MaskTrack(
+            expression,
+            RleMasks(rles, self.source_size),
+            np.frombuffer(scores, np.float32) if len(scores) else np.zeros(0, np.float32),
+            presence,
+            self.names,
+            self.times,
+        )
+
+
+def decide(film: Sequence[Window], linking: Linking, judge: Presence) -> tuple[list[int], float]:
+    """(the chosen candidate of every window, -1 for absent; the film's presence in 0..1) for one expression.
+
+    The film's presence is the mean logit of its surest windows, so that an object may be away for most of a film.
+    """
+    logits = judge.calibrated(np.array([window.presence for window in film]))  # (W,)
+    surest = np.sort(logits)[::-1][: max(1, round(len(logits) * linking.presence_share))]
+    presence = float(sigmoid(surest.mean()))
+    if presence < judge.threshold:
+        return [-1] * len(film), presence
+    # Shifted so that "present" and "absent" tie at the threshold: one window alone then agrees with the film's verdict.
+    shifted = logits - np.log(judge.threshold / (1 - judge.threshold))
+    choices = [
+        log_sigmoid(shift) + linking.score * (log_sigmoid(w.scores) - log_sigmoid(w.scores[0]))
+        for shift, w in zip(shifted, film, strict=True)
+    ]
+    absent = log_sigmoid(-shifted)
+    links = [window.links for window in film[1:]]
+    path = best_path(choices, absent, links, linking)
+    if max(path) < 0:  # the film says present, yet no window alone is worth the cost of entering
+        path = best_path(choices, np.full(len(film), -np.inf), links, linking)
+    return path, presence
+
+
+def best_path(
+    choices: Sequence[np.ndarray], absent: np.ndarray, links: Sequence[np.ndarray | None], linking: Linking
+) -> list[int]:
+    """The most likely sequence of candidates (Viterbi); -1 where the object is away.
+
+    choices: W arrays (C,) log probability of each candidate.  absent: (W,) log probability of absence.
+    links: W - 1 arrays (C before, C here) of IoU at the seams.
+    """
+    total = np.append(choices[0], absent[0])  # (C + 1,): the last state is "absent"
+    steps: list[np.ndarray] = []
+    for here, away, iou in zip(choices[1:], absent[1:], links, strict=True):
+        assert iou is not None
+        cost = np.zeros((len(total), len(here) + 1))
+        cost[:-1, :-1] = linking.seam * np.log(np.maximum(iou, linking.floor))
+        cost[:-1, -1] = -linking.leave
+        cost[-1, :-1] = -linking.enter
+        reached = total[:, None] + cost  # (before, here)
+        steps.append(reached.argmax(0))
+        total = reached.max(0) + np.append(here, away)
+    state = int(total.argmax())
+    states = [state]
+    for step in reversed(steps):
+        state = int(step[state])
+        states.append(state)
+    states.reverse()
+    return [s if s < len(c) else -1 for s, c in zip(states, choices, strict=True)]
+
+
+def seam_iou(before: np.ndarray, here: np.ndarray, blank: float) -> np.ndarray:
+    """(C1, C2) IoU of every pair of mask stacks (C1, t, h, w) and (C2, t, h, w) bool; ``blank`` where one is empty."""
+    a = before.reshape(len(before), -1).astype(np.float32)
+    b = here.reshape(len(here), -1).astype(np.float32)
+    both = a @ b.T
+    area_a, area_b = a.sum(1), b.sum(1)
+    union = area_a[:, None] + area_b[None] - both
+    iou = both / np.maximum(union, 1)
+    return np.where((area_a[:, None] == 0) | (area_b[None] == 0), blank, iou)
+
+
+def to_source(logits: np.ndarray, inside: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
+    """One frame's (h, w) uint8 logits as a (H, W) bool mask at source ``size``: bilinear, then logit > 0.
+
+    inside: how many of the cells (rows, columns) hold the picture; the rest is padding. The mask is laid out column
+    by column, as RLE wants it.
+    """
+    height, width = size
+    columns_first = np.ascontiguousarray(logits.T)
+    if inside == logits.shape:
+        large = cv2.resize(columns_first, (height, width), interpolation=cv2.INTER_LINEAR)  # (W, H)
+    else:
+        steps = inside[0] / height, inside[1] / width  # cells a source pixel
+        inverse = np.array([[steps[0], 0, steps[0] / 2 - 0.5], [0, steps[1], steps[1] / 2 - 0.5]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        large = cv2.warpAffine(
+            columns_first, inverse, (height, width), flags=flags, borderMode=cv2.BORDER_REPLICATE
+        )  # (W, H)
+    return (large > ZERO).T
+
+
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    """Of numbers or arrays, without overflow."""
+    return np.exp(log_sigmoid(x))
+
+
+def log_sigmoid(x):  # type: ignore[no-untyped-def]
+    """Of numbers or arrays, without overflow."""
+    return -np.logaddexp(0, -np.asarray(x, dtype=np.float64))

@@ -1,0 +1,317 @@
+"""Every known checkpoint, and how one is written and read.
+
+A checkpoint is one safetensors file. Its header's metadata holds one JSON under ``deixis``: format, system, config;
+the system is rebuilt from it and loaded strictly. Rows stored as int8 lie under ``KEY.int8`` with ``KEY.scale`` (one a
+row); other tensors under their own key. A file is checked (header, sizes, shapes) before anything of its size is
+allocated, and nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import struct
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from deixis import systems
+from deixis.types import DeixisError
+
+FORMAT = 1
+ASSETS = Path(__file__).parent / "assets"
+LARGEST_HEADER = 100_000_000  # bytes; safetensors' own bound (read)
+LARGEST_NUMBER = 1 << 20  # our choice: no size, count or rate in a config comes near it, so a larger one lies
+EXTRA = "_extra_state"  # PyTorch's key for what a module keeps beside its tensors: here bytes, as uint8 of any length
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One checkpoint that the package knows. place: where it lies, a path.  sha256: of the file, "" where unknown."""
+
+    name: str
+    preset: str
+    place: Path
+    sha256: str
+    licence: str
+
+
+KNOWN: dict[str, Checkpoint] = {
+    checkpoint.name: checkpoint
+    for checkpoint in (
+        Checkpoint(
+            name="light",
+            preset="light",
+            place=ASSETS / "light.safetensors",
+            sha256="",
+            licence="Apache-2.0 (its parts: see the card)",
+        ),
+    )
+}
+
+
+def load(model: str | Path, device: torch.device | str = "cpu") -> nn.Module:
+    """A system by the name of a checkpoint, the name of a ``_debug`` preset (random weights), or a checkpoint file.
+
+    In evaluation mode. Raises DeixisError for an unknown name, a file that is missing, cut off, hostile or of another
+    kind, and weights that do not fit the system that the file names.
+    """
+    path = find(model)
+    if path is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # the same random weights every time
+            return systems.PRESETS[str(model)]().to(device).eval()
+    return _read(path).to(device).eval()
+
+
+def find(model: str | Path) -> Path | None:
+    """The file behind a model's name, or None for a ``_debug`` preset, which has none. Raises as ``load`` does."""
+    name = str(model)
+    if name in KNOWN:
+        place = KNOWN[name].place
+        if not place.is_file():
+            raise DeixisError(
+                f"the checkpoint of {name!r} is not at {place}; give another --model, or install it there"
+            )
+        return place
+    if name in systems.PRESETS and name.endswith("_debug"):
+        return None
+    path = Path(model)
+    if path.is_file():
+        return path
+    if path.suffix or len(path.parts) > 1:
+        raise DeixisError(f"no such checkpoint file: {path}")
+    names = [*KNOWN, *(p for p in systems.PRESETS if p.endswith("_debug"))]
+    raise DeixisError(f"unknown model {name!r}; expected one of {', '.join(names)}, or a .safetensors file")
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save(
+    system: nn.Module,
+    path: Path,
+    *,
+    int8: Sequence[str] = (),
+    half: Sequence[str] = (),
+    card: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a system's config and weights to ``path``, in one move.
+
+    int8: key prefixes whose floating tensors of two or more axes are stored as int8 with one scale a row (a tensor's
+    first axis); largest error half a 127th of the row's largest number.  half: prefixes whose other floating tensors
+    are stored as fp16.  card: what else belongs to the checkpoint; written as JSON beside it, with the config.
+    """
+    tensors: dict[str, Tensor] = {}
+    for key, value in system.state_dict().items():
+        tensor = value.detach().cpu().contiguous().clone()
+        floating = tensor.is_floating_point()
+        if floating and tensor.ndim >= 2 and key.startswith(tuple(int8)):
+            tensors[f"{key}.int8"], tensors[f"{key}.scale"] = quantise(tensor)
+        else:
+            tensors[key] = tensor.half() if floating and key.startswith(tuple(half)) else tensor
+    facts = {
+        "format": FORMAT,
+        "system": _system_name(system),
+        "config": dataclasses.asdict(typing.cast(Any, system.config)),
+    }
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        save_file(tensors, beside, metadata={"deixis": json.dumps(facts)})
+        os.replace(beside, path)
+        if card is not None:
+            beside.write_text(json.dumps({**facts, **card}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(beside, path.with_suffix(".json"))
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def quantise(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """(int8 of the same shape, fp32 scale a row of the first axis): tensor is about int8 * scale."""
+    rows = tensor.float().flatten(1)
+    scale = rows.abs().amax(1).clamp_min(1e-12) / 127
+    return (rows / scale[:, None]).round().to(torch.int8).view(tensor.shape), scale
+
+
+def restore(int8: Tensor, scale: Tensor) -> Tensor:
+    """The fp32 tensor of ``quantise``'s pair."""
+    return int8.float() * scale.float().view(-1, *[1] * (int8.ndim - 1))
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """(the JSON under ``deixis``, {key: {dtype, shape, data_offsets}}) of a checkpoint; reads no tensor.
+
+    Raises DeixisError unless every length in the header agrees with every other and with the file's size.
+    """
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(8)
+            if len(start) < 8:
+                raise DeixisError(f"{path} is not a checkpoint: it holds {size} bytes; expected a safetensors file")
+            (length,) = struct.unpack("<Q", start)
+            if start[:2] in (b"PK", b"\x80\x02"):
+                raise DeixisError(f"{path} is a pickle, which may run code; expected a safetensors file, so convert it")
+            if length > min(LARGEST_HEADER, size - 8):
+                raise DeixisError(f"{path} is not a safetensors file, or is cut off within its header")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise DeixisError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DeixisError):
+            raise
+        raise DeixisError(f"{path} is not a safetensors file: its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise DeixisError(f"{path} is not a safetensors file: its header is not an object")
+    metadata = header.pop("__metadata__", {})
+    _check_entries(path, header, size - 8 - length)
+    try:
+        facts = json.loads(metadata["deixis"])
+        if facts["format"] != FORMAT:
+            raise DeixisError(f"{path} has format {facts['format']!r}, this deixis reads {FORMAT}; update deixis")
+        if not isinstance(facts["system"], str) or not isinstance(facts["config"], dict):
+            raise TypeError("system and config")
+    except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
+        raise DeixisError(
+            f"{path} is a safetensors file, but its header does not say which deixis system it is"
+        ) from error
+    return facts, header
+
+
+def _check_entries(path: Path, entries: Mapping[str, Any], room: int) -> None:
+    """Raise DeixisError unless the entries tile the file's ``room`` bytes exactly, each as long as its shape says."""
+    reached = 0
+    try:
+        for key, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, end = entry["data_offsets"]
+            count = 1
+            for side in entry["shape"]:
+                if not isinstance(side, int) or side < 0:
+                    raise DeixisError(f"{path}: tensor {key!r} has a shape that cannot be: {entry['shape']}")
+                count *= side
+            if entry["dtype"] not in _BYTES:
+                raise DeixisError(f"{path}: tensor {key!r} has an unknown type {entry['dtype']!r}")
+            if begin != reached or end - begin != count * _BYTES[entry["dtype"]]:
+                raise DeixisError(f"{path}: tensor {key!r} does not lie where its shape says; the file is damaged")
+            reached = end
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DeixisError):
+            raise
+        raise DeixisError(f"{path} is not a safetensors file: an entry of its header is malformed") from error
+    if reached != room:
+        raise DeixisError(f"{path} is cut off or overlong: its header states {reached} bytes of weights, {room} follow")
+
+
+def _read(path: Path) -> nn.Module:
+    facts, entries = read_header(path)
+    if facts["system"] not in systems.SYSTEMS:
+        known = ", ".join(systems.SYSTEMS)
+        raise DeixisError(f"{path} holds a system {facts['system']!r}, unknown here; this deixis has {known}")
+    kind, config_kind = systems.SYSTEMS[facts["system"]]
+    config = config_from(config_kind, facts["config"], str(path))
+    _check_fit(path, kind, config, entries)
+    try:
+        system = kind(config)
+        stored = load_file(path)
+    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+        raise DeixisError(f"{path} cannot be loaded: {error}") from error
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in stored.items():
+        if key.endswith(".int8"):
+            tensors[key.removesuffix(".int8")] = restore(tensor, stored[key.removesuffix(".int8") + ".scale"])
+        elif not (key.endswith(".scale") and key.removesuffix(".scale") + ".int8" in stored):
+            tensors[key] = tensor
+    system.load_state_dict(tensors)
+    return system
+
+
+def _check_fit(path: Path, kind: type, config: Any, entries: Mapping[str, Any]) -> None:
+    """Raise DeixisError unless the file holds exactly the tensors, in shape, of the system that its config makes.
+
+    The system is built without memory (on PyTorch's meta device), so a lying config allocates nothing.
+    """
+    try:
+        with torch.device("meta"):
+            wanted = {key: list(value.shape) for key, value in kind(config).state_dict().items()}
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
+        raise DeixisError(f"{path}: its config does not make a system ({error})") from error
+    found: dict[str, list[int]] = {}
+    for key, entry in entries.items():
+        base = key.removesuffix(".int8")
+        if key.endswith(".int8"):
+            rows = entries.get(f"{base}.scale", {}).get("shape")
+            if rows != entry["shape"][:1]:
+                raise DeixisError(f"{path}: {key!r} needs one scale a row under {base + '.scale'!r}, found {rows}")
+        if not (key.endswith(".scale") and key.removesuffix(".scale") + ".int8" in entries):
+            found[base] = entry["shape"]
+    missing, left = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
+    bent = sorted(k for k in wanted.keys() & found.keys() if wanted[k] != found[k] and not k.endswith(EXTRA))
+    if missing or left or bent:
+        parts = [f"missing {_some(missing)}", f"unexpected {_some(left)}", f"of another shape {_some(bent)}"]
+        wrong = "; ".join(part for part, keys in zip(parts, (missing, left, bent), strict=True) if keys)
+        raise DeixisError(f"{path} does not fit the system that its config describes: {wrong}")
+
+
+def _some(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def _system_name(system: nn.Module) -> str:
+    for name, (kind, _) in systems.SYSTEMS.items():
+        if type(system) is kind:
+            return name
+    raise DeixisError(f"{type(system).__name__} is not among the systems of deixis: {', '.join(systems.SYSTEMS)}")
+
+
+def config_from(kind: type, values: Any, where: str) -> Any:
+    """A config dataclass from its JSON: unknown fields, wrong types and absurd numbers raise DeixisError."""
+    if not isinstance(values, dict):
+        raise DeixisError(f"{where}: expected the fields of {kind.__name__}, got {type(values).__name__}")
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind) if field.init]
+    unknown = sorted(values.keys() - set(names))
+    if unknown:
+        raise DeixisError(f"{where}: {kind.__name__} has no {_some(unknown)}; it has {', '.join(names)}")
+    made = {name: _value(hints[name], value, f"{where}: {kind.__name__}.{name}") for name, value in values.items()}
+    try:
+        return kind(**made)
+    except TypeError as error:
+        raise DeixisError(f"{where}: {error}") from error
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """A JSON value as the type that a config's field is annotated with."""
+    if dataclasses.is_dataclass(hint):
+        return config_from(typing.cast(type, hint), value, where)
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return None
+        return _value(next(a for a in inner if a is not type(None)), value, where)
+    if origin is typing.Literal and value in inner:
+        return value
+    if origin in (tuple, list) and isinstance(value, list):
+        each = [inner[0]] * len(value) if origin is list or inner[-1:] == (Ellipsis,) else list(inner)
+        if len(each) == len(value):
+            return origin(_value(e, v, where) for e, v in zip(each, value, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {key: _value(inner[1], v, where) for key, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is hint and not (isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER):
+        return value
+    raise DeixisError(f"{where} must be {getattr(hint, '__name__', hint)}, got {value!r:.60}")
