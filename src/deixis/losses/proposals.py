@@ -96,21 +96,26 @@ def heat_loss(heat: Tensor, truth: Truth, unknown: Tensor | None = None) -> Tens
     return (loss + negative).sum() / truth.visible.sum().clamp(min=1)
 
 
-def mask_losses(paint: Callable[[Tensor], Tensor], truth: Truth) -> tuple[Tensor, Tensor]:
-    """(entropy, dice) of masks painted from each object's middle and from one random cell inside it.
+def mask_losses(paint: Callable[[Tensor], Tensor], truth: Truth, most: int = 5) -> tuple[Tensor, Tensor]:
+    """(entropy, dice) of masks painted from the objects' middles and from one random cell inside each.
 
-    paint: (B·T, M) cell indices -> (B·T, M, h, w) logits.
+    paint: (B·T, M) cell indices -> (B·T, M, h, w) logits.  most: objects of a frame that are painted, drawn by chance.
     """
-    b, t, n = truth.middles.shape
-    inside = (truth.cells > 0.5).float().flatten(3)
-    inside.scatter_add_(3, truth.middles[..., None], torch.full_like(truth.middles, 1, dtype=inside.dtype)[..., None])
-    anywhere = torch.multinomial(inside.flatten(0, 2), 1).view(b, t, n)
-    cells = torch.cat([truth.middles, anywhere], dim=2).flatten(0, 1)  # (BT, 2N)
-    there = torch.cat([truth.visible, truth.visible], dim=2).flatten(0, 1)
-    logits = paint(cells)[there]  # (M, h, w)
-    goal = torch.cat([truth.quarter, truth.quarter], dim=2).flatten(0, 1)[there]
+    visible, n = truth.visible.flatten(0, 1), truth.visible.shape[2]
+    chance = torch.rand(visible.shape, device=visible.device) + visible.float()
+    drawn = chance.topk(min(most, n), dim=1).indices  # (BT, M)
+    inside = (truth.cells.flatten(0, 1) > 0.5).float().flatten(2)
+    inside = inside.gather(1, drawn[..., None].expand(-1, -1, inside.shape[2]))
+    middles = truth.middles.flatten(0, 1).gather(1, drawn)
+    inside = inside.scatter(2, middles[..., None], 1.0)  # an object smaller than a cell has its middle at least
+    anywhere = torch.multinomial(inside.flatten(0, 1), 1).view_as(middles)
+    there = visible.gather(1, drawn).repeat(1, 2)
+    logits = paint(torch.cat([middles, anywhere], dim=1))[there]  # (objects, h, w)
     if not len(logits):
-        return paint(cells).sum() * 0.0, paint(cells).sum() * 0.0
+        return logits.sum(), logits.sum()
+    quarter = truth.quarter.flatten(0, 1)
+    rows = torch.arange(len(quarter), device=visible.device)[:, None].expand_as(drawn)
+    goal = quarter[rows, drawn].repeat(1, 2, 1, 1)[there]
     entropy = F.binary_cross_entropy_with_logits(logits, goal, reduction="none").flatten(1)
     # Per pixel of the object's neighbourhood: a small object must weigh as much as a large one.
     reach = goal.flatten(1).sum(1) * 4 + 64

@@ -318,7 +318,8 @@ class KernelHead(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
 
     def forward(self, queries: Tensor) -> Tensor:
-        return self.layers(queries).float() * self.scale
+        with torch.autocast(queries.device.type, enabled=False):  # bf16 would blur the weights of the coordinates
+            return self.layers(queries.float()) * self.scale
 
 
 def peaks(heat: Tensor, count: int) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from deixis.training.light import light
 from deixis.training.loop import Run
 from deixis.types import DeixisError
 
@@ -19,7 +20,7 @@ class Recipe(Protocol):
     def __call__(self, data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run: ...
 
 
-RECIPES: dict[str, Recipe] = {}
+RECIPES: dict[str, Recipe] = {"light": light}
 
 
 def find_recipe(name: str) -> Recipe:

