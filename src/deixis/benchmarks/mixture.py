@@ -44,6 +44,7 @@ class MixtureConfig:
     drawn: float = 0.2  # share of cut-outs that are drawings
     same_class: float = 0.35  # chance that a further cut-out has the class of the first
     same_group: float = 0.3  # or that it is of its group (another animal, another vehicle)
+    recoloured: float = 0.15  # chance that a cut-out of a composite is dyed in a plain colour
     camera_moves: float = 0.25  # chance that the camera moves over a composite
     still_camera_moves: float = 0.6  # and over a still
     distractors: float = 0.45  # chance that cut-outs are pasted on a DAVIS clip
@@ -253,7 +254,7 @@ def _finish(
     things, labels, background = _things(canvas)
     scene = replace(scene_of, things=tuple(things), background=background)
     judge = Judge(scene)
-    drawn = Writer(judge, rng).draw(mix)
+    drawn = Writer(judge, rng, motions=dict(mix.weights).get("motion", 0) > 0).draw(mix)
     known = {label: i for i, label in enumerate(labels)}
     kept = [
         replace(s, objects=tuple(known[label] for label in s.objects))
@@ -322,6 +323,29 @@ def _motion(
         grows = grows / np.sqrt(ratio)
     tilt = float(rng.normal(0, 6))
     return _Path(start + offset, scale * grows, np.full(frames, tilt))
+
+
+# Hue in degrees, least saturation, largest saturation, factor and offset of value (all 0..1): our choice.
+DYES: dict[str, tuple[float, float, float, float, float]] = {
+    "black": (0, 0.0, 0.15, 0.22, 0.0), "white": (0, 0.0, 0.05, 0.3, 0.7), "grey": (0, 0.0, 0.06, 0.35, 0.32),
+    "red": (358, 0.75, 1.0, 0.55, 0.4), "orange": (27, 0.8, 1.0, 0.4, 0.6), "yellow": (55, 0.7, 1.0, 0.4, 0.6),
+    "green": (122, 0.6, 1.0, 0.55, 0.35), "blue": (224, 0.65, 1.0, 0.55, 0.4), "purple": (281, 0.6, 1.0, 0.5, 0.4),
+    "pink": (334, 0.3, 0.5, 0.25, 0.75), "brown": (23, 0.55, 0.75, 0.35, 0.22),
+}  # fmt: skip
+
+
+def _a_dye(rng: np.random.Generator) -> str:
+    return list(DYES)[int(rng.integers(len(DYES)))]
+
+
+def _dye(patch: Patch, colour: str) -> Patch:
+    """The cut-out in a plain colour, its light and shade kept."""
+    hue, least, most, factor, offset = DYES[colour]
+    hsv = cv2.cvtColor(patch.rgb, cv2.COLOR_RGB2HSV).astype(np.float32)
+    hsv[..., 0] = hue / 2
+    hsv[..., 1] = 255 * (least + (most - least) * hsv[..., 1] / 255)
+    hsv[..., 2] = 255 * np.clip(offset + factor * hsv[..., 2] / 255, 0, 1)
+    return replace(patch, rgb=cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB))
 
 
 def _boxes_overlap(a: tuple[_Path, Patch], b: tuple[_Path, Patch]) -> float:
@@ -479,17 +503,19 @@ class Mixture:
         for _ in range(count):
             patches.append(self._patch(rng, scene, patches[0].noun if patches else None, set()))
         paths = self._place(rng, patches, self._kinds(rng, count))
+        dyed = rng.random(count) < self.config.recoloured
+        patches = [_dye(patch, _a_dye(rng)) if dye else patch for patch, dye in zip(patches, dyed, strict=True)]
         for patch, motion in zip(patches, paths, strict=True):
             _paste(canvas, patch, motion, camera, float(rng.uniform(0.88, 1.12)), bool(rng.random() < 0.5))
         return _finish(canvas, scene, self.config.sentences, rng, f"composite:{picture.image.stem}")
 
     def twin(self, rng: np.random.Generator, by: str | None = None) -> WorldFilm:
-        """One cut-out two or three times, told apart by place or by motion only. by: place, motion, or drawn where None."""
+        """One cut-out two or three times, told apart by one thing only. by: place, motion, colour; drawn where None."""
         picture = self._background(rng)
         canvas, scene, _ = self._start(rng, picture, False, tight=0.8)
         present = {instance.noun.name for instance in picture.instances}
         patch = self._patch(rng, scene, None, present)
-        by = by or ("place" if rng.random() < 0.6 else "motion")
+        by = by or str(rng.choice(["place", "motion", "colour"], p=[0.45, 0.3, 0.25]))
         count = 2 if by == "motion" or rng.random() < 0.65 else 3
         scale = _scale_for(rng, patch, self.config.size, (0.012, 0.09))
         mirrored, gain = bool(rng.random() < 0.5), float(rng.uniform(0.9, 1.1))
@@ -516,19 +542,16 @@ class Mixture:
                     break
             assert best is not None
             placed.append((best, patch))
-        for motion, _ in placed:
-            _paste(canvas, patch, motion, None, gain, mirrored)
-        first = len(picture.instances)
-        mix = self.config.sentences
-        place, motion_share = (0.6, 0.1) if by == "place" else (0.1, 0.6)
-        mix = replace(
-            mix, weights=(("class", 0.1), ("place", place), ("motion", motion_share), ("none", 0.15), ("several", 0.05))
-        )
+        dyes = rng.permutation(list(DYES))
+        for k, (motion, _) in enumerate(placed):
+            _paste(canvas, _dye(patch, str(dyes[k])) if by == "colour" else patch, motion, None, gain, mirrored)
+        shares = {"class": 0.1, "colour": 0.1, "place": 0.1, "motion": 0.1, "none": 0.15, "several": 0.05} | {by: 0.6}
+        mix = replace(self.config.sentences, weights=tuple(shares.items()))
         film = _finish(canvas, scene, mix, rng, f"twin_{by}:{picture.image.stem}")
-        twins = {i for i, name in enumerate(film.classes) if name == patch.noun.name} if first >= 0 else set()
+        twins = {i for i, name in enumerate(film.classes) if name == patch.noun.name}
         renamed = tuple(
             replace(s, kind=f"twin_{s.kind}")
-            if s.kind in ("place", "motion") and set(s.objects) <= twins and s.objects
+            if s.kind == by != "colour" and set(s.objects) <= twins and s.objects
             else s
             for s in film.sentences
         )
@@ -610,13 +633,15 @@ def composites(
     split: str = "held_out",
     *,
     seed: int = 0,
-    films: int = 250,
+    films: int = 460,
     objects: tuple[int, int] = (2, 4),
     size: tuple[int, int] = (224, 384),
     frames: int = 8,
 ) -> Iterator[WorldFilm]:
     """Films of ``objects`` (least, most) cut-outs on a real picture; kinds class, colour, place, motion and none."""
-    mixture = Mixture(root, split=split, size=size, frames=frames, sentences=SentenceMix(count=8, weights=_FOUR_KINDS))
+    mixture = Mixture(
+        root, split=split, size=size, frames=frames, sentences=SentenceMix(count=8, weights=_FOUR_KINDS), recoloured=0.0
+    )
     for index in range(films):
         rng = np.random.default_rng([seed, index, 1])
         yield mixture.composite(rng, objects=int(rng.integers(objects[0], objects[1] + 1)))

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from deixis.benchmarks.vocabulary import EVERYWHERE, NOUNS, Noun, article, plural
+from deixis.benchmarks.vocabulary import COCO_NAMES, EVERYWHERE, NOUNS, Noun, article, plural
 
 FALSE, UNCERTAIN, TRUE = 0, 1, 2
 
@@ -162,8 +162,8 @@ class Scene:
 class Thresholds:
     """Where true begins and where false ends; between them is uncertain. All are our choice."""
 
-    colour_true: float = 0.5  # share of the object's pixels that certainly have the colour
-    colour_false: float = 0.12  # share that perhaps has it
+    colour_true: float = 0.42  # share of the object's pixels that certainly have the colour
+    colour_false: float = 0.14  # share that perhaps has it
     clothes_true: float = 0.35  # the same for what a person wears
     clothes_false: float = 0.08
     place_margin: float = 0.07  # share of the picture's width or height between two centroids
@@ -407,20 +407,23 @@ def fill(template: str, noun: str, colour: str = "") -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceMix:
-    """How many sentences a film gets and of what kinds (weights; our choice after the prototype's shares)."""
+    """How many sentences a film gets and of what kinds (our choice: after the prototype's shares; kinds that few films
+    can have weigh more than the share they should reach)."""
 
     count: int = 8
-    most_none: float = 0.2  # largest share of sentences that name nothing
+    most_none: float = 0.2  # share of sentences that name nothing, at most (in the mean over films)
+    repeats: int = 2  # sentences of one kind for the same object, at most
     weights: tuple[tuple[str, float], ...] = (
-        ("class", 0.27), ("colour", 0.14), ("place", 0.21), ("motion", 0.16), ("none", 0.13), ("size", 0.04), ("several", 0.03),
+        ("class", 0.27), ("colour", 0.34), ("place", 0.3), ("motion", 0.16), ("none", 0.13), ("size", 0.03), ("several", 0.03),
     )  # fmt: skip
 
 
 class Writer:
     """Draws sentences for a scene: candidates of every kind, each checked by a Judge, then a draw by weights."""
 
-    def __init__(self, judge: Judge, rng: np.random.Generator) -> None:
-        self.judge, self.rng = judge, rng
+    def __init__(self, judge: Judge, rng: np.random.Generator, motions: bool = True) -> None:
+        """motions: whether a sentence that names nothing may be wrong in its motion only."""
+        self.judge, self.rng, self.motions = judge, rng, motions
         self.words = self._words()
 
     def _words(self) -> list[str]:
@@ -554,25 +557,31 @@ class Writer:
 
         present = {t.noun.name for t in judge.things}
         groups = {group for t in judge.things for group in t.noun.groups}
-        siblings = [n for n in _COMMON if n not in present and groups & set(NOUNS[n].groups)]
-        strangers = [n for n in _COMMON if n not in present]
-        for options, weight, tries in ((siblings, 1.2, 4), (strangers, 0.6, 2)):
-            for _ in range(tries if options else 0):
-                word = self._pick(NOUNS[self._pick(options)].true)
-                if absent(judge.named(word), word):
-                    text = fill(self._pick(CLASS_WORDS), word)
-                    if self.rng.random() < 0.2:
-                        text = self._colour_text(word, self._pick(COLOURS), word in ("person", "human"))
-                    out.append((Sentence(text, "none", ()), weight))
+        everyday = self.rng.random(6) < 0.65  # before the rarer names of drawn objects
+        for attempt, usual in enumerate(everyday):
+            near = attempt < 4  # a sibling of what is there: another animal, another vessel
+            names = [n for n in (COCO_NAMES if usual else NOUNS) if n not in present]
+            names = sorted(n for n in names if not near or groups & set(NOUNS[n].groups))
+            if not names:
+                continue
+            name = self._pick(names)
+            word = name if self.rng.random() < 0.7 else self._pick(NOUNS[name].true)
+            if absent(judge.named(word), word):
+                text = fill(self._pick(CLASS_WORDS), word)
+                if self.rng.random() < 0.2:
+                    text = self._colour_text(word, self._pick(COLOURS), name == "person")
+                out.append((Sentence(text, "none", ()), 1.2 if near else 0.6))
         for word in self.words:
             named = judge.named(word)
             colour = self._pick(COLOURS)
             person = bool((named == TRUE).any()) and judge.things[int(np.argmax(named))].noun.name == "person"
             if absent(np.minimum(named, judge.coloured(colour)), word):
-                out.append((Sentence(self._colour_text(word, colour, person), "none", ()), 0.9))
+                text = self._colour_text(word, colour, person)
+                out.append((Sentence(text, "none", ()), 2.5 / len(self.words)))
             motion = self._pick(list(MOTION_WORDS)[:-1])
-            if absent(np.minimum(named, judge.moved(motion)), word):
-                out.append((Sentence(fill(self._pick(MOTION_WORDS[motion]), word), "none", ()), 0.5))
+            if self.motions and absent(np.minimum(named, judge.moved(motion)), word):
+                text = fill(self._pick(MOTION_WORDS[motion]), word)
+                out.append((Sentence(text, "none", ()), 1.5 / len(self.words)))
         return out
 
     def draw(self, mix: SentenceMix) -> tuple[Sentence, ...]:
@@ -595,11 +604,11 @@ class Writer:
             odds = np.array([w / (1 + 2 * used[s.objects]) if s.objects else w for s, w in pool])
             index = int(self.rng.choice(len(pool), p=odds / odds.sum()))
             sentence, _ = pool.pop(index)
+            alike = sum(other.kind == kind and other.objects == sentence.objects for other in chosen)
+            if sentence.objects and alike >= mix.repeats:
+                continue
             if all(sentence.text != other.text for other in chosen):
                 chosen.append(sentence)
                 nothing += kind == "none"
                 used[sentence.objects] += 1
         return tuple(chosen)
-
-
-_COMMON = tuple(NOUNS)
