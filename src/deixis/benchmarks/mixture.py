@@ -45,6 +45,7 @@ class MixtureConfig:
     same_class: float = 0.35  # chance that a further cut-out has the class of the first
     same_group: float = 0.3  # or that it is of its group (another animal, another vehicle)
     recoloured: float = 0.15  # chance that a cut-out of a composite is dyed in a plain colour
+    rows: float = 0.35  # chance that twins stand side by side, all but touching
     camera_moves: float = 0.25  # chance that the camera moves over a composite
     still_camera_moves: float = 0.6  # and over a still
     distractors: float = 0.45  # chance that cut-outs are pasted on a DAVIS clip
@@ -528,22 +529,14 @@ class Mixture:
         headings = [heading, heading + 180.0] if by == "motion" else [heading] * count
         if by == "motion" and kinds[0] == "still" and kinds[1] == "still":
             kinds = ["straight", "straight"]
-        placed: list[tuple[_Path, Patch]] = []
-        for kind, direction in zip(kinds, headings, strict=True):
-            best, least = None, 9.0
-            for _ in range(14):
-                motion = _motion(
-                    rng, kind, self.config.frames, self.config.size, scale * float(rng.uniform(0.93, 1.07)), direction
-                )
-                overlap = max([_boxes_overlap((motion, patch), other) for other in placed], default=0.0)
-                if overlap < least:
-                    best, least = motion, overlap
-                if overlap < 0.05:
-                    break
-            assert best is not None
-            placed.append((best, patch))
+        if by != "motion" and rng.random() < self.config.rows:
+            paths = self._row(
+                rng, patch, _motion(rng, kinds[0], self.config.frames, self.config.size, scale, heading), count
+            )
+        else:
+            paths = self._apart(rng, patch, scale, kinds, headings)
         dyes = rng.permutation(list(DYES))
-        for k, (motion, _) in enumerate(placed):
+        for k, motion in enumerate(paths):
             _paste(canvas, _dye(patch, str(dyes[k])) if by == "colour" else patch, motion, None, gain, mirrored)
         shares = {"class": 0.1, "colour": 0.1, "place": 0.1, "motion": 0.1, "none": 0.15, "several": 0.05} | {by: 0.6}
         mix = replace(self.config.sentences, weights=tuple(shares.items()))
@@ -556,6 +549,42 @@ class Mixture:
             for s in film.sentences
         )
         return replace(film, sentences=renamed)
+
+    def _apart(
+        self, rng: np.random.Generator, patch: Patch, scale: float, kinds: list[str], headings: list[float]
+    ) -> list[_Path]:
+        """Paths of one patch, several times, that do not cover each other where that can be had."""
+        placed: list[tuple[_Path, Patch]] = []
+        for kind, heading in zip(kinds, headings, strict=True):
+            best, least = None, 9.0
+            for _ in range(14):
+                near = scale * float(rng.uniform(0.93, 1.07))
+                motion = _motion(rng, kind, self.config.frames, self.config.size, near, heading)
+                overlap = max([_boxes_overlap((motion, patch), other) for other in placed], default=0.0)
+                if overlap < least:
+                    best, least = motion, overlap
+                if overlap < 0.05:
+                    break
+            assert best is not None
+            placed.append((best, patch))
+        return [motion for motion, _ in placed]
+
+    def _row(self, rng: np.random.Generator, patch: Patch, motion: _Path, count: int) -> list[_Path]:
+        """One patch several times side by side (or one above the other), all but touching, on parallel paths."""
+        axis = int(rng.random() < 0.25)
+        room = self.config.size[1 - axis]
+        side = patch.alpha.shape[1 - axis] * float(motion.scale.max())
+        gap = float(rng.uniform(1.0, 1.35))
+        shrink = min(1.0, 0.92 * room / (side * gap * count))
+        step = side * gap * shrink
+        offsets = (np.arange(count) - (count - 1) / 2) * step
+        centre = motion.centre.copy()
+        reach = offsets[-1] + side * shrink / 2
+        low, high = reach - centre[:, axis].min(), room - reach - centre[:, axis].max()
+        centre[:, axis] += np.clip(0.0, min(low, high), max(low, high)) if low > 0 or high < 0 else 0.0
+        shifts = np.zeros((count, 2))
+        shifts[:, axis] = offsets
+        return [_Path(centre + shift, motion.scale * shrink, motion.angle) for shift in shifts]
 
     def clip(self, rng: np.random.Generator, video: Video | None = None) -> WorldFilm:
         """Frames of a DAVIS video, perhaps with cut-outs pasted over them."""

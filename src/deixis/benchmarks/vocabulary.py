@@ -98,70 +98,101 @@ rhino | rhinoceros | | animal wild
 # Drawn objects by their file's name. "emoji name = our name | other true nouns | uncertain | groups"; no "=" keeps the name.
 _DRAWN = """
 cactus | | plant | greenery ; palm tree | tree | plant | greenery ; deciduous tree = tree | | plant | greenery
-evergreen tree = fir tree | tree; pine tree | christmas tree | greenery ; tulip | flower | plant | flower ; rose | flower | plant | flower
-sunflower | flower | plant | flower ; hibiscus | flower | | flower ; cherry blossom | flower; blossom | | flower
-mushroom | | vegetable | vegetable ; tomato | | apple; fruit | vegetable food ; aubergine = eggplant | aubergine | | vegetable food
-grapes | bunch of grapes | | fruit food ; watermelon | slice of watermelon | melon | fruit food ; lemon | | orange | fruit food
-tangerine | | orange | fruit food ; banana ; pineapple | | | fruit food ; red apple = apple ; green apple = apple ; pear | | apple | fruit food
-peach | | apple | fruit food ; cherries | cherry | | fruit food ; strawberry | | | fruit food ; hamburger | burger | sandwich | dish food
-slice of pizza = pizza ; bread | loaf of bread | cake | dish food ; french fries | fries | | dish food ; sushi | | | dish food
-soft ice cream = ice cream | | | dish food ; doughnut = donut ; cookie | biscuit | donut | dish food ; lollipop | | candy | dish food
-shortcake = cake ; birthday cake = cake ; hot dog ; taco | | | dish food ; wine glass ; beer mug | mug of beer | cup; glass; wine glass | vessel
-bottle with popping cork = bottle ; hot beverage = cup ; popcorn | | | dish food ; wrapped present = gift | present | box | toy_thing
-jack-o-lantern | carved pumpkin; pumpkin | | toy_thing ; christmas tree | tree | fir tree | greenery ; balloon | | | toy_thing
-graduation cap | | hat; cap | worn ; microphone | | | music ; movie camera | | camera | desk_thing ; headphone = headphones | | | music
-artist palette | palette | | desk_thing ; top hat | hat | | worn ; circus tent | tent | | building ; game die = dice | die | | toy_thing
-saxophone | musical instrument | | music ; guitar | musical instrument | banjo; violin | music ; trumpet | musical instrument | | music
-violin | musical instrument | guitar | music ; trophy | cup | | sport ; american football | ball; football | sports ball | sport
-volleyball | ball | sports ball | sport ; soccer ball | ball; football | sports ball | sport ; baseball | ball | sports ball | sport
-racing car | race car | car; automobile | vehicle road ; racing motorcycle = motorcycle ; house building = house | building | | building
-european castle = castle | building | | building ; factory | building | | building ; hospital | building | | building
-rat | | mouse | animal small ; ox | | cow; bull; buffalo | animal hoof ; water buffalo = buffalo | water buffalo | cow; ox; bull | animal hoof
-cow ; tiger | | leopard | animal wild ; leopard | | tiger | animal wild ; rabbit | bunny | | animal small ; cat ; dog ; horse ; sheep
-dragon | | | animal wild ; crocodile | alligator | | animal wild ; whale | | | animal sea ; snail | | | animal small ; snake | | | animal small
-ram | | sheep; goat | animal hoof ; goat | | sheep; ram | animal hoof ; rooster | chicken; bird | | animal wing ; pig | | boar | animal hoof
-boar | | pig | animal hoof ; elephant ; octopus | | squid | animal sea ; bug = caterpillar | | bug; worm | animal insect ; ant | insect | bug | animal insect
-honeybee = bee | insect | bug | animal insect ; lady beetle = ladybug | insect; beetle | bug | animal insect ; fish | | | animal sea
-tropical fish | fish | | animal sea ; turtle | tortoise | | animal sea ; penguin | | bird | animal wing ; bird ; koala | | bear | animal wild
-poodle | dog; canine | | animal pet ; dromedary camel = camel | | | animal hoof ; dolphin | | | animal sea ; chipmunk = squirrel | | | animal small
-crown | | | worn ; eyeglasses | glasses | | worn ; necktie = tie ; t-shirt = shirt | | | worn ; jeans | trousers; pants | | worn ; dress | | | worn
-handbag ; school satchel = backpack ; athletic shoe | shoe; sneaker | | worn ; high-heeled shoe | shoe | | worn ; womans boots = boot | | shoe | worn
-hiking boot | boot; shoe | | worn ; ghost | | | toy_thing ; robot face = robot | | | toy_thing ; skull | | | toy_thing ; lipstick | | | worn ; pill | | | desk_thing
-ring | | | worn ; gem stone = diamond | gem; jewel | | worn ; bomb | | | toy_thing ; money bag | | bag | bag_like ; seat = chair ; chair
-personal computer = laptop ; briefcase | | bag; suitcase | bag_like ; floppy disk | | | desk_thing ; scroll | | | desk_thing ; closed book = book ; green book = book
-blue book = book ; orange book = book ; package = box | cardboard box; package | | desk_thing ; postbox = mailbox | post box | | street
-telephone receiver = telephone | phone | | desk_thing ; mobile phone = cell phone ; camera | | | desk_thing ; television = tv ; radio | | | desk_thing
-battery | | | desk_thing ; key | | | desk_thing ; lock = padlock | lock | | desk_thing ; bell | | | music ; electric torch = flashlight | torch | | desk_thing
-wrench | spanner | | tool ; hammer | | | tool ; hocho = knife ; microscope | | | desk_thing ; telescope | | | desk_thing ; candle | | | desk_thing
-spider | | bug; insect | animal insect ; joystick | | | desk_thing ; printer | | | desk_thing ; three button mouse = mouse ; wastebasket = trash can | bin | | street
-rocket | | | vehicle air ; helicopter | | | vehicle air ; steam locomotive = locomotive | train engine | train | vehicle rail ; high-speed train = train
-bus ; trolleybus | | bus | vehicle road ; ambulance | | truck; van; car | vehicle road ; fire engine | fire truck | truck | vehicle road
-police car | | car; automobile | vehicle road ; taxi | cab | car; automobile | vehicle road ; automobile = car ; recreational vehicle = camper van | | car; van; bus | vehicle road
-delivery truck = truck ; articulated lorry = truck ; tractor | | truck | vehicle road ; monorail | | train | vehicle rail ; ship | | boat | vehicle water
-rowboat | boat | canoe | vehicle water ; speedboat | boat; vessel | | vehicle water ; sailboat | boat; vessel | ship | vehicle water ; canoe | | boat | vehicle water
-airplane ; small airplane = airplane ; vertical traffic light = traffic light ; door | | | building ; bicycle ; toilet ; bathtub | bath | sink | bathroom
-shopping trolley = shopping cart | cart | | street ; bed ; scooter | kick scooter | bicycle; motorcycle; bike | wheels ; motor scooter | scooter; moped | motorcycle; bike; motorbike | vehicle wheels
-flying saucer | ufo | | vehicle air ; skateboard ; auto rickshaw | rickshaw; tuk-tuk | car | vehicle road ; pickup truck | pickup | truck; car | vehicle road
-roller skate | | | sport ; tent | | | building ; croissant | | bread | dish food ; avocado | | | fruit food ; cucumber | | | vegetable food
-carrot ; potato | | | vegetable food ; baguette bread = baguette | bread | | dish food ; egg | | | dish food ; pancakes | | cake | dish food ; pretzel | | bread | dish food
-sandwich ; broccoli ; bagel | | donut; bread | dish food ; kiwifruit = kiwi | kiwi fruit | | fruit food ; coconut | | | fruit food ; mango | | | fruit food
-crab | | lobster | animal sea ; lobster | | crab | animal sea ; scorpion | | | animal insect ; turkey | bird | | animal wing ; eagle | bird | | animal wing
-duck ; bat = flying bat | | bird; bat | animal wing ; shark | | fish | animal sea ; owl | bird | | animal wing ; butterfly | insect | bug | animal insect ; deer | | | animal hoof
-gorilla | ape | monkey | animal wild ; monkey | | ape | animal wild ; lizard | | | animal small ; rhinoceros = rhino ; squid | | octopus | animal sea
-hedgehog | | | animal small ; sauropod = dinosaur | long-necked dinosaur | | animal wild ; t-rex = tyrannosaurus | dinosaur; t-rex | | animal wild
-kangaroo | | | animal wild ; llama | | | animal hoof ; peacock | bird | | animal wing ; hippopotamus = hippo | hippopotamus | | animal wild ; parrot | bird | | animal wing
-raccoon | | | animal small ; badger | | | animal small ; swan | bird | | animal wing ; mammoth | | elephant | animal wild ; sloth | | | animal wild ; otter | | | animal small
-orangutan | ape | monkey | animal wild ; skunk | | | animal small ; flamingo ; beaver | | | animal small ; bison | | cow; buffalo; ox | animal hoof ; seal | | | animal sea
-unicorn face = unicorn head | unicorn | horse | animal hoof ; cheese wedge = cheese | | | dish food ; cupcake | | cake | dish food ; billed cap = cap | | hat | worn
-scarf | | | worn ; gloves | | | worn ; coat | | | worn ; socks | | | worn ; compass | | | desk_thing ; abacus | | | desk_thing ; fire extinguisher | | | street
-toolbox | | box | tool ; magnet | | | desk_thing ; luggage = suitcase ; ball of yarn | yarn | ball | toy_thing ; teddy bear ; broom | | | tool ; basket | | | bag_like
-axe | | | tool ; banjo | musical instrument | guitar | music ; accordion | musical instrument | | music ; long drum = drum | musical instrument | | music
-screwdriver | | | tool ; ladder | | | tool ; mirror | | | bathroom ; bucket | | | tool ; toothbrush ; rock | stone | | street ; worm | | snake | animal insect
-potted plant ; teapot | | pot | vessel ; jar | | bottle | vessel ; blueberries | | | fruit food ; bell pepper | pepper | | vegetable food ; watch | wristwatch | clock | worn
-hourglass | | | desk_thing ; keyboard ; alarm clock | clock | | desk_thing ; umbrella ; snowman | | | toy_thing ; anchor | | | street ; scales | | | desk_thing
-black telephone = telephone ; church | building | | building ; fountain | | | building ; fuel pump | gas pump | | street ; black scissors = scissors
-pencil | | pen | desk_thing ; red gift envelope = red envelope | | | desk_thing ; kite ; parachute | | kite | sport ; boomerang | | | sport ; piano | | | music
-boxing glove | glove | | sport ; sled | | | sport ; guide dog = dog ; vampire | | person | toy_thing ; spoon ; nut and bolt | | | tool ; magic wand | wand | | toy_thing
+evergreen tree = fir tree | tree; pine tree | christmas tree | greenery ; tulip | flower | plant | flower
+rose | flower | plant | flower ; sunflower | flower | plant | flower ; hibiscus | flower | | flower
+cherry blossom | flower; blossom | | flower ; mushroom | | vegetable | vegetable
+tomato | | apple; fruit | vegetable food ; aubergine = eggplant | aubergine | | vegetable food
+grapes | bunch of grapes | | fruit food ; watermelon | slice of watermelon | melon | fruit food
+lemon | | orange | fruit food ; tangerine | | orange | fruit food ; banana ; pineapple | | | fruit food
+red apple = apple ; green apple = apple ; pear | | apple | fruit food ; peach | | apple | fruit food
+cherries | cherry | | fruit food ; strawberry | | | fruit food ; hamburger | burger | sandwich | dish food
+slice of pizza = pizza ; bread | loaf of bread | cake | dish food ; french fries | fries | | dish food
+sushi | | | dish food ; soft ice cream = ice cream | | | dish food ; doughnut = donut
+cookie | biscuit | donut | dish food ; lollipop | | candy | dish food ; shortcake = cake ; birthday cake = cake
+hot dog ; taco | | | dish food ; wine glass ; beer mug | mug of beer | cup; glass; wine glass | vessel
+bottle with popping cork = bottle ; hot beverage = cup ; popcorn | | | dish food
+wrapped present = gift | present | box | toy_thing ; jack-o-lantern | carved pumpkin; pumpkin | | toy_thing
+christmas tree | tree | fir tree | greenery ; balloon | | | toy_thing ; graduation cap | | hat; cap | worn
+microphone | | | music ; movie camera | | camera | desk_thing ; headphone = headphones | | | music
+artist palette | palette | | desk_thing ; top hat | hat | | worn ; circus tent | tent | | building
+game die = dice | die | | toy_thing ; saxophone | musical instrument | | music
+guitar | musical instrument | banjo; violin | music ; trumpet | musical instrument | | music
+violin | musical instrument | guitar | music ; trophy | cup | | sport
+american football | ball; football | sports ball | sport ; volleyball | ball | sports ball | sport
+soccer ball | ball; football | sports ball | sport ; baseball | ball | sports ball | sport
+racing car | race car | car; automobile | vehicle road ; racing motorcycle = motorcycle
+house building = house | building | | building ; european castle = castle | building | | building
+factory | building | | building ; hospital | building | | building ; rat | | mouse | animal small
+ox | | cow; bull; buffalo | animal hoof ; water buffalo = buffalo | water buffalo | cow; ox; bull | animal hoof ; cow
+tiger | | leopard | animal wild ; leopard | | tiger | animal wild ; rabbit | bunny | | animal small ; cat ; dog
+horse ; sheep ; dragon | | | animal wild ; crocodile | alligator | | animal wild ; whale | | | animal sea
+snail | | | animal small ; snake | | | animal small ; ram | | sheep; goat | animal hoof
+goat | | sheep; ram | animal hoof ; rooster | chicken; bird | | animal wing ; pig | | boar | animal hoof
+boar | | pig | animal hoof ; elephant ; octopus | | squid | animal sea
+bug = caterpillar | | bug; worm | animal insect ; ant | insect | bug | animal insect
+honeybee = bee | insect | bug | animal insect ; lady beetle = ladybug | insect; beetle | bug | animal insect
+fish | | | animal sea ; tropical fish | fish | | animal sea ; turtle | tortoise | | animal sea
+penguin | | bird | animal wing ; bird ; koala | | bear | animal wild ; poodle | dog; canine | | animal pet
+dromedary camel = camel | | | animal hoof ; dolphin | | | animal sea ; chipmunk = squirrel | | | animal small
+crown | | | worn ; eyeglasses | glasses | | worn ; necktie = tie ; t-shirt = shirt | | | worn
+jeans | trousers; pants | | worn ; dress | | | worn ; handbag ; school satchel = backpack
+athletic shoe | shoe; sneaker | | worn ; high-heeled shoe | shoe | | worn ; womans boots = boot | | shoe | worn
+hiking boot | boot; shoe | | worn ; ghost | | | toy_thing ; robot face = robot | | | toy_thing ; skull | | | toy_thing
+lipstick | | | worn ; pill | | | desk_thing ; ring | | | worn ; gem stone = diamond | gem; jewel | | worn
+bomb | | | toy_thing ; money bag | | bag | bag_like ; seat = chair ; chair ; personal computer = laptop
+briefcase | | bag; suitcase | bag_like ; floppy disk | | | desk_thing ; scroll | | | desk_thing ; closed book = book
+green book = book ; blue book = book ; orange book = book ; package = box | cardboard box; package | | desk_thing
+postbox = mailbox | post box | | street ; telephone receiver = telephone | phone | | desk_thing
+mobile phone = cell phone ; camera | | | desk_thing ; television = tv ; radio | | | desk_thing
+battery | | | desk_thing ; key | | | desk_thing ; lock = padlock | lock | | desk_thing ; bell | | | music
+electric torch = flashlight | torch | | desk_thing ; wrench | spanner | | tool ; hammer | | | tool ; hocho = knife
+microscope | | | desk_thing ; telescope | | | desk_thing ; candle | | | desk_thing
+spider | | bug; insect | animal insect ; joystick | | | desk_thing ; printer | | | desk_thing
+three button mouse = mouse ; wastebasket = trash can | bin | | street ; rocket | | | vehicle air
+helicopter | | | vehicle air ; steam locomotive = locomotive | train engine | train | vehicle rail
+high-speed train = train ; bus ; trolleybus | | bus | vehicle road ; ambulance | | truck; van; car | vehicle road
+fire engine | fire truck | truck | vehicle road ; police car | | car; automobile | vehicle road
+taxi | cab | car; automobile | vehicle road ; automobile = car
+recreational vehicle = camper van | | car; van; bus | vehicle road ; delivery truck = truck
+articulated lorry = truck ; tractor | | truck | vehicle road ; monorail | | train | vehicle rail
+ship | | boat | vehicle water ; rowboat | boat | canoe | vehicle water ; speedboat | boat; vessel | | vehicle water
+sailboat | boat; vessel | ship | vehicle water ; canoe | | boat | vehicle water ; airplane ; small airplane = airplane
+vertical traffic light = traffic light ; door | | | building ; bicycle ; toilet ; bathtub | bath | sink | bathroom
+shopping trolley = shopping cart | cart | | street ; bed ; scooter | kick scooter | bicycle; motorcycle; bike | wheels
+motor scooter | scooter; moped | motorcycle; bike; motorbike | vehicle wheels ; flying saucer | ufo | | vehicle air
+skateboard ; auto rickshaw | rickshaw; tuk-tuk | car | vehicle road
+pickup truck | pickup | truck; car | vehicle road ; roller skate | | | sport ; tent | | | building
+croissant | | bread | dish food ; avocado | | | fruit food ; cucumber | | | vegetable food ; carrot
+potato | | | vegetable food ; baguette bread = baguette | bread | | dish food ; egg | | | dish food
+pancakes | | cake | dish food ; pretzel | | bread | dish food ; sandwich ; broccoli
+bagel | | donut; bread | dish food ; kiwifruit = kiwi | kiwi fruit | | fruit food ; coconut | | | fruit food
+mango | | | fruit food ; crab | | lobster | animal sea ; lobster | | crab | animal sea ; scorpion | | | animal insect
+turkey | bird | | animal wing ; eagle | bird | | animal wing ; duck ; bat = flying bat | | bird; bat | animal wing
+shark | | fish | animal sea ; owl | bird | | animal wing ; butterfly | insect | bug | animal insect
+deer | | | animal hoof ; gorilla | ape | monkey | animal wild ; monkey | | ape | animal wild
+lizard | | | animal small ; rhinoceros = rhino ; squid | | octopus | animal sea ; hedgehog | | | animal small
+sauropod = dinosaur | long-necked dinosaur | | animal wild ; t-rex = tyrannosaurus | dinosaur; t-rex | | animal wild
+kangaroo | | | animal wild ; llama | | | animal hoof ; peacock | bird | | animal wing
+hippopotamus = hippo | hippopotamus | | animal wild ; parrot | bird | | animal wing ; raccoon | | | animal small
+badger | | | animal small ; swan | bird | | animal wing ; mammoth | | elephant | animal wild ; sloth | | | animal wild
+otter | | | animal small ; orangutan | ape | monkey | animal wild ; skunk | | | animal small ; flamingo
+beaver | | | animal small ; bison | | cow; buffalo; ox | animal hoof ; seal | | | animal sea
+unicorn face = unicorn head | unicorn | horse | animal hoof ; cheese wedge = cheese | | | dish food
+cupcake | | cake | dish food ; billed cap = cap | | hat | worn ; scarf | | | worn ; gloves | | | worn
+coat | | | worn ; socks | | | worn ; compass | | | desk_thing ; abacus | | | desk_thing
+fire extinguisher | | | street ; toolbox | | box | tool ; magnet | | | desk_thing ; luggage = suitcase
+ball of yarn | yarn | ball | toy_thing ; teddy bear ; broom | | | tool ; basket | | | bag_like ; axe | | | tool
+banjo | musical instrument | guitar | music ; accordion | musical instrument | | music
+long drum = drum | musical instrument | | music ; screwdriver | | | tool ; ladder | | | tool ; mirror | | | bathroom
+bucket | | | tool ; toothbrush ; rock | stone | | street ; worm | | snake | animal insect ; potted plant
+teapot | | pot | vessel ; jar | | bottle | vessel ; blueberries | | | fruit food
+bell pepper | pepper | | vegetable food ; watch | wristwatch | clock | worn ; hourglass | | | desk_thing ; keyboard
+alarm clock | clock | | desk_thing ; umbrella ; snowman | | | toy_thing ; anchor | | | street
+scales | | | desk_thing ; black telephone = telephone ; church | building | | building ; fountain | | | building
+fuel pump | gas pump | | street ; black scissors = scissors ; pencil | | pen | desk_thing
+red gift envelope = red envelope | | | desk_thing ; kite ; parachute | | kite | sport ; boomerang | | | sport
+boxing glove | glove | | sport ; sled | | | sport ; guide dog = dog ; vampire | | person | toy_thing ; spoon
+nut and bolt | | | tool ; magic wand | wand | | toy_thing
 """
 
 GROUP_WORDS = ("animal", "vehicle", "food", "fruit", "furniture", "vegetable")
