@@ -1,0 +1,259 @@
+"""MeViS (ICCV 2023) and MeViSv2 (2025): expressions of motion that may name several objects, or (v2) none.
+
+Masks are COCO RLE in mask_dict.json, keyed by annotation id; the file of the training split has some 400 MB. It is read
+once and indexed in the cache (DEIXIS_CACHE); from then on only the masks that are asked for are read and decoded.
+``world``, our generated benchmark, is written in this layout and opened here too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deixis.benchmarks.expressions import Entry, id_list, read_expressions
+from deixis.benchmarks.fixtures import WORDS, tiny_videos, write_jpegs
+from deixis.benchmarks.pngs import checked_mask, png_size
+from deixis.benchmarks.samples import (
+    Benchmark,
+    FrameTruth,
+    Problem,
+    Sample,
+    Video,
+    cache_path,
+    choose_split,
+    finish,
+    parse_json,
+    require_file,
+    require_folder,
+    write_json,
+)
+from deixis.types import DeixisError, encode_rle
+
+log = logging.getLogger(__name__)
+
+NAME = "mevis"
+SPLITS = ("valid_u", "train", "valid")
+WHERE = (
+    "get MeViS from https://github.com/henghuiding/MeViS (v2: FudanCVL/MeViSv2 on Hugging Face)"
+    " and see docs/benchmarks.md for its layout"
+)
+EXPECTED = {  # read: the dataset's README; videos and sentences
+    ("valid_u", 1): {"videos": 50, "expressions": 793},
+    ("train", 1): {"videos": 1662, "expressions": 23051},
+    ("valid", 1): {"videos": 140, "expressions": 2236},
+    ("valid_u", 2): {"videos": 50, "expressions": 907},
+    ("train", 2): {"videos": 1662, "expressions": 27502},
+    ("valid", 2): {"videos": 140, "expressions": 2523},
+}
+LEAST_FRAMES = 2  # read: shorter videos are dropped by the dataset's own code
+CHUNK = 1 << 24  # characters read at once while a mask file is indexed
+
+
+def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> Benchmark:
+    """Open a split of MeViS (default valid_u); v2 where the file is called meta_expressions_v2.json."""
+    split = choose_split(split, SPLITS, NAME)
+    return _open(root, split, skip_bad, NAME)
+
+
+def open_world(root: Path, split: str | None = None, skip_bad: bool = False) -> Benchmark:
+    """Open a split of a generated world: any folder of root that holds an expression file."""
+    require_folder(root, "make one with `deixis data world OUT` (see docs/benchmarks.md)")
+    splits = sorted(path.parent.name for path in root.glob("*/meta_expressions*.json"))
+    if not splits:
+        raise DeixisError(f"{root}: no split of world lies here; make one with `deixis data world OUT`")
+    return _open(root, choose_split(split, splits, "world"), skip_bad, "world")
+
+
+def _open(root: Path, split: str, skip_bad: bool, name: str) -> Benchmark:
+    folder = root / split
+    require_folder(folder, WHERE)
+    newer = folder / "meta_expressions_v2.json"
+    version = 2 if newer.is_file() else 1
+    file = newer if version == 2 else folder / "meta_expressions.json"
+    entries, problems = read_expressions(file, folder / "JPEGImages", WHERE, least_frames=LEAST_FRAMES)
+    samples = [_sample(entry, file) for entry in entries]
+    store = None
+    if any(sample.objects is not None for sample in samples) or (folder / "mask_dict.json").exists():
+        store = MaskStore(require_file(folder / "mask_dict.json", WHERE))
+        found = [_problem_of(sample, store) for sample in samples]
+        problems += [problem for problem in found if problem]
+        samples = [sample for sample, problem in zip(samples, found, strict=True) if problem is None]
+    expected = EXPECTED[split, version] if name == NAME else {}
+    return finish(
+        Benchmark(
+            name=name, split=split, root=root, protocol="expressions", samples=tuple(samples),
+            truth=None if store is None else _Truth(store, samples),
+            counts={"videos": len({s.video.id for s in samples}), "expressions": len(samples)},
+            expected=expected, problems=tuple(problems), notes=(f"version {version}",) if name == NAME else (),
+        ),
+        skip_bad,
+    )  # fmt: skip
+
+
+def _sample(entry: Entry, file: Path) -> Sample:
+    kinds = entry.raw.get("kind", entry.raw.get("kinds", ()))
+    tags = (kinds,) if isinstance(kinds, str) else tuple(k for k in kinds if isinstance(k, str))
+    return Sample(
+        video=entry.video, id=entry.id, text=entry.text, objects=id_list(entry.raw, "anno_id", file), tags=tags
+    )  # fmt: skip
+
+
+def _problem_of(sample: Sample, store: MaskStore) -> Problem | None:
+    for key in sample.objects or ():
+        if key not in store:
+            return Problem(store.file, f"no masks of annotation {key}, which {sample.video.id}/{sample.id} names")
+        if store.frames(key) != len(sample.video.names):
+            has, due = store.frames(key), len(sample.video.names)
+            return Problem(store.file, f"annotation {key} has {has} entries, video {sample.video.id} {due} frames")
+    return None
+
+
+class MaskStore:
+    """mask_dict.json, read lazily: annotation id -> one RLE or None a frame.
+
+    The first opening scans the file in pieces, without holding it, and keeps where each annotation begins.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        index = cache_path(file, "masks").with_suffix(".json")
+        spans = _read_index(index)
+        if spans is None:
+            log.info("indexing %s once", file)
+            spans = {key: list(span) for key, *span in scan_masks(file)}
+            try:
+                write_json(index, spans)
+            except OSError as error:
+                log.warning("the index of %s cannot be kept in %s: %s", file, index.parent, error)
+        self._spans = spans
+        self._entries = lru_cache(maxsize=64)(self._read)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._spans
+
+    def frames(self, key: str) -> int:
+        """How many frames an annotation has entries for."""
+        return self._spans[key][2]
+
+    def _read(self, key: str) -> list[Any]:
+        start, end, _ = self._spans[key]
+        with open(self.file, "rb") as file:
+            file.seek(start)
+            return parse_json(file.read(end - start), self.file)
+
+    def mask(self, key: str, frame: int, size: tuple[int, int]) -> np.ndarray | None:
+        """The bool mask of an annotation in a frame of a size (H, W), or None where it is not visible."""
+        rle = self._entries(key)[frame]
+        return None if rle is None else checked_mask(rle, size, f"{self.file}: annotation {key}, frame {frame}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MaskStore, (self.file,)
+
+
+def _read_index(index: Path) -> dict[str, list[int]] | None:
+    try:
+        return json.loads(index.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def scan_masks(file: Path) -> Iterator[tuple[str, int, int, int]]:
+    """(key, first byte, last byte + 1, entries) of each annotation in a mask file, in one pass over pieces of it."""
+    decoder = json.JSONDecoder()
+    with open(file, encoding="ascii", newline="") as source:  # ascii: then a character is a byte
+        try:
+            yield from _scan(source, decoder)
+        except (ValueError, UnicodeDecodeError) as error:
+            raise DeixisError(f"{file}: not a mask dictionary ({str(error)[:120]}); is the download whole?") from error
+
+
+def _scan(source: Any, decoder: json.JSONDecoder) -> Iterator[tuple[str, int, int, int]]:
+    text, base, position = source.read(CHUNK), 0, 0
+
+    def skip(at: int, what: str) -> int:
+        while at < len(text) and text[at] in " \t\r\n" + what:
+            at += 1
+        return at
+
+    position = skip(0, "{")
+    while True:
+        # An entry is parsed whole; when the piece at hand ends inside it, more is read.
+        try:
+            if position >= len(text):
+                raise ValueError("it ends in the middle")
+            if text[position] == "}":
+                return
+            key, after = decoder.raw_decode(text, position)
+            start = skip(after, ":")
+            entries, end = decoder.raw_decode(text, start)
+            if not isinstance(key, str) or not isinstance(entries, list):
+                raise TypeError
+            after = skip(end, ",")
+            if after >= len(text):
+                raise ValueError("it ends in the middle")
+        except ValueError:
+            more = source.read(CHUNK)
+            if not more:
+                raise
+            base, text, position = base + position, text[position:] + more, 0
+            continue
+        except TypeError:
+            raise ValueError("an annotation must be a list with one entry a frame") from None
+        yield key, base + start, base + end, len(entries)
+        position = after
+
+
+class _Truth:
+    """(video, frame index) -> FrameTruth with every annotation that any expression of the video names."""
+
+    def __init__(self, store: MaskStore, samples: Sequence[Sample]) -> None:
+        self.store = store
+        self.keys: dict[str, dict[str, None]] = {}
+        for sample in samples:
+            self.keys.setdefault(sample.video.id, {}).update(dict.fromkeys(sample.objects or ()))
+        self.size = lru_cache(maxsize=16)(png_size)
+
+    def __call__(self, video: Video, index: int) -> FrameTruth:
+        assert isinstance(video.frames, tuple)
+        size = self.size(video.frames[0])
+        masks = {}
+        for key in self.keys[video.id]:
+            mask = self.store.mask(key, index, size)
+            if mask is not None:
+                masks[key] = mask
+        return FrameTruth(size, masks)
+
+
+def write_fixture(out: Path) -> None:
+    """All three splits in v2's form: an expression for each box, one for both, and one that names nothing."""
+    for split in SPLITS:
+        masks: dict[str, list[Any]] = {}
+        videos = {}
+        for number, video in enumerate(tiny_videos()):
+            names = [f"{t:05d}" for t in range(len(video.frames))]
+            write_jpegs(out / split / "JPEGImages" / video.id, video, names)
+            for i in (1, 2):
+                masks[str(2 * number + i - 1)] = [_rle(ids == i) for ids in video.ids]
+            said = [(WORDS[0], [0]), (WORDS[1], [1]), ("the two boxes", [0, 1]), ("the dog that jumps", [])]
+            expressions = {
+                str(i): {"exp": words}
+                | ({} if split == "valid" else {"obj_id": who, "anno_id": [2 * number + o for o in who]})
+                for i, (words, who) in enumerate(said)
+            }
+            videos[video.id] = {"frames": names, "expressions": expressions}
+        (out / split / "meta_expressions_v2.json").write_text(json.dumps({"videos": videos}))
+        if split != "valid":
+            (out / split / "mask_dict.json").write_text(json.dumps(masks))
+
+
+def _rle(mask: np.ndarray) -> dict[str, Any] | None:
+    if not mask.any():
+        return None
+    rle = encode_rle(mask)
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
