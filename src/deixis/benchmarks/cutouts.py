@@ -1,4 +1,4 @@
-"""A library of real pictures, cut-out objects and short clips from a folder like ``shared/data``, and its hold-out rule.
+"""A library of real pictures, cut-outs and short clips from a folder like ``shared/data``, and its hold-out rule.
 
 Nothing is decoded until it is asked for. Reads COCO-like folders (index.json, images, masks), drawn objects with an
 alpha channel, and DAVIS videos. Held out from training, always the same: the DAVIS videos in HELD_OUT_VIDEOS; of
@@ -73,7 +73,8 @@ class Instance:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture with labels. open_classes: classes that may stand in it without a label; everywhere: words never certain."""
+    """A picture with labels. open_classes: classes that may stand in it without a label; everywhere: words never
+    certain. size: (height, width) in pixels."""
 
     set_name: str
     image: Path

@@ -1,8 +1,9 @@
 """Sentences that are true of exactly the stated objects: predicates over tracks with three answers.
 
-A predicate answers, for every thing in a scene, 0 (false), 1 (uncertain) or 2 (true); "and" is the minimum, "or" the maximum.
-A sentence is used only if no thing is uncertain, so that it is true of the referred things and definitely false of all others.
-Words whose unlabelled bearers may stand in the picture are not used at all (``Scene.open_classes``, ``Scene.everywhere``).
+A predicate answers, for every thing in a scene, 0 (false), 1 (uncertain) or 2 (true); "and" is the minimum, "or" the
+maximum. A sentence is used only if no thing is uncertain: then it is true of the referred things and definitely false
+of all others. Words whose unlabelled bearers may stand in the picture are not used (``Scene.open_classes``,
+``Scene.everywhere``).
 T frames, N things, C colours. All thresholds are our choice, set wide apart and checked by eye on contact sheets.
 """
 
@@ -20,7 +21,8 @@ from deixis.benchmarks.vocabulary import COCO_NAMES, EVERYWHERE, NOUNS, Noun, ar
 FALSE, UNCERTAIN, TRUE = 0, 1, 2
 
 KINDS = (
-    "class", "colour", "size", "place", "motion", "time", "relation", "several", "none", "written", "twin_place", "twin_motion",
+    "class", "colour", "size", "place", "motion", "time", "relation", "several", "none", "written",
+    "twin_place", "twin_motion",
 )  # fmt: skip
 
 
@@ -53,7 +55,7 @@ class WorldFilm:
     name: str = ""
 
 
-# ---------------------------------------------------------------------------------------------------------------- colours
+# ---- colours
 
 COLOURS = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 # Skin and hair read as these: never a word for a person's clothes.
@@ -107,7 +109,7 @@ def _colour_tables() -> tuple[np.ndarray, np.ndarray]:
 
 
 def colour_shares(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of (P, 3) uint8 RGB pixels, the share that certainly is, and the share that perhaps is, each of COLOURS: (C,), (C,)."""
+    """Of (P, 3) uint8 RGB pixels, the shares that certainly are, and perhaps are, each of COLOURS: (C,), (C,)."""
     if not len(pixels):
         return np.zeros(len(COLOURS)), np.ones(len(COLOURS))
     q = pixels[:: max(1, len(pixels) // 1500)].astype(np.int32) >> 3
@@ -116,18 +118,18 @@ def colour_shares(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return certain[index].mean(axis=0), perhaps[index].mean(axis=0)
 
 
-# ------------------------------------------------------------------------------------------------------------------ scene
+# ---- scene
 
 
 @dataclass(frozen=True, eq=False)
 class Thing:
     """One labelled object of a scene.
 
-    area: (T,) visible share of the picture.  centre: (T, 2) visible centroid as shares of width and height, nan if unseen.
-    path: (T, 2) where the whole object is in the picture, in diagonals.  world: the same with the camera's motion taken
-    out, or None if not known.  scale, world_scale: (T,) size relative to the first frame.
-    certain, perhaps: (C,) shares of colours.  single: exactly one object (a component of a class may be several or a part).
-    alpha_area: (T,) share of the picture that the object would have, unoccluded, inside the picture.
+    area: (T,) visible share of the picture.  centre: (T, 2) visible centroid, shares of width and height, nan if unseen.
+    path: (T, 2) where the whole object is in the picture, in diagonals.  world: the same with the camera's motion
+    taken out, or None if not known.  scale, world_scale: (T,) size relative to the first frame.
+    certain, perhaps: (C,) shares of colours.  single: exactly one object (a component of a class may be several).
+    referable: enough of it is seen for a sentence to name it.
     """
 
     noun: Noun
@@ -146,8 +148,8 @@ class Thing:
 @dataclass(frozen=True, eq=False)
 class Scene:
     """What a film shows. open_classes: classes that may stand in it without a label.
-    everywhere: words that no picture is certainly free of.  plain: no object but the listed things, nothing else to point at.
-    background: (C,) share of perhaps-colours of the pixels outside things.  fixed: nothing unlabelled moves in the picture.
+    everywhere: words that no picture is certainly free of.  plain: nothing to point at but the listed things.
+    background: (C,) shares of perhaps-colours of the pixels outside things.  fixed: nothing unlabelled moves.
     """
 
     things: tuple[Thing, ...]
@@ -236,7 +238,7 @@ class Judge:
         return answer
 
     def _extreme(self, word: str, keys: Sequence[np.ndarray], margin: float) -> np.ndarray:
-        """TRUE for the thing whose key, in every frame shared with any other bearer of the word, is smaller by the margin."""
+        """TRUE for the bearer of the word whose key is smaller by the margin than any other's in every common frame."""
         named = self.named(word)
         answer = np.zeros(self.count, dtype=np.int8)
         rivals = np.flatnonzero(named)
@@ -248,7 +250,7 @@ class Judge:
             for j in rivals:
                 if i == j:
                     continue
-                gap = keys[j] - keys[i]
+                gap = keys[int(j)] - keys[int(i)]
                 gap = gap[~np.isnan(gap)]
                 if not len(gap):
                     state = min(state, UNCERTAIN)
@@ -260,7 +262,7 @@ class Judge:
         return answer
 
     def placed(self, word: str, side: str) -> np.ndarray:
-        """The bearer of the word that is furthest to a side (left, right, top, bottom), or between the two others (middle)."""
+        """The bearer of the word furthest to a side (left, right, top, bottom), or between the two others (middle)."""
         axis = 1 if side in ("top", "bottom") else 0
         keys = [t.centre[:, axis] for t in self.things]
         if side == "middle":
@@ -347,7 +349,7 @@ class Judge:
         return answer
 
 
-# ------------------------------------------------------------------------------------------------------------------ words
+# ---- words
 
 PLACE_WORDS: Mapping[str, tuple[str, ...]] = {
     "left": ("the {} on the left", "the leftmost {}", "the left {}", "the {} on the left side", "{} on the left"),
@@ -361,13 +363,19 @@ SIZE_WORDS: Mapping[str, tuple[str, ...]] = {
     "smallest": ("the smallest {}", "the small {}", "the little {}", "the smaller {}"),
 }
 MOTION_WORDS: Mapping[str, tuple[str, ...]] = {
-    "left": ("the {} moving to the left", "the {} that moves left", "{a} going left", "{a} moving left", "the {} heading left"),
-    "right": ("the {} moving to the right", "the {} that moves right", "{a} going right", "{a} moving right", "the {} heading right"),
+    "left": (
+        "the {} moving to the left", "the {} that moves left", "{a} going left", "{a} moving left",
+        "the {} heading left",
+    ),
+    "right": (
+        "the {} moving to the right", "the {} that moves right", "{a} going right", "{a} moving right",
+        "the {} heading right",
+    ),
     "up": ("the {} moving up", "the {} that moves up", "{a} going up", "the {} rising"),
     "down": ("the {} moving down", "the {} that moves down", "{a} going down", "the {} sinking"),
-    "still": ("the {} standing still", "the {} that does not move", "{a} that stays in place", "the {} that stands still", "the still {}"),
+    "still": ("the {} standing still", "the {} that does not move", "{a} that stays in place", "the still {}"),
     "moving": ("the moving {}", "the {} that moves", "{a} that is moving", "the {} in motion"),
-    "closer": ("the {} coming closer", "the {} that comes closer", "{a} coming closer", "the {} getting bigger", "the approaching {}"),
+    "closer": ("the {} coming closer", "the {} that comes closer", "{a} coming closer", "the approaching {}"),
     "away": ("the {} going away", "the {} that gets smaller", "{a} moving away", "the {} getting smaller"),
     "turns": ("the {} that turns", "the {} that changes direction", "{a} changing direction", "the {} turning"),
     "fastest": ("the faster {}", "the fastest {}", "the {} that moves faster", "the {} moving fastest", "the quick {}"),
@@ -414,7 +422,8 @@ class SentenceMix:
     most_none: float = 0.2  # share of sentences that name nothing, at most (in the mean over films)
     repeats: int = 2  # sentences of one kind for the same object, at most
     weights: tuple[tuple[str, float], ...] = (
-        ("class", 0.27), ("colour", 0.34), ("place", 0.3), ("motion", 0.16), ("none", 0.13), ("size", 0.03), ("several", 0.03),
+        ("class", 0.27), ("colour", 0.34), ("place", 0.3), ("motion", 0.16), ("none", 0.13), ("size", 0.03),
+        ("several", 0.03),
     )  # fmt: skip
 
 
@@ -549,7 +558,7 @@ class Writer:
         return out
 
     def _none(self) -> list[tuple[Sentence, float]]:
-        """Words that are near and wrong: a sibling of what is there, a wrong colour or motion of it; and any other class."""
+        """Near and wrong: a sibling of what is there, a wrong colour or motion of it; and any other class."""
         judge, out = self.judge, []
 
         def absent(answer: np.ndarray, word: str) -> bool:

@@ -1,7 +1,8 @@
 """Words for things: which nouns are true, uncertain or false of a labelled class. No pixels, no sentences.
 
-Three-valued on purpose: a pick-up may or may not be called a car, so "car" is uncertain of a truck and a sentence that
-would need it to be false is not used. The names are COCO's 80, those of VOC and DAVIS mapped onto them, and drawn objects.
+Three-valued on purpose: a pick-up may or may not be called a car, so "car" is uncertain of a truck, and a sentence
+that would need it to be false is not used. The names are COCO's 80, those of VOC and DAVIS mapped onto them, and
+drawn objects.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ flamingo | bird | | animal wing
 rhino | rhinoceros | | animal wild
 """
 
-# Drawn objects by their file's name. "emoji name = our name | other true nouns | uncertain | groups"; no "=" keeps the name.
+# Drawn objects by the name in their index: "its name = our name | other true nouns | uncertain | groups", or one name.
 _DRAWN = """
 cactus | | plant | greenery ; palm tree | tree | plant | greenery ; deciduous tree = tree | | plant | greenery
 evergreen tree = fir tree | tree; pine tree | christmas tree | greenery ; tulip | flower | plant | flower
@@ -261,12 +262,13 @@ INDOOR_GROUPS = frozenset(
 )
 # Seen so often in any picture without a label that their absence is never certain.
 EVERYWHERE = frozenset({
-    "tree", "flower", "plant", "shirt", "shoe", "hat", "cap", "door", "house", "building", "rock", "box", "glasses", "stone",
-    "mirror", "ring", "watch", "candle", "trousers", "pants", "jeans", "coat", "dress", "gloves", "scarf", "socks", "boot",
-    "sneaker", "fir tree", "pine tree", "christmas tree", "palm tree", "basket", "bucket", "trash can", "bin", "camera", "bell",
-    "lock", "key", "pen", "pencil", "bag", "cardboard box", "package", "blossom", "tool", "sign", "pot", "plate",
-    "food", "fruit", "vegetable", "furniture", "screen", "meter", "ladder", "jar", "mailbox", "bread", "cart",
-    "athletic shoe", "hiking boot", "high-heeled shoe", "cherry blossom", "radio", "printer", "telephone", "headphones",
+    "athletic shoe", "bag", "basket", "bell", "bin", "blossom", "boot", "box", "bread", "bucket", "building",
+    "camera", "candle", "cap", "cardboard box", "cart", "cherry blossom", "christmas tree", "coat", "door",
+    "dress", "fir tree", "flower", "food", "fruit", "furniture", "glasses", "gloves", "hat", "headphones",
+    "high-heeled shoe", "hiking boot", "house", "jar", "jeans", "key", "ladder", "lock", "mailbox", "meter",
+    "mirror", "package", "palm tree", "pants", "pen", "pencil", "pine tree", "plant", "plate", "pot", "printer",
+    "radio", "ring", "rock", "scarf", "screen", "shirt", "shoe", "sign", "sneaker", "socks", "stone", "telephone",
+    "tool", "trash can", "tree", "trousers", "vegetable", "watch",
 })  # fmt: skip
 
 
@@ -277,17 +279,23 @@ def article(noun: str) -> str:
     return "an" if noun[0] in "aeiou" and not noun.startswith(("u-", "uni", "ufo")) else "a"
 
 
-PLURALS = frozenset({"skis", "scissors", "grapes", "cherries", "headphones", "glasses", "jeans", "trousers", "pants", "gloves",
-                     "socks", "french fries", "fries", "blueberries", "pancakes", "eyeglasses", "scales", "dice",
-                     "broccoli", "bread", "popcorn", "sushi", "yarn", "cheese", "luggage", "food", "fruit", "furniture"})  # fmt: skip
+PLURALS = frozenset({
+    "blueberries", "bread", "broccoli", "cheese", "cherries", "dice", "eyeglasses", "food", "french fries",
+    "fries", "fruit", "furniture", "glasses", "gloves", "grapes", "headphones", "jeans", "luggage", "pancakes",
+    "pants", "popcorn", "scales", "scissors", "skis", "socks", "sushi", "trousers", "yarn",
+})  # fmt: skip
+
+
+_IRREGULAR = {
+    "person": "people", "sheep": "sheep", "mouse": "mice", "computer mouse": "computer mice", "knife": "knives",
+    "fish": "fish", "tropical fish": "tropical fish", "deer": "deer", "bison": "bison",
+}  # fmt: skip
 
 
 def plural(noun: str) -> str:
     """The plural of a noun that has a regular one or stands in the short list of others."""
-    irregular = {"person": "people", "sheep": "sheep", "mouse": "mice", "knife": "knives", "fish": "fish", "deer": "deer",
-                 "human being": "human beings", "goose": "geese", "computer mouse": "computer mice", "bison": "bison"}  # fmt: skip
-    if noun in irregular:
-        return irregular[noun]
+    if noun in _IRREGULAR:
+        return _IRREGULAR[noun]
     if noun in PLURALS:
         return noun
     if noun.endswith(("s", "x", "ch", "sh")):

@@ -1,0 +1,347 @@
+"""Painting films: cut-outs on paths over a picture, with exact visible masks and the facts that predicates need.
+
+T frames, N things, H W pixels. Coordinates are pixels, x right, y down; maps are (T, 2, 3) affine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from deixis.benchmarks.cutouts import Library, Patch, Picture
+from deixis.benchmarks.predicates import Judge, Scene, Sentence, SentenceMix, Thing, WorldFilm, Writer, colour_shares
+from deixis.benchmarks.vocabulary import Noun
+
+MAX_OBJECTS = 16  # objects whose masks a film keeps; the sentences know them all
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """An object's motion. centre: (T, 2) pixels.  scale: (T,) film pixels per patch pixel.  angle: (T,) degrees."""
+
+    centre: np.ndarray
+    scale: np.ndarray
+    angle: np.ndarray
+
+
+@dataclass(eq=False)
+class Canvas:
+    """A film while it is painted. labels: (T, H, W) uint8, index of a thing + 1, 0 nothing, 255 unknown."""
+
+    frames: np.ndarray
+    labels: np.ndarray
+    nouns: list[Noun]
+    single: list[bool]
+    paths: list[np.ndarray]  # (T, 2) pixels in the picture
+    worlds: list[np.ndarray | None]
+    scales: list[np.ndarray]
+    world_scales: list[np.ndarray | None]
+    whole: list[np.ndarray]  # (T,) pixels that the whole object would cover
+
+
+def view(
+    rng: np.random.Generator, source: tuple[int, int], size: tuple[int, int], frames: int, moves: bool, tight: float
+) -> np.ndarray:
+    """Affine maps (T, 2, 3) from a source picture to the film: a window inside the picture that may pan and zoom.
+
+    tight: the smallest window, as a share of the largest that fits. The picture is stretched by 15 % at most.
+    """
+    height, width = source
+    aspect = size[1] / size[0]
+    stretch = float(np.clip((width / height) / aspect, 1 / 1.15, 1.15))
+    aspect *= stretch
+    w_max = min(width, height * aspect)
+
+    def window() -> np.ndarray:
+        w = w_max * rng.uniform(tight, 1.0)
+        h = w / aspect
+        return np.array([rng.uniform(0, width - w), rng.uniform(0, height - h), w, h])
+
+    first = window()
+    last = first
+    if moves:
+        goal = window()
+        last = first + (goal - first) * rng.uniform(0.2, 0.8)
+    s = np.linspace(0, 1, frames)[:, None]
+    x, y, w, h = (first + (last - first) * s).T
+    maps = np.zeros((frames, 2, 3))
+    maps[:, 0, 0], maps[:, 1, 1] = size[1] / w, size[0] / h
+    maps[:, 0, 2], maps[:, 1, 2] = -x * size[1] / w, -y * size[0] / h
+    return maps
+
+
+def apply_maps(maps: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(T, 2, 3) maps on (2,) or (T, 2) points: (T, 2)."""
+    points = np.broadcast_to(points, (len(maps), 2))
+    return np.einsum("tij,tj->ti", maps[:, :, :2], points) + maps[:, :, 2]
+
+
+def canvas_of(
+    library: Library, picture: Picture, maps: np.ndarray, size: tuple[int, int], mirrored: bool, gain: float
+) -> Canvas:
+    """A picture, seen through the maps, as the start of a film; its labelled objects are the first things."""
+    rgb, ids = library.load(picture)
+    lut = np.zeros(256, dtype=np.uint8)
+    lut[255] = 255
+    for index, instance in enumerate(picture.instances[:250]):
+        lut[instance.id] = index + 1
+    labels = lut[ids]
+    if mirrored:
+        rgb, labels = np.ascontiguousarray(rgb[:, ::-1]), np.ascontiguousarray(labels[:, ::-1])
+    if gain != 1.0:
+        rgb = cv2.convertScaleAbs(rgb, alpha=gain)
+    t, (h, w) = len(maps), size
+    frames, painted = np.empty((t, h, w, 3), np.uint8), np.empty((t, h, w), np.uint8)
+    for i in range(t):
+        if i and np.array_equal(maps[i], maps[0]):
+            frames[i], painted[i] = frames[0], painted[0]
+            continue
+        shrink = maps[i, 0, 0] < 0.7
+        frames[i] = cv2.warpAffine(
+            rgb, maps[i], (w, h), flags=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        )
+        painted[i] = cv2.warpAffine(labels, maps[i], (w, h), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
+    canvas = Canvas(frames, painted, [], [], [], [], [], [], [])
+    scale = np.sqrt(maps[:, 0, 0] * maps[:, 1, 1])
+    for instance in picture.instances[:250]:
+        x, y, bw, bh = instance.box
+        middle = np.array([x + bw / 2, y + bh / 2])
+        if mirrored:
+            middle[0] = picture.size[1] - middle[0]
+        path = apply_maps(maps, middle)
+        canvas.nouns.append(instance.noun)
+        canvas.single.append(instance.single)
+        canvas.paths.append(path)
+        canvas.worlds.append(np.broadcast_to(path[0], path.shape))
+        canvas.scales.append(scale / scale[0])
+        canvas.world_scales.append(np.ones(t))
+        canvas.whole.append(instance.area * maps[:, 0, 0] * maps[:, 1, 1])
+    return canvas
+
+
+def paste(
+    canvas: Canvas,
+    patch: Patch,
+    motion: Motion,
+    camera: np.ndarray | None,
+    gain: float,
+    mirrored: bool,
+    known: bool = True,
+) -> None:
+    """Paint a cut-out over the film. camera: (T, 2, 3) from the first frame to frame t, or None where it stands still.
+    known: whether the motion against the world is known (it is not over a filmed clip)."""
+    t, h, w = canvas.labels.shape
+    rgb, alpha = patch.rgb, patch.alpha
+    if mirrored:
+        rgb, alpha = rgb[:, ::-1], alpha[:, ::-1]
+    if gain != 1.0:
+        rgb = cv2.convertScaleAbs(np.ascontiguousarray(rgb), alpha=gain)
+    ph, pw = alpha.shape
+    four = np.ascontiguousarray(np.dstack([rgb, alpha]))
+    path, scale, angle = motion.centre, motion.scale, motion.angle
+    if camera is not None:
+        path = apply_maps(camera, path)
+        scale = scale * np.sqrt(camera[:, 0, 0] * camera[:, 1, 1])
+    label = len(canvas.nouns) + 1
+    for i in range(t):
+        reach = 0.5 * np.hypot(ph, pw) * scale[i] + 2
+        x0, y0 = max(0, int(path[i, 0] - reach)), max(0, int(path[i, 1] - reach))
+        x1, y1 = min(w, int(path[i, 0] + reach) + 1), min(h, int(path[i, 1] + reach) + 1)
+        if x1 <= x0 or y1 <= y0:
+            continue
+        matrix = cv2.getRotationMatrix2D((pw / 2, ph / 2), float(angle[i]), float(scale[i]))
+        matrix[:, 2] += path[i] - np.array([pw / 2 + x0, ph / 2 + y0])
+        source = four
+        if scale[i] < 0.5:  # shrink smoothly first: a bilinear warp would skip pixels
+            small = (max(2, round(pw * scale[i] * 1.4)), max(2, round(ph * scale[i] * 1.4)))
+            source = cv2.resize(four, small, interpolation=cv2.INTER_AREA)
+            matrix[:, :2] = matrix[:, :2] @ np.diag([pw / small[0], ph / small[1]])
+        warped = cv2.warpAffine(
+            source, matrix, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
+        )
+        share = warped[..., 3:].astype(np.uint16)
+        region = canvas.frames[i, y0:y1, x0:x1]
+        region[:] = ((warped[..., :3] * share + region * (255 - share)) // 255).astype(np.uint8)
+        canvas.labels[i, y0:y1, x0:x1][warped[..., 3] > 127] = label
+    canvas.nouns.append(patch.noun)
+    canvas.single.append(True)
+    canvas.paths.append(path)
+    canvas.scales.append(scale / scale[0])
+    canvas.worlds.append(motion.centre if known else None)
+    canvas.world_scales.append(motion.scale / motion.scale[0] if known else None)
+    canvas.whole.append((patch.alpha > 127).sum() * scale**2)
+
+
+def things_of(canvas: Canvas) -> tuple[list[Thing], list[int], np.ndarray]:
+    """The things that can be seen, which label each has, and the (C,) colours of everything else."""
+    t, h, w = canvas.labels.shape
+    count, diagonal = len(canvas.nouns), float(np.hypot(h, w))
+    xs, ys = np.tile((np.arange(w) + 0.5) / w, h), np.repeat((np.arange(h) + 0.5) / h, w)
+    flat = canvas.labels.reshape(t, -1)
+    number = np.stack([np.bincount(row, minlength=256) for row in flat])[:, 1 : count + 1].astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x = np.stack([np.bincount(row, xs, minlength=256) for row in flat])[:, 1 : count + 1] / number
+        y = np.stack([np.bincount(row, ys, minlength=256) for row in flat])[:, 1 : count + 1] / number
+    things, labels = [], []
+    for i in range(count):
+        if not number[:, i].any():
+            continue
+        best = int(np.argmax(number[:, i]))
+        certain, perhaps = colour_shares(canvas.frames[best][canvas.labels[best] == i + 1])
+        shown = number[:, i] / np.maximum(canvas.whole[i], 1)
+        world, world_scale = canvas.worlds[i], canvas.world_scales[i]
+        things.append(
+            Thing(
+                canvas.nouns[i], number[:, i] / (h * w), np.stack([x[:, i], y[:, i]], axis=1),
+                canvas.paths[i] / diagonal,
+                None if world is None else world / diagonal, canvas.scales[i], world_scale, certain, perhaps,
+                canvas.single[i], bool((shown > 0.35).mean() >= 0.6),
+            )
+        )  # fmt: skip
+        labels.append(i + 1)
+    _, background = colour_shares(canvas.frames[0][canvas.labels[0] == 0])
+    return things, labels, background
+
+
+# ---- motions
+
+MOTIONS = ("still", "straight", "zoom", "curve")
+
+
+def a_motion(
+    rng: np.random.Generator, kind: str, frames: int, size: tuple[int, int], scale: float, heading: float | None = None
+) -> Motion:
+    """A path inside the picture. heading: degrees, 0 right, 90 down; drawn (mostly along an axis) where None."""
+    h, w = size
+    diagonal = float(np.hypot(h, w))
+    s = np.linspace(0, 1, frames)
+    low, high = np.array([0.1 * w, 0.14 * h]), np.array([0.9 * w, 0.86 * h])
+    if heading is None:
+        heading = (
+            float(rng.choice([0, 180, 0, 180, 90, 270])) + float(rng.normal(0, 8))
+            if rng.random() < 0.8
+            else float(rng.uniform(0, 360))
+        )
+    turn = 0.0
+    length = 0.0
+    if kind in ("straight", "curve"):
+        length = diagonal * float(rng.uniform(0.08, 0.42))
+        turn = 0.0 if kind == "straight" else float(rng.choice([-1, 1]) * rng.uniform(60, 130))
+    angles = np.radians(heading + turn * np.clip((s[:-1] + s[1:]) / 2 * 2 - 0.5, 0, 1))
+    steps = np.stack([np.cos(angles), np.sin(angles)], axis=1) * length / max(1, frames - 1)
+    offset = np.vstack([np.zeros(2), np.cumsum(steps, axis=0)])
+    spread = offset.max(axis=0) - offset.min(axis=0)
+    shrink = float(min(1.0, *((high - low) / np.maximum(spread, 1e-6))))
+    offset = offset * shrink
+    start = rng.uniform(
+        low - offset.min(axis=0), np.maximum(high - offset.max(axis=0), low - offset.min(axis=0) + 1e-6)
+    )
+    grows = np.ones(frames)
+    if kind == "zoom":
+        ratio = float(rng.uniform(1.3, 1.9))
+        grows = ratio**s if rng.random() < 0.6 else ratio ** (1 - s)
+        grows = grows / np.sqrt(ratio)
+    tilt = float(rng.normal(0, 6))
+    return Motion(start + offset, scale * grows, np.full(frames, tilt))
+
+
+# Hue in degrees, least saturation, largest saturation, factor and offset of value (all 0..1): our choice.
+DYES: dict[str, tuple[float, float, float, float, float]] = {
+    "black": (0, 0.0, 0.15, 0.22, 0.0), "white": (0, 0.0, 0.05, 0.3, 0.7), "grey": (0, 0.0, 0.06, 0.35, 0.32),
+    "red": (358, 0.75, 1.0, 0.55, 0.4), "orange": (27, 0.8, 1.0, 0.4, 0.6), "yellow": (55, 0.7, 1.0, 0.4, 0.6),
+    "green": (122, 0.6, 1.0, 0.55, 0.35), "blue": (224, 0.65, 1.0, 0.55, 0.4), "purple": (281, 0.6, 1.0, 0.5, 0.4),
+    "pink": (334, 0.3, 0.5, 0.25, 0.75), "brown": (23, 0.55, 0.75, 0.35, 0.22),
+}  # fmt: skip
+
+
+def a_dye(rng: np.random.Generator) -> str:
+    return list(DYES)[int(rng.integers(len(DYES)))]
+
+
+def dye(patch: Patch, colour: str) -> Patch:
+    """The cut-out in a plain colour, its light and shade kept."""
+    hue, least, most, factor, offset = DYES[colour]
+    hsv = cv2.cvtColor(patch.rgb, cv2.COLOR_RGB2HSV).astype(np.float32)
+    hsv[..., 0] = hue / 2
+    hsv[..., 1] = 255 * (least + (most - least) * hsv[..., 1] / 255)
+    hsv[..., 2] = 255 * np.clip(offset + factor * hsv[..., 2] / 255, 0, 1)
+    return replace(patch, rgb=cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB))
+
+
+def boxes_overlap(a: tuple[Motion, Patch], b: tuple[Motion, Patch]) -> float:
+    """The largest share of the smaller box that the other covers, at the start and the end."""
+    worst = 0.0
+    for i in (0, len(a[0].centre) // 2, -1):
+        sides = [np.array(p.alpha.shape[::-1]) * m.scale[i] for m, p in (a, b)]
+        gap = np.minimum(a[0].centre[i] + sides[0] / 2, b[0].centre[i] + sides[1] / 2) - np.maximum(
+            a[0].centre[i] - sides[0] / 2, b[0].centre[i] - sides[1] / 2
+        )
+        if (gap > 0).all():
+            worst = max(worst, float(gap.prod() / min(sides[0].prod(), sides[1].prod())))
+    return worst
+
+
+def scale_for(
+    rng: np.random.Generator, patch: Patch, size: tuple[int, int], share: tuple[float, float] = (0.012, 0.13)
+) -> float:
+    """Pixels of the film per pixel of the patch, so that the object covers a share of the picture; at most 3."""
+    wanted = float(np.exp(rng.uniform(*np.log(share)))) * size[0] * size[1]
+    scale = np.sqrt(wanted / max(1, int((patch.alpha > 127).sum())))
+    fits = 0.85 * min(size[0] / patch.alpha.shape[0], size[1] / patch.alpha.shape[1])
+    return float(min(scale, 3.0, fits))
+
+
+def from_first(maps: np.ndarray) -> np.ndarray:
+    """Maps (T, 2, 3) from the film's first frame to frame t, of maps from a source picture to frame t (no rotation)."""
+    out = np.zeros_like(maps)
+    ratio = np.stack([maps[:, 0, 0] / maps[0, 0, 0], maps[:, 1, 1] / maps[0, 1, 1]], axis=1)
+    out[:, 0, 0], out[:, 1, 1] = ratio[:, 0], ratio[:, 1]
+    out[:, :, 2] = maps[:, :, 2] - ratio * maps[0, :, 2]
+    return out
+
+
+# ---- sentences
+
+
+def finish(
+    canvas: Canvas,
+    scene_of: Scene,
+    mix: SentenceMix,
+    rng: np.random.Generator,
+    name: str,
+    written: tuple[Sentence, ...] = (),
+    keep: int = MAX_OBJECTS,
+) -> WorldFilm:
+    """Draw the sentences and keep the masks of the objects that they name, then of the largest others."""
+    things, labels, background = things_of(canvas)
+    scene = replace(scene_of, things=tuple(things), background=background)
+    judge = Judge(scene)
+    drawn = Writer(judge, rng, motions=dict(mix.weights).get("motion", 0) > 0).draw(mix)
+    known = {label: i for i, label in enumerate(labels)}
+    kept = [
+        replace(s, objects=tuple(known[label] for label in s.objects))
+        for s in written
+        if all(x in known for x in s.objects)
+    ]
+    kept = [s for s in kept if all(judge.referable[i] for i in s.objects)]
+    sentences = (*drawn[: mix.count - len(kept)], *kept) if kept else drawn
+    named = {i for s in sentences for i in s.objects}
+    largest = sorted(range(len(things)), key=lambda i: -float(things[i].area.max()))
+    order = sorted([*named, *[i for i in largest if i not in named][: max(0, keep - len(named))]])
+    place = {i: k for k, i in enumerate(order)}
+    masks = (
+        np.stack([canvas.labels == labels[i] for i in order], axis=1)
+        if order
+        else np.zeros((len(canvas.frames), 0, *canvas.labels.shape[1:]), bool)
+    )
+    return WorldFilm(
+        frames=canvas.frames,
+        masks=masks,
+        sentences=tuple(replace(s, objects=tuple(place[i] for i in s.objects)) for s in sentences),
+        ignore=canvas.labels == 255,
+        times=tuple(i / 6 for i in range(len(canvas.frames))),
+        classes=tuple(things[i].noun.name for i in order),
+        name=name,
+    )
