@@ -5,23 +5,216 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from deixis.training.loop import Progress
+    from deixis.types import MaskTrack
+    from deixis.writers import Output
+
+
+class OneLineErrors(TyperGroup):
+    """What a user caused ends in one line on stderr and exit status 2; Ctrl-C in status 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ValueError as error:
+            types = sys.modules.get("deixis.types")  # unless a command has imported it, the error cannot be ours
+            if types is None or not isinstance(error, types.DeixisError):
+                raise
+            typer.echo(f"deixis: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt as error:
+            typer.echo("deixis: stopped", err=True)
+            raise typer.Exit(130) from error
+
 
 app = typer.Typer(
     name="deixis",
+    cls=OneLineErrors,
     help="Point at things in a video with words: referring video object segmentation.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+ModelOption = Annotated[str, typer.Option(help="A name that `deixis models` lists, or a checkpoint file.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+FormatOption = Annotated[str, typer.Option("--as", help="Of overlay, png, rle, matte; commas between.")]
+
+
+@app.command()
+def segment(
+    film: Annotated[Path, typer.Argument(help="A film, or a folder of frames.")],
+    expressions: Annotated[list[str], typer.Argument(help="Words that name an object; one or more.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
+    formats: FormatOption = "overlay,rle",
+    model: ModelOption = "light",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    start: Annotated[float | None, typer.Option(help="Begin at this second.")] = None,
+    end: Annotated[float | None, typer.Option(help="End before this second.")] = None,
+    every: Annotated[int, typer.Option(help="Look at each Nth frame.")] = 1,
+    size: Annotated[
+        int | None, typer.Option(help="Short side that the model sees, pixels (default: as trained).")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Presence below which masks stay empty, 0..1.")] = None,
+    fps: Annotated[float, typer.Option(help="Frames per second of a folder of frames.")] = 24.0,
+    max_pixels: Annotated[int, typer.Option(help="Refuse frames that hold more pixels.")] = 50_000_000,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace results in a folder that is not empty.")
+    ] = False,
+) -> None:
+    """Cut the object that each EXPRESSION names out of FILM."""
+    from deixis.video import Film
+    from deixis.writers import Output, check_formats
+
+    kinds = check_formats(formats)
+    source = Film(film, start=start, end=end, every=every, max_pixels=max_pixels, fps=fps)
+    output = Output(out, overwrite=overwrite)
+    _segment_to_disk(source, expressions, output, kinds, model, device, precision, size, threshold)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("deixis-demo"),
+    formats: FormatOption = "overlay,rle",
+    model: ModelOption = "light",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Run `segment` on the short clip that comes with deixis, with three expressions, one of something not there."""
+    from deixis.video import Film
+    from deixis.weights import DEMO_EXPRESSIONS, DEMO_FILM
+    from deixis.writers import Output, check_formats
+
+    kinds = check_formats(formats)
+    source = Film(DEMO_FILM)
+    typer.echo(f"{DEMO_FILM}")
+    output = Output(out, overwrite=True)
+    _segment_to_disk(source, DEMO_EXPRESSIONS, output, kinds, model, device, precision, None, None)
+
+
+@app.command()
+def models() -> None:
+    """List systems, presets and checkpoints, their licences, and where each file lies."""
+    from deixis.systems import PRESETS, SYSTEMS
+    from deixis.weights import KNOWN
+
+    typer.echo(f"systems      {', '.join(SYSTEMS)}")
+    typer.echo(f"presets      {', '.join(PRESETS)}  (those named _debug load with random weights)")
+    for checkpoint in KNOWN.values():
+        place = checkpoint.place
+        where = f"{place} ({place.stat().st_size / 1e6:.1f} MB)" if place.is_file() else f"{place} (not there)"
+        typer.echo(f"checkpoint   {checkpoint.name}: preset {checkpoint.preset}; {checkpoint.licence}; {where}")
+
+
+def _segment_to_disk(
+    film: Any,
+    expressions: Sequence[str],
+    output: Output,
+    formats: Sequence[str],
+    model: str,
+    device: str,
+    precision: str,
+    size: int | None,
+    threshold: float | None,
+) -> None:
+    """The two passes over a film, with what is seen on the screen."""
+    from deixis.segment import as_expressions, choose_device
+    from deixis.segment import segment as answer
+    from deixis.weights import describe
+    from deixis.writers import write
+
+    asked = as_expressions(expressions)
+    choose_device(device)
+    about = describe(model)
+    try:
+        with output:
+            with _frames_bar("segmenting", film.length) as progress, _ctrl_c_once() as stop:
+                tracks = answer(
+                    film, asked, model=model, device=device, precision=precision, size=size,
+                    threshold=threshold, folder=output.scratch, progress=progress, stop=stop,
+                )  # fmt: skip
+                stopped = stop()
+            frames = len(tracks[0])
+            if stopped:  # what is answered is kept in the form that is quickest to write
+                formats = ("rle",)
+            with _frames_bar("drawing", frames) as progress:
+                write(output, film, tracks, formats, model=about, complete=not stopped, progress=progress)
+            for track in tracks:
+                typer.echo(_verdict(track))
+    except KeyboardInterrupt:
+        stopped = True
+    for warning in film.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    for path in output.paths:
+        typer.echo(f"wrote {path}")
+    if stopped:
+        kept = "what was finished is kept" if output.paths else "nothing was finished"
+        typer.echo(f"deixis: stopped; {kept}", err=True)
+        raise typer.Exit(130)
+
+
+def _verdict(track: MaskTrack) -> str:
+    """One line: present or not, how sure, from when to when, how much of the picture."""
+    areas = track.masks.areas()
+    seen = areas.nonzero()[0]
+    if not len(seen):
+        return f"{track.expression.text}: not there (presence {track.presence:.2f})"
+    height, width = track.masks.size
+    share = 100 * areas[seen].mean() / (height * width)
+    stretch = f"{track.times[seen[0]]:.1f} to {track.times[seen[-1]]:.1f} s"
+    return f"{track.expression.text}: present (presence {track.presence:.2f}), {stretch}, {share:.1f} % of the picture"
+
+
+@contextmanager
+def _ctrl_c_once() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts as always."""
+    pressed = []
+
+    def note(number: int, frame: Any) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        typer.echo("stopping after this window; Ctrl-C again to stop at once", err=True)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _frames_bar(words: str, frames: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal: frames, frames per second, time left. Nothing in a file."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:.1f} frames/s"), TimeRemainingColumn(),
+    )  # fmt: skip
+    began = time.perf_counter()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(words, total=frames, rate=0.0)
+
+        def show(done: int) -> None:
+            rate = done / max(time.perf_counter() - began, 1e-6)
+            bar.update(task, completed=done, total=max(done, frames or done), rate=rate)
+
+        yield show
 
 
 @app.command()

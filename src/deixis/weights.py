@@ -30,6 +30,8 @@ from deixis.types import DeixisError
 
 FORMAT = 1
 ASSETS = Path(__file__).parent / "assets"
+DEMO_FILM = ASSETS / "demo" / "lucia.mp4"  # DAVIS 2016, CC BY 4.0; its licence lies beside it
+DEMO_EXPRESSIONS = ("a woman in a black dress", "the bench", "a brown dog")  # there is no dog
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own bound (read)
 LARGEST_NUMBER = 1 << 20  # our choice: no size, count or rate in a config comes near it, so a larger one lies
 EXTRA = "_extra_state"  # PyTorch's key for what a module keeps beside its tensors: here bytes, as uint8 of any length
@@ -94,6 +96,16 @@ def find(model: str | Path) -> Path | None:
         raise DeixisError(f"no such checkpoint file: {path}")
     names = [*KNOWN, *(p for p in systems.PRESETS if p.endswith("_debug"))]
     raise DeixisError(f"unknown model {name!r}; expected one of {', '.join(names)}, or a .safetensors file")
+
+
+def describe(model: str | Path) -> dict[str, str | None]:
+    """name, checkpoint (file name) and sha256 of it; None where a ``_debug`` preset has no file. Raises as ``find``."""
+    path = find(model)
+    return {
+        "name": path.stem if path and str(model) not in KNOWN else str(model),
+        "checkpoint": path.name if path else None,
+        "sha256": sha256(path) if path else None,
+    }
 
 
 def sha256(path: Path) -> str:
