@@ -52,7 +52,7 @@ NOT_NAMES = frozenset(
     "moves moving move going goes go walks walking runs running stands standing still staying stays turns turning comes "
     "coming enters entering leaves leaving stops stopping fast faster fastest slow slower slowest up down leftward "
     "rightward upward downward leftwards rightwards upwards downwards does not doesn't there some any object thing "
-    "red orange yellow green blue purple pink brown black white gray grey golden dark light bright silver violet "
+    "red orange yellow green blue purple pink brown black white gray grey golden dark bright silver violet "
     "first last second other same direction across along around through out into off".split()
 )
 
@@ -88,6 +88,7 @@ class LightConfig:
     multiple: int = 32  # pixels; height and width are padded to it
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet (read)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # ImageNet (read)
+    frame_floor: float = -3.0  # logit of a frame's score below which the mask fades out in that frame
     presence_threshold: float = 0.5  # probability above which the object counts as there; calibrated
     presence_temperature: float = 1.0  # divides the presence logit; calibrated
     presence_shift: float = 0.0  # added to the presence logit after that; calibrated
@@ -169,16 +170,22 @@ class Light(nn.Module):
         )  # fmt: skip
 
     def decode(self, maps: LightFeatures, expressions: Sequence[Expression], wanted: Sequence[int] | None = None) -> Prediction:
-        """One clip may be asked any number of expressions; otherwise one a clip. Masks are shared, not copied."""
+        """One clip may be asked any number of expressions; otherwise one a clip."""
         texts = [e.text for e in expressions]
         k, b = len(texts), len(maps.queries)
         which = torch.arange(b) if k == b else torch.zeros(k, dtype=torch.long)
-        scores, similarity, none = self.hear_texts(maps, texts, which.to(maps.queries.device))
-        masks = maps.masks if k == b else maps.masks.expand(k, *maps.masks.shape[1:])
+        frame, similarity, none = self.hear_texts(maps, texts, which.to(maps.queries.device))
+        similarity = similarity.masked_fill(maps.spare[which], -20.0)
+        # The choice among the objects and "none of them" is one softmax of the clip; a query's logit says the same.
+        chance = torch.cat([none[:, None], similarity], dim=1).log_softmax(1)[:, 1:].clamp(max=-1e-6)
+        scores = (chance - torch.log(-torch.expm1(chance)))[:, None].expand_as(frame)
+        # Where the frame itself says no, the object has left or has not come yet: its mask fades out.
+        fade = 8 * (frame - self.config.frame_floor).clamp(max=0)
+        masks = maps.masks[which] + fade[..., None, None]
         if wanted is not None:
             masks, scores = masks[:, list(wanted)], scores[:, list(wanted)]
-        there = similarity.masked_fill(maps.spare[which], -20.0)
-        return Prediction(masks, scores, similarity=there - none[:, None], presence=there.logsumexp(1) - none)
+        presence = similarity.logsumexp(1) - none
+        return Prediction(masks, scores, similarity=similarity - none[:, None], presence=presence)
 
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding), batch.expressions, batch.wanted)
