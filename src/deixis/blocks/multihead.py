@@ -1,0 +1,71 @@
+"""Multi-head attention with one packed input projection, through PyTorch's fused kernel (arXiv:1706.03762).
+
+N sequences, L queries, S keys, D width. ``padding`` is True where there is nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """softmax(q k / sqrt(d)) v per head, between an input projection (rows: q, k, v) and an output projection."""
+
+    def __init__(self, width: int, heads: int = 8, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(N, L, D) from query (N, L, D), key and value (N, S, D), padding (N, S) of the keys or None.
+
+        A row whose keys are all padding attends to nothing that means anything; do not ask for one.
+        """
+        q, k, v = (self._heads(x) for x in self._project(query, key, value))  # (N, heads, L or S, D / heads)
+        mask = None if padding is None else ~padding[:, None, None, :]
+        out = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        d = query.shape[-1]
+        if query is key:  # one product for both
+            q, k = F.linear(query, weight[: 2 * d], bias[: 2 * d]).chunk(2, -1)
+        else:
+            q, k = F.linear(query, weight[:d], bias[:d]), F.linear(key, weight[d : 2 * d], bias[d : 2 * d])
+        return q, k, F.linear(value, weight[2 * d :], bias[2 * d :])
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """The residual two-layer network after an attention, post-norm, ReLU: LayerNorm(x + W2 relu(W1 x))."""
+
+    def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(self.linear1(x).relu_())
+        return self.norm(x + self.dropout(self.linear2(hidden)))
+
+
+class Mlp(nn.Module):
+    """Linear layers with ReLU between them, e.g. Mlp(256, 256, 256, 4)."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, widths[1:], strict=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = layer(x).relu_()
+        return self.layers[-1](x)

@@ -1,0 +1,98 @@
+"""What a query says of its frame: is it the one, in which box, and with which kernel is its mask painted.
+
+B clips, T frames, Q queries, D width, K classes; h w a quarter of the frame.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+
+import torch
+from torch import Tensor, nn
+
+from deixis.blocks.deformable import refine_box
+from deixis.blocks.levels import FramesFound
+from deixis.blocks.mask_head import kernel_numbers, paint
+from deixis.blocks.multihead import Mlp
+from deixis.types import Prediction
+
+
+class QueryHeads(nn.Module):
+    """Scores, boxes and masks. Scores and boxes have weights for each decoder layer, kernels share theirs."""
+
+    def __init__(self, width: int, layers: int, classes: int, mask_channels: int) -> None:
+        super().__init__()
+        self.score = nn.ModuleList(nn.Linear(width, classes) for _ in range(layers))
+        self.box = nn.ModuleList(Mlp(width, width, width, 4) for _ in range(layers))
+        self.kernel = Mlp(width, width, width, kernel_numbers(mask_channels, mask_channels))
+        self.mask_channels = mask_channels
+        self._start()
+
+    def _start(self) -> None:
+        for layer in self.score:
+            nn.init.constant_(layer.bias, -math.log(99))  # at first, one query in a hundred counts as found
+        for mlp in self.box:
+            nn.init.zeros_(mlp.layers[-1].weight)
+            nn.init.zeros_(mlp.layers[-1].bias)
+        nn.init.constant_(self.box[0].layers[-1].bias[2:], -2.0)  # the first boxes are small
+        for layer in self.kernel.layers:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        layer: int,
+        queries: Tensor,
+        clip_queries: Tensor,
+        sentence: Tensor,
+        frames: FramesFound,
+        size_xy: Tensor,
+        painted: int | None = None,
+    ) -> Prediction:
+        """The prediction of a decoder layer.
+
+        queries: (B, T, Q, D), knowing the clip.  clip_queries: (B, Q, D).  sentence: (B, D).
+        size_xy: (B, 1, 1, 2) pixels.  painted: how many queries to keep, best first; None keeps all, in their order.
+        """
+        scores = score_logits(self.score[layer](queries))  # (B, T, Q)
+        references, centres = frames.references[layer], frames.boxes[layer][..., :2]
+        similarity = torch.einsum("bqd,bd->bq", clip_queries, sentence) / sentence.shape[-1]  # the scale as published
+        if painted is not None and painted < scores.shape[2]:
+            best = scores.sigmoid().mean(1).topk(painted, dim=1).indices  # (B, Q) of the kept
+            queries, scores, references, centres = (pick(x, best, 2) for x in (queries, scores, references, centres))
+            clip_queries, similarity = pick(clip_queries, best, 1), similarity.gather(1, best)
+        boxes = refine_box(self.box[layer](queries), references)  # (B, T, Q, 4)
+        masks = paint(frames.pixels, self.kernel(queries), centres * size_xy, 4, self.mask_channels)
+        extras = {"clip_queries": clip_queries, "sentence": sentence}
+        return Prediction(masks, scores, boxes, similarity, extras=extras)
+
+
+def score_logits(classes: Tensor) -> Tensor:
+    """(B, T, Q) from class logits (B, T, Q, K): those of the class that a query is surest of over the clip."""
+    if classes.shape[-1] == 1:
+        return classes[..., 0]
+    surest = classes.sigmoid().mean(1, keepdim=True).argmax(-1, keepdim=True)  # (B, 1, Q, 1)
+    return classes.gather(-1, surest.expand(*classes.shape[:-1], 1))[..., 0]
+
+
+def pick(x: Tensor, index: Tensor, axis: int) -> Tensor:
+    """Entries ``index`` (B, Q') along ``axis`` of x, which is (B, ..., Q, ...)."""
+    shape = [len(x), *[1] * (axis - 1), index.shape[1], *[1] * (x.ndim - axis - 1)]
+    return x.gather(axis, index.view(shape).expand(*x.shape[:axis], index.shape[1], *x.shape[axis + 1 :]))
+
+
+def join(predictions: list[Prediction]) -> Prediction:
+    """Predictions of several expressions as one, along the first axis."""
+    if len(predictions) == 1:
+        return predictions[0]
+    joined = {}
+    for name in (f.name for f in fields(Prediction)):
+        values = [getattr(p, name) for p in predictions]
+        if name == "aux":
+            joined[name] = tuple(join(list(layer)) for layer in zip(*values, strict=True))
+        elif name == "extras":
+            joined[name] = {key: torch.cat([v[key] for v in values]) for key in values[0]}
+        else:
+            joined[name] = None if values[0] is None else torch.cat(values)
+    return Prediction(**joined)

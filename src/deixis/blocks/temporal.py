@@ -1,0 +1,62 @@
+"""From objects in frames to objects in a clip: clip-level queries read the frames' queries (VITA, arXiv:2206.04403).
+
+N clips, T frames, Q queries, M = T Q tokens, D width. All blocks are post-norm.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deixis.blocks.multihead import Attention, FeedForward
+
+
+class ResidualAttention(nn.Module):
+    """LayerNorm(x + attention(x, keys, values))."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention, self.norm = Attention(width, heads, dropout), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(N, L, D): ``query`` is x, with or without its position."""
+        return self.norm(x + self.dropout(self.attention(query, key, value)))
+
+
+class TokenEncoder(nn.Module):
+    """Every query of every frame attends to all of them; no positions, so the order of frames does not matter."""
+
+    def __init__(self, width: int, heads: int, hidden: int, layers: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = nn.ModuleList(ResidualAttention(width, heads, dropout) for _ in range(layers))
+        self.feed = nn.ModuleList(FeedForward(width, hidden, dropout) for _ in range(layers))
+
+    def forward(self, tokens: Tensor, heard: Tensor | None = None) -> Tensor:
+        """(N, M, D) -> (N, M, D). With ``heard`` (N, M, D) each layer attends to that instead of to the tokens."""
+        for attend, feed in zip(self.attention, self.feed, strict=True):
+            source = tokens if heard is None else heard
+            tokens = feed(attend(tokens, tokens, source, source))
+        return tokens
+
+
+class ClipDecoder(nn.Module):
+    """Q clip queries read the frames' tokens: cross-attention, self-attention, then a two-layer network."""
+
+    def __init__(self, width: int, queries: int, heads: int, hidden: int, layers: int, dropout: float) -> None:
+        super().__init__()
+        self.cross = nn.ModuleList(ResidualAttention(width, heads, dropout) for _ in range(layers))
+        self.among = nn.ModuleList(ResidualAttention(width, heads, dropout) for _ in range(layers))
+        self.feed = nn.ModuleList(FeedForward(width, hidden, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.query_position = nn.Parameter(torch.randn(queries, width))
+        self.slot_position = nn.Parameter(torch.randn(queries, width))  # which query of its frame a token is
+
+    def forward(self, content: Tensor, tokens: Tensor) -> Tensor:
+        """(N, Q, D) from initial content (N, Q, D) and tokens (N, M, D), frame by frame."""
+        keys = (tokens.unflatten(1, (-1, len(self.slot_position))) + self.slot_position).flatten(1, 2)
+        for cross, among, feed in zip(self.cross, self.among, self.feed, strict=True):
+            content = cross(content, content + self.query_position, keys, tokens)
+            placed = content + self.query_position
+            content = feed(among(content, placed, placed, content))
+        return self.norm(content)

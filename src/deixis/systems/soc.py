@@ -1,0 +1,156 @@
+"""SOC: semantic-assisted object cluster (NeurIPS 2023, arXiv:2305.17011).
+
+B clips, T frames, L words, Q queries, D width; h, w are a quarter of the frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from deixis.blocks.deformable import DeformableTransformer
+from deixis.blocks.fusion import CrossGate, hear_words, mean_of_words, text_for
+from deixis.blocks.levels import ProjectLevels, Scene, find_in_frames
+from deixis.blocks.pixel_decoder import FeaturePyramid
+from deixis.blocks.query_heads import QueryHeads, join
+from deixis.blocks.temporal import ClipDecoder, TokenEncoder
+from deixis.encoders.text import TextConfig, TextEncoder
+from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b, video_swin_t
+from deixis.types import Batch, Expression, FeatureMaps, Prediction, TextFeatures
+
+
+@dataclass(frozen=True, kw_only=True)
+class SocConfig:
+    """Sizes as published (read from the key lists and the fact sheet), where not said."""
+
+    vision: VideoSwinConfig = field(default_factory=video_swin_t)
+    text: TextConfig = field(default_factory=TextConfig)
+    width: int = 256  # D
+    queries: int = 20  # Q, objects a frame, and objects a clip
+    layers: int = 3  # of each encoder and decoder
+    heads: int = 8  # of every attention
+    points: int = 4  # sampled a head and level
+    hidden: int = 2048  # width inside the two-layer networks
+    dropout: float = 0.1
+    mask_channels: int = 8  # of the features the kernels read, and inside the kernels
+    norm_groups: int = 32  # of the projections' GroupNorm
+    pixel_groups: int = 8  # of the pyramid's GroupNorm
+    classes: int = 1  # outputs of the class head; one published checkpoint may have 65
+    cluster: bool = True  # False leaves the video-level cluster out (our ablation)
+    # The authors' evaluation adds the clip's view from the last level to the frame queries of the first, and reads them
+    # with the first level's heads: a pair that training never makes. "official" reproduces that, and with it published
+    # figures; "last" takes everything from the last level.
+    eval_level: Literal["last", "official"] = "last"
+    painted: int = 4  # queries painted and returned in evaluation, best first; A2D's mAP wants all (our choice)
+    frames_at_once: int = 4  # frames that go through the frame-level part together in evaluation (our choice)
+    short_side: int = 360  # pixels; A2D is trained and scored at 320/576
+    long_side: int = 640  # pixels
+    window: int = 36  # frames decoded at once at inference, as published for Ref-DAVIS17
+    multiple: int = 4  # pixels; height and width are padded to it
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # ImageNet
+
+
+class Soc(nn.Module):
+    """Segment, in every frame, the object an expression names."""
+
+    def __init__(self, config: SocConfig) -> None:
+        super().__init__()
+        self.config, d = config, config.width
+        self.vision, self.text = VideoSwin(config.vision), TextEncoder(config.text, d)
+        self.project = ProjectLevels(self.vision.channels[1:], d, config.norm_groups)
+        self.vision_gate, self.text_gate = CrossGate(d, config.heads), CrossGate(d, config.heads)  # the paper's MMF
+        self.find = DeformableTransformer(
+            d, config.queries, config.layers, 4, config.heads, config.hidden, config.points, config.dropout
+        )
+        self.cluster = QueryClusterer(config) if config.cluster else None  # the paper's VOC, half of SIM
+        self.pixels = FeaturePyramid(d, self.vision.channels[0], config.mask_channels, config.pixel_groups)
+        self.heads = QueryHeads(d, config.layers, config.classes, config.mask_channels)
+
+    def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
+        """frames: (B, T, 3, H, W); padding: (B, T, H, W). No words yet: encode once, ask many.
+
+        With ``wanted`` the backbone sees all frames, and everything after it the wanted ones only (A2D, JHMDB).
+        """
+        levels = self.vision(frames)  # (B, T, C, h, w) each
+        if wanted is not None:
+            levels, padding = [level[:, list(wanted)] for level in levels], padding[:, list(wanted)]
+        fine = self.pixels.fine(levels[0].flatten(0, 1)).unflatten(0, padding.shape[:2])
+        return self.project(levels[1:], fine, padding, tuple(frames.shape[-2:]))
+
+    def decode(
+        self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
+    ) -> Prediction:
+        """One clip may be asked any number of expressions (B is then that number); otherwise one a clip."""
+        scene, text = Scene(maps, wanted), self.text([e.text for e in expressions])
+        return join([self.answer(scene, asked) for asked in text_for(scene.clips, text)])
+
+    def forward(self, batch: Batch) -> Prediction:
+        return self.decode(self.encode(batch.frames, batch.padding, batch.wanted), batch.expressions)
+
+    def answer(self, scene: Scene, text: TextFeatures) -> Prediction:
+        """Training predicts from every decoder level, evaluation from one; the mathematics is the same."""
+        words = self.see(text, scene)  # (B, L, D)
+        frames = find_in_frames(
+            scene, lambda part: [hear_words(self.vision_gate, part, i, text) for i in range(4)],
+            self.find, self.heads.box, self.pixels, self.config.frames_at_once,
+        )  # fmt: skip
+        levels = self.levels()
+        clips = self.gather_clips([frames.queries[read] for read, _ in levels], text.sentence)  # (B, Q, D) each
+        sentence, painted = mean_of_words(words, text.padding), None if self.training else self.config.painted
+        *aux, last = [
+            self.heads(i, self.tell(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, painted)
+            for (_, i), clip in zip(levels, clips, strict=True)
+        ]
+        return replace(last, aux=tuple(aux))
+
+    def see(self, text: TextFeatures, scene: Scene) -> Tensor:
+        """(B, L, D): the words, multiplied by what they saw of the whole clip at stride 32, before that heard them."""
+        level = scene.tokens(2)
+        keys = level + scene.clip_positions(2).to(level.dtype)
+        return self.text_gate(text.words.to(level.dtype), keys, level, scene.clip_padding(2))
+
+    def levels(self) -> list[tuple[int, int]]:
+        """Pairs of decoder levels: which one the clip's view is read from, and which one predicts."""
+        if self.training:
+            return [(i, i) for i in range(self.config.layers)]
+        last = self.config.layers - 1
+        return [(last, 0 if self.config.eval_level == "official" else last)]
+
+    def gather_clips(self, queries: Sequence[Tensor], sentence: Tensor) -> Sequence[Tensor]:
+        """The clip's view (B, Q, D) of each level's frame queries (B, T, Q, D)."""
+        if self.cluster is None:
+            return [x.mean(1) for x in queries]
+        return self.cluster(torch.cat(list(queries)), sentence.repeat(len(queries), 1)).chunk(len(queries))
+
+
+    def tell(self, queries: Tensor, clip: Tensor) -> Tensor:
+        """(B, T, Q, D): every frame knows the clip; without the cluster, frames know themselves alone."""
+        return queries if self.cluster is None else queries + clip[:, None]
+
+
+class QueryClusterer(nn.Module):
+    """The paper's video-level object cluster: the frames' queries mix, then Q clip queries, born as the sentence, read."""
+
+    def __init__(self, config: SocConfig) -> None:
+        super().__init__()
+        shape = (config.heads, config.hidden, config.layers, config.dropout)
+        self.encoder = TokenEncoder(config.width, *shape)
+        self.decoder = ClipDecoder(config.width, config.queries, *shape)
+
+    def forward(self, queries: Tensor, sentence: Tensor) -> Tensor:
+        """(B, Q, D) from frame queries (B, T, Q, D) and sentences (B, D)."""
+        tokens = self.encoder(queries.flatten(1, 2))
+        return self.decoder(sentence[:, None].expand(-1, queries.shape[2], -1), tokens)
+
+
+def soc_swin_t() -> Soc:
+    return Soc(SocConfig())
+
+
+def soc_swin_b() -> Soc:
+    return Soc(SocConfig(vision=video_swin_b()))

@@ -1,0 +1,209 @@
+"""SOC++: multi-modal object clustering (TPAMI 2025, IEEE 11184493).
+
+B clips, T frames, L words, Q queries, P proxies, D width; h, w are a quarter of the frame.
+
+Beside SOC: proxies carry between words and pixels, so words no longer look at every cell; a frame counts for the clip
+as much as it is relevant; and frames learn from the clip by a random walk and an attention instead of a sum.
+The paper speaks of entropy; the released code computes none, and this follows the code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deixis.blocks.deformable import DeformableTransformer
+from deixis.blocks.fusion import CrossGate, hear_words, mean_of_words, text_for
+from deixis.blocks.levels import ProjectLevels, Scene, find_in_frames
+from deixis.blocks.multihead import FeedForward
+from deixis.blocks.pixel_decoder import FeaturePyramid
+from deixis.blocks.query_heads import QueryHeads, join
+from deixis.blocks.temporal import ClipDecoder, ResidualAttention, TokenEncoder
+from deixis.encoders.text import TextConfig, TextEncoder
+from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b, video_swin_t
+from deixis.types import Batch, Expression, FeatureMaps, Prediction, TextFeatures
+
+
+@dataclass(frozen=True, kw_only=True)
+class SocPlusPlusConfig:
+    """Sizes as published (read from the key list and the fact sheet), where not said."""
+
+    vision: VideoSwinConfig = field(default_factory=video_swin_t)
+    text: TextConfig = field(default_factory=TextConfig)
+    width: int = 256  # D
+    queries: int = 20  # Q, objects a frame, and objects a clip; the relevance heads are tied to their number and order
+    proxies: int = 20  # P
+    layers: int = 3  # of each encoder and decoder
+    heads: int = 8  # of every attention
+    points: int = 4  # sampled a head and level
+    hidden: int = 2048  # width inside the two-layer networks
+    dropout: float = 0.1
+    mask_channels: int = 8  # of the features the kernels read, and inside the kernels
+    norm_groups: int = 32  # of the projections' GroupNorm
+    pixel_groups: int = 8  # of the pyramid's GroupNorm
+    classes: int = 1  # outputs of the class head
+    walk: float = 0.5  # share of a random walk that goes on at each step
+    # The authors compute how well each frame matches the sentence in (time, level) order and read it in (level, time):
+    # frame t of level l gets the value of another frame and level. "official" reproduces that; published weights need it.
+    score_order: Literal["aligned", "official"] = "aligned"
+    # Where the proxies' keys were meant to be feature + position, the authors add the feature to itself. "official"
+    # reproduces the doubled feature; published weights need it.
+    proxy_key: Literal["position", "official"] = "position"
+    painted: int = 4  # queries painted and returned in evaluation, best first; A2D's mAP wants all (our choice)
+    frames_at_once: int = 4  # frames that go through the frame-level part together in evaluation (our choice)
+    short_side: int = 360  # pixels; A2D is trained and scored at 320/576
+    long_side: int = 640  # pixels
+    window: int = 36  # frames decoded at once at inference (our choice; officially 40 or 80, on MeViS)
+    multiple: int = 4  # pixels; height and width are padded to it
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # ImageNet
+
+
+class SocPlusPlus(nn.Module):
+    """Segment, in every frame, the object an expression names."""
+
+    def __init__(self, config: SocPlusPlusConfig) -> None:
+        super().__init__()
+        self.config, d = config, config.width
+        self.vision, self.text = VideoSwin(config.vision), TextEncoder(config.text, d)
+        self.project = ProjectLevels(self.vision.channels[1:], d, config.norm_groups)
+        self.vision_gate, self.text_gate = CrossGate(d, config.heads), CrossGate(d, config.heads)
+        self.proxy_gate, self.proxies = CrossGate(d, config.heads), nn.Parameter(torch.randn(config.proxies, d))
+        self.find = DeformableTransformer(
+            d, config.queries, config.layers, 4, config.heads, config.hidden, config.points, config.dropout
+        )
+        self.cluster = RelevanceClusterer(config)
+        self.to_frames = ResidualAttention(d, config.heads, config.dropout)
+        self.pixels = FeaturePyramid(d, self.vision.channels[0], config.mask_channels, config.pixel_groups)
+        self.heads = QueryHeads(d, config.layers, config.classes, config.mask_channels)
+
+    def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
+        """frames: (B, T, 3, H, W); padding: (B, T, H, W). No words yet: encode once, ask many.
+
+        With ``wanted`` the backbone sees all frames, and everything after it the wanted ones only (A2D, JHMDB).
+        """
+        levels = self.vision(frames)  # (B, T, C, h, w) each
+        if wanted is not None:
+            levels, padding = [level[:, list(wanted)] for level in levels], padding[:, list(wanted)]
+        fine = self.pixels.fine(levels[0].flatten(0, 1)).unflatten(0, padding.shape[:2])
+        return self.project(levels[1:], fine, padding, tuple(frames.shape[-2:]))
+
+    def decode(
+        self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
+    ) -> Prediction:
+        """One clip may be asked any number of expressions (B is then that number); otherwise one a clip."""
+        scene, text = Scene(maps, wanted), self.text([e.text for e in expressions])
+        return join([self.answer(scene, asked) for asked in text_for(scene.clips, text)])
+
+    def forward(self, batch: Batch) -> Prediction:
+        return self.decode(self.encode(batch.frames, batch.padding, batch.wanted), batch.expressions)
+
+    def answer(self, scene: Scene, text: TextFeatures) -> Prediction:
+        """Training predicts from every decoder level, evaluation from the last; the mathematics is the same."""
+        heard = scene.with_grids([hear_words(self.vision_gate, scene, i, text) for i in range(4)])
+        proxies = self.see(heard)  # (B, P, D)
+        words = self.text_gate(text.words.to(proxies.dtype), proxies, proxies)  # (B, L, D)
+        sentence = mean_of_words(words, text.padding)  # (B, D)
+        frames = find_in_frames(
+            heard, lambda part: [part.grid(i) for i in range(4)],
+            self.find, self.heads.box, self.pixels, self.config.frames_at_once, proxies.float().mean(1),
+        )  # fmt: skip
+        levels = range(self.config.layers) if self.training else [self.config.layers - 1]
+        clips = self.cluster(frames.queries, sentence, levels)  # (B, Q, D) a level
+        painted = None if self.training else self.config.painted
+        *aux, last = [
+            self.heads(i, self.tell(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, painted)
+            for i, clip in zip(levels, clips, strict=True)
+        ]
+        return replace(last, aux=tuple(aux))
+
+    def see(self, heard: Scene) -> Tensor:
+        """(B, P, D): the proxies, having seen strides 8, 16 and 32 of the whole clip in turn, after it heard the words."""
+        proxies = self.proxies.expand(heard.clips, -1, -1).to(heard.tokens(0).dtype)
+        for i in range(3):
+            level = heard.tokens(i)  # (B, T h w, D)
+            added = level if self.config.proxy_key == "official" else heard.clip_positions(i).to(level.dtype)
+            proxies = self.proxy_gate(proxies, level + added, level, heard.clip_padding(i)) + proxies
+        return proxies
+
+    def tell(self, queries: Tensor, clip: Tensor) -> Tensor:
+        """(B, T, Q, D): frame queries that know the clip: what a random walk spreads, read by an attention."""
+        tokens = queries.flatten(1, 2)
+        spread = random_walk(clip, tokens, self.config.walk)
+        return self.to_frames(tokens, tokens, spread, spread).view_as(queries)
+
+
+class RelevanceClusterer(nn.Module):
+    """Clip queries from frames that count as much as they are relevant."""
+
+    def __init__(self, config: SocPlusPlusConfig) -> None:
+        super().__init__()
+        shape = (config.heads, config.hidden, config.layers, config.dropout)
+        self.presence = RelevanceHead(config.width * config.queries, config.hidden)
+        self.change = RelevanceHead(config.width * config.queries, config.hidden)
+        self.encoder = TokenEncoder(config.width, *shape)
+        self.decoder = ClipDecoder(config.width, config.queries, *shape)
+        self.start = nn.Parameter(torch.randn(config.queries, config.width))
+        self.score_order = config.score_order
+
+    def forward(self, queries: Sequence[Tensor], sentence: Tensor, levels: Sequence[int]) -> Sequence[Tensor]:
+        """(B, Q, D) for each of ``levels``, from frame queries (B, T, Q, D) of all levels and sentences (B, D)."""
+        matches = self.match(queries, sentence)  # (levels, B, T)
+        x = torch.cat([queries[i] for i in levels])  # (levels B, T, Q, D)
+        match = torch.cat([matches[i] for i in levels])  # (levels B, T)
+        frames = x.flatten(2)  # (levels B, T, Q D)
+        so_far = frames.cumsum(1) / torch.arange(1, frames.shape[1] + 1, device=x.device)[:, None]
+        relevance = self.presence(frames) + match + 0.5 * self.change(frames - so_far)  # (levels B, T)
+        tokens = x.flatten(1, 2)
+        tokens = self.encoder(tokens, heard=(x * relevance[..., None, None]).flatten(1, 2))
+        start = sentence[:, None] + self.start  # (B, Q, D)
+        return self.decoder(start.repeat(len(levels), 1, 1), tokens).chunk(len(levels))
+
+    def match(self, queries: Sequence[Tensor], sentence: Tensor) -> Tensor:
+        """(all levels, B, T) in 0..1: how well a frame's queries, together, fit the sentence."""
+        stacked = torch.stack(list(queries))  # (levels, B, T, Q, D)
+        match = F.cosine_similarity(stacked, sentence[:, None, None], dim=-1).mean(-1).sigmoid()
+        if self.score_order == "aligned":
+            return match
+        count, b, t = match.shape
+        return match.permute(1, 2, 0).reshape(b, count, t).transpose(0, 1)  # (time, level) read as (level, time)
+
+
+class RelevanceHead(nn.Module):
+    """One number in 0..1 from all queries of a frame, in their order."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.mix, self.out = FeedForward(width, hidden), nn.Linear(width, 1)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.out(self.mix(frames))[..., 0].sigmoid()
+
+
+def random_walk(objects: Tensor, tokens: Tensor, share: float) -> Tensor:
+    """(B, Q, D): where walks between objects (B, Q, D) and tokens (B, M, D) lead in the end, in closed form.
+
+    A walk goes on with probability ``share``: X' = (1 - w) (I - w^2 A)^-1 (w Z Y + X), with Z how an object spreads over
+    the tokens, and A the way there and back. In fp32: an inverse is taken.
+    """
+    x, y = objects.float(), tokens.float()
+    similarity = F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).transpose(1, 2)
+    spread = (5 * similarity).softmax(-1)  # (B, Q, M), over tokens; 5 as published
+    back = spread / (spread.sum(1, keepdim=True) + 1e-9)  # (B, Q, M), over objects
+    there_and_back = spread @ back.transpose(1, 2)  # (B, Q, Q)
+    start = share * spread @ y + x
+    identity = torch.eye(x.shape[1], device=x.device)
+    return (1 - share) * torch.linalg.solve(identity - share**2 * there_and_back, start)
+
+
+def soc_plus_plus_swin_t() -> SocPlusPlus:
+    return SocPlusPlus(SocPlusPlusConfig())
+
+
+def soc_plus_plus_swin_b() -> SocPlusPlus:
+    return SocPlusPlus(SocPlusPlusConfig(vision=video_swin_b()))
