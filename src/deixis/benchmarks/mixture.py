@@ -20,6 +20,7 @@ from deixis.benchmarks.painting import (
     DYES,
     MOTIONS,
     Canvas,
+    Layer,
     Motion,
     a_dye,
     a_motion,
@@ -320,7 +321,7 @@ class Mixture:
             frames, labels = np.ascontiguousarray(frames[:, :, ::-1]), np.ascontiguousarray(labels[:, :, ::-1])
         path = np.zeros((len(indices), 2))
         ones = np.ones(len(indices))
-        return Canvas(frames, labels, [video.noun], [video.alone], [path], [None], [ones], [None], [whole])
+        return Canvas(frames, labels, [Layer(video.noun, video.alone, path, None, ones, None, whole)])
 
 
 def _sided(text: str) -> bool:

@@ -5,13 +5,24 @@ T frames, N things, H W pixels. Coordinates are pixels, x right, y down; maps ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
 
 from deixis.benchmarks.cutouts import Library, Patch, Picture
-from deixis.benchmarks.predicates import Judge, Scene, Sentence, SentenceMix, Thing, WorldFilm, Writer, colour_shares
+from deixis.benchmarks.predicates import (
+    THRESHOLDS,
+    Judge,
+    Scene,
+    Sentence,
+    SentenceMix,
+    Thing,
+    Thresholds,
+    WorldFilm,
+    Writer,
+    colour_shares,
+)
 from deixis.benchmarks.vocabulary import Noun
 
 MAX_OBJECTS = 16  # objects whose masks a film keeps; the sentences know them all
@@ -26,19 +37,39 @@ class Motion:
     angle: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What is known of one thing of a film while it is painted.
+
+    path, world: (T, 2) pixels, in the picture and with the camera's motion taken out (None: not known).
+    scale, world_scale: (T,) relative to the first frame.  whole: (T,) pixels that it would cover, unhidden and uncut.
+    inside: (T,) share of it within the picture, or None.  affine: (T, 2, 3) from its own first picture to frame t.
+    """
+
+    noun: Noun
+    single: bool
+    path: np.ndarray
+    world: np.ndarray | None
+    scale: np.ndarray
+    world_scale: np.ndarray | None
+    whole: np.ndarray
+    inside: np.ndarray | None = None
+    affine: np.ndarray | None = None
+    texture: str = ""
+
+
 @dataclass(eq=False)
 class Canvas:
-    """A film while it is painted. labels: (T, H, W) uint8, index of a thing + 1, 0 nothing, 255 unknown."""
+    """A film while it is painted.
+
+    frames: (T, H, W, 3) uint8.  labels: (T, H, W) uint8, index of a thing + 1; 0 nothing, 255 unknown.
+    hidden: (i, j) -> the largest share of thing i that thing j hides in a frame.
+    """
 
     frames: np.ndarray
     labels: np.ndarray
-    nouns: list[Noun]
-    single: list[bool]
-    paths: list[np.ndarray]  # (T, 2) pixels in the picture
-    worlds: list[np.ndarray | None]
-    scales: list[np.ndarray]
-    world_scales: list[np.ndarray | None]
-    whole: list[np.ndarray]  # (T,) pixels that the whole object would cover
+    layers: list[Layer] = field(default_factory=list)
+    hidden: dict[tuple[int, int], float] = field(default_factory=dict)
 
 
 def view(
@@ -103,7 +134,7 @@ def canvas_of(
             rgb, maps[i], (w, h), flags=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
         )
         painted[i] = cv2.warpAffine(labels, maps[i], (w, h), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT)
-    canvas = Canvas(frames, painted, [], [], [], [], [], [], [])
+    canvas = Canvas(frames, painted)
     scale = np.sqrt(maps[:, 0, 0] * maps[:, 1, 1])
     for instance in picture.instances[:250]:
         x, y, bw, bh = instance.box
@@ -111,13 +142,11 @@ def canvas_of(
         if mirrored:
             middle[0] = picture.size[1] - middle[0]
         path = apply_maps(maps, middle)
-        canvas.nouns.append(instance.noun)
-        canvas.single.append(instance.single)
-        canvas.paths.append(path)
-        canvas.worlds.append(np.broadcast_to(path[0], path.shape))
-        canvas.scales.append(scale / scale[0])
-        canvas.world_scales.append(np.ones(t))
-        canvas.whole.append(instance.area * maps[:, 0, 0] * maps[:, 1, 1])
+        world = np.broadcast_to(path[0], path.shape)
+        whole = instance.area * maps[:, 0, 0] * maps[:, 1, 1]
+        canvas.layers.append(
+            Layer(instance.noun, instance.single, path, world, scale / scale[0], np.ones(t), whole, affine=maps)
+        )
     return canvas
 
 
@@ -129,6 +158,7 @@ def paste(
     gain: float,
     mirrored: bool,
     known: bool = True,
+    texture: str = "",
 ) -> None:
     """Paint a cut-out over the film. camera: (T, 2, 3) from the first frame to frame t, or None where it stands still.
     known: whether the motion against the world is known (it is not over a filmed clip)."""
@@ -144,15 +174,18 @@ def paste(
     if camera is not None:
         path = apply_maps(camera, path)
         scale = scale * np.sqrt(camera[:, 0, 0] * camera[:, 1, 1])
-    label = len(canvas.nouns) + 1
+    label = len(canvas.layers) + 1
+    solid = float((patch.alpha > 127).sum())
+    inside, affine = np.zeros(t), np.zeros((t, 2, 3))
     for i in range(t):
+        affine[i] = cv2.getRotationMatrix2D((pw / 2, ph / 2), float(angle[i]), float(scale[i]))
+        affine[i, :, 2] += path[i] - np.array([pw / 2, ph / 2])
         reach = 0.5 * np.hypot(ph, pw) * scale[i] + 2
         x0, y0 = max(0, int(path[i, 0] - reach)), max(0, int(path[i, 1] - reach))
         x1, y1 = min(w, int(path[i, 0] + reach) + 1), min(h, int(path[i, 1] + reach) + 1)
         if x1 <= x0 or y1 <= y0:
             continue
-        matrix = cv2.getRotationMatrix2D((pw / 2, ph / 2), float(angle[i]), float(scale[i]))
-        matrix[:, 2] += path[i] - np.array([pw / 2 + x0, ph / 2 + y0])
+        matrix = affine[i] - np.array([[0, 0, x0], [0, 0, y0]])
         source = four
         if scale[i] < 0.5:  # shrink smoothly first: a bilinear warp would skip pixels
             small = (max(2, round(pw * scale[i] * 1.4)), max(2, round(ph * scale[i] * 1.4)))
@@ -164,20 +197,27 @@ def paste(
         share = warped[..., 3:].astype(np.uint16)
         region = canvas.frames[i, y0:y1, x0:x1]
         region[:] = ((warped[..., :3] * share + region * (255 - share)) // 255).astype(np.uint8)
-        canvas.labels[i, y0:y1, x0:x1][warped[..., 3] > 127] = label
-    canvas.nouns.append(patch.noun)
-    canvas.single.append(True)
-    canvas.paths.append(path)
-    canvas.scales.append(scale / scale[0])
-    canvas.worlds.append(motion.centre if known else None)
-    canvas.world_scales.append(motion.scale / motion.scale[0] if known else None)
-    canvas.whole.append((patch.alpha > 127).sum() * scale**2)
+        painted = warped[..., 3] > 127
+        under = canvas.labels[i, y0:y1, x0:x1]
+        inside[i] = min(1.0, painted.sum() / max(1.0, solid * scale[i] ** 2))
+        for other, pixels in enumerate(np.bincount(under[painted], minlength=label)[1:label]):
+            if pixels:
+                share_hidden = float(pixels / max(1.0, canvas.layers[other].whole[i]))
+                canvas.hidden[other, label - 1] = max(canvas.hidden.get((other, label - 1), 0.0), share_hidden)
+        under[painted] = label
+    canvas.layers.append(
+        Layer(
+            patch.noun, True, path, motion.centre if known else None, scale / scale[0],
+            motion.scale / motion.scale[0] if known else None, solid * scale**2,
+            inside if camera is None else None, affine, texture,
+        )
+    )  # fmt: skip
 
 
-def things_of(canvas: Canvas) -> tuple[list[Thing], list[int], np.ndarray]:
+def things_of(canvas: Canvas, seen: float) -> tuple[list[Thing], list[int], np.ndarray]:
     """The things that can be seen, which label each has, and the (C,) colours of everything else."""
     t, h, w = canvas.labels.shape
-    count, diagonal = len(canvas.nouns), float(np.hypot(h, w))
+    count, diagonal = len(canvas.layers), float(np.hypot(h, w))
     xs, ys = np.tile((np.arange(w) + 0.5) / w, h), np.repeat((np.arange(h) + 0.5) / h, w)
     flat = canvas.labels.reshape(t, -1)
     number = np.stack([np.bincount(row, minlength=256) for row in flat])[:, 1 : count + 1].astype(float)
@@ -190,14 +230,14 @@ def things_of(canvas: Canvas) -> tuple[list[Thing], list[int], np.ndarray]:
             continue
         best = int(np.argmax(number[:, i]))
         certain, perhaps = colour_shares(canvas.frames[best][canvas.labels[best] == i + 1])
-        shown = number[:, i] / np.maximum(canvas.whole[i], 1)
-        world, world_scale = canvas.worlds[i], canvas.world_scales[i]
+        layer = canvas.layers[i]
+        shown = number[:, i] / np.maximum(layer.whole, 1)
         things.append(
             Thing(
-                canvas.nouns[i], number[:, i] / (h * w), np.stack([x[:, i], y[:, i]], axis=1),
-                canvas.paths[i] / diagonal,
-                None if world is None else world / diagonal, canvas.scales[i], world_scale, certain, perhaps,
-                canvas.single[i], bool((shown > 0.35).mean() >= 0.6),
+                layer.noun, number[:, i] / (h * w), np.stack([x[:, i], y[:, i]], axis=1), layer.path / diagonal,
+                None if layer.world is None else layer.world / diagonal, layer.scale, layer.world_scale,
+                certain, perhaps,
+                layer.single, bool((shown > 0.35).mean() >= seen), layer.inside, layer.texture,
             )
         )  # fmt: skip
         labels.append(i + 1)
@@ -313,12 +353,15 @@ def finish(
     name: str,
     written: tuple[Sentence, ...] = (),
     keep: int = MAX_OBJECTS,
+    thresholds: Thresholds = THRESHOLDS,
 ) -> WorldFilm:
     """Draw the sentences and keep the masks of the objects that they name, then of the largest others."""
-    things, labels, background = things_of(canvas)
-    scene = replace(scene_of, things=tuple(things), background=background)
-    judge = Judge(scene)
-    drawn = Writer(judge, rng, motions=dict(mix.weights).get("motion", 0) > 0).draw(mix)
+    things, labels, background = things_of(canvas, thresholds.seen)
+    hidden = np.array([[canvas.hidden.get((i - 1, j - 1), 0.0) for j in labels] for i in labels])
+    scene = replace(scene_of, things=tuple(things), background=background, hidden=hidden)
+    judge = Judge(scene, thresholds)
+    weights = dict(mix.weights)
+    drawn = Writer(judge, rng, motions=weights.get("motion", 0) > 0, times=weights.get("time", 0) > 0).draw(mix)
     known = {label: i for i, label in enumerate(labels)}
     kept = [
         replace(s, objects=tuple(known[label] for label in s.objects))

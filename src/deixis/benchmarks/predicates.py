@@ -16,12 +16,12 @@ from functools import lru_cache
 
 import numpy as np
 
-from deixis.benchmarks.vocabulary import COCO_NAMES, EVERYWHERE, NOUNS, Noun, article, plural
+from deixis.benchmarks.vocabulary import COCO_NAMES, EVERYWHERE, NOUNS, SHAPES, Noun, article, plural
 
 FALSE, UNCERTAIN, TRUE = 0, 1, 2
 
 KINDS = (
-    "class", "colour", "size", "place", "motion", "time", "relation", "several", "none", "written",
+    "class", "colour", "texture", "size", "place", "motion", "time", "relation", "several", "none", "written",
     "twin_place", "twin_motion",
 )  # fmt: skip
 
@@ -125,11 +125,12 @@ def colour_shares(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 class Thing:
     """One labelled object of a scene.
 
-    area: (T,) visible share of the picture.  centre: (T, 2) visible centroid, shares of width and height, nan if unseen.
+    area: (T,) visible share of the picture.  centre: (T, 2) its visible centroid, shares of width, height; nan unseen.
     path: (T, 2) where the whole object is in the picture, in diagonals.  world: the same with the camera's motion
     taken out, or None if not known.  scale, world_scale: (T,) size relative to the first frame.
     certain, perhaps: (C,) shares of colours.  single: exactly one object (a component of a class may be several).
-    referable: enough of it is seen for a sentence to name it.
+    referable: enough of it is seen for a sentence to name it.  inside: (T,) share of it within the picture, None where
+    the camera moves or it is not known.  texture: "" or one of TEXTURES.
     """
 
     noun: Noun
@@ -143,6 +144,8 @@ class Thing:
     perhaps: np.ndarray
     single: bool = True
     referable: bool = True
+    inside: np.ndarray | None = None
+    texture: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +153,8 @@ class Scene:
     """What a film shows. open_classes: classes that may stand in it without a label.
     everywhere: words that no picture is certainly free of.  plain: nothing to point at but the listed things.
     background: (C,) shares of perhaps-colours of the pixels outside things.  fixed: nothing unlabelled moves.
+    hidden: (N, N) the largest share of thing i that thing j hides in a frame, None where the depth is not known.
+    nouns, everyday: what may be named and is not there; the everyday ones more often.
     """
 
     things: tuple[Thing, ...]
@@ -158,6 +163,9 @@ class Scene:
     plain: bool = False
     background: np.ndarray = field(default_factory=lambda: np.ones(len(COLOURS)))
     fixed: bool = False
+    hidden: np.ndarray | None = None
+    nouns: Mapping[str, Noun] = field(default_factory=lambda: NOUNS)
+    everyday: frozenset[str] = COCO_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +187,11 @@ class Thresholds:
     speed_ratio: float = 1.8  # of path lengths
     turn_true: float = 50.0  # degrees of bend
     turn_false: float = 15.0
+    hidden_true: float = 0.12  # share that another hides
+    hidden_false: float = 0.003
+    follow_near: float = 0.4  # diagonals between one and the one that it follows, at most
+    follow_false: float = 60.0  # degrees between two headings, or between a heading and the way to the other
+    follow_true: float = 25.0
     min_share: float = 0.003  # of the picture, for a thing to be referred to
     seen: float = 0.6  # share of the frames in which it has that size
 
@@ -186,11 +199,12 @@ class Thresholds:
 THRESHOLDS = Thresholds()
 
 _MAY_BE: dict[str, set[str]] = defaultdict(set)
-for _name, _n in NOUNS.items():
+for _name, _n in (*NOUNS.items(), *SHAPES.items()):
     for _word in (*_n.true, *_n.maybe):
         _MAY_BE[_word].add(_name)
 
-GENERIC = ("object", "thing")
+GENERIC = ("object", "thing", "one")
+TEXTURES = ("plain", "striped", "dotted", "checkered")
 
 
 class Judge:
@@ -348,6 +362,89 @@ class Judge:
             answer[i] = TRUE if ahead and enough else FALSE if behind else UNCERTAIN
         return answer
 
+    def textured(self, texture: str) -> np.ndarray:
+        """Things drawn with the texture; uncertain where no texture is known."""
+        answer = [TRUE if t.texture == texture else FALSE if t.texture else UNCERTAIN for t in self.things]
+        return np.array(answer, dtype=np.int8)
+
+    def timed(self, event: str) -> np.ndarray:
+        """enters, leaves, stops, starts: what happens during the film, as seen by a camera that stands still."""
+        answer = np.full(self.count, UNCERTAIN, dtype=np.int8)
+        for i, t in enumerate(self.things):
+            if t.inside is None or t.world is None or not self.scene.fixed:
+                continue
+            forwards = event in ("enters", "stops")
+            inside, path = (t.inside, t.world) if forwards else (t.inside[::-1], t.world[::-1])
+            answer[i] = self._comes(inside) if event in ("enters", "leaves") else self._halts(path)
+        return answer
+
+    def _comes(self, inside: np.ndarray) -> int:
+        """Out of the picture first, well within it later."""
+        if inside[0] <= 0.02 and inside.max() >= 0.75:
+            return TRUE
+        return FALSE if inside[0] >= 0.9 or inside.max() <= 0.02 else UNCERTAIN
+
+    def _halts(self, path: np.ndarray) -> int:
+        """On the way in the first part of the film, still in the last third."""
+        if len(path) < 6:
+            return UNCERTAIN
+        third = len(path) // 3
+        late = float(np.hypot(*(path[-third:] - path[-1]).T).max())
+        early = float(np.hypot(*(path - path[0]).T).max())
+        if late <= self.at.still_true and early >= self.at.move_true:
+            return TRUE
+        return FALSE if early <= self.at.still_true or late >= self.at.still_false / 2 else UNCERTAIN
+
+    def related(self, relation: str, j: int) -> np.ndarray:
+        """behind, before, left of, right of, above, below, follows: how every thing stands to thing j."""
+        answer = np.full(self.count, UNCERTAIN, dtype=np.int8)
+        answer[j] = FALSE
+        for i in range(self.count):
+            if i == j:
+                continue
+            if relation in ("behind", "before"):
+                answer[i] = self._hidden(i, j) if relation == "behind" else self._hidden(j, i)
+            elif relation == "follows":
+                answer[i] = self._follows(self.things[i], self.things[j])
+            else:
+                axis = 0 if relation in ("left of", "right of") else 1
+                gap = self.things[j].centre[:, axis] - self.things[i].centre[:, axis]
+                gap = gap[~np.isnan(gap)] * (1 if relation in ("left of", "above") else -1)
+                if len(gap):
+                    far, margin = (gap >= self.at.place_margin).all(), self.at.place_margin
+                    answer[i] = TRUE if far else FALSE if (gap <= -margin).all() else UNCERTAIN
+        return answer
+
+    def _hidden(self, i: int, j: int) -> int:
+        if self.scene.hidden is None:
+            return UNCERTAIN
+        share = self.scene.hidden[i, j]
+        return TRUE if share >= self.at.hidden_true else FALSE if share <= self.at.hidden_false else UNCERTAIN
+
+    def _follows(self, one: Thing, other: Thing) -> int:
+        """Both on the way in the same direction, the one behind the other and near it."""
+        if one.world is None or other.world is None or not self.scene.fixed:
+            return UNCERTAIN
+        way, led = one.world[-1] - one.world[0], other.world[-1] - other.world[0]
+        lengths = np.hypot(*way), np.hypot(*led)
+        if min(lengths) <= self.at.still_true:
+            return FALSE
+        between = other.world - one.world
+        headings = _degrees(way, led)
+        lags = [_degrees(way, step) for step in between]
+        if headings >= self.at.follow_false or min(lags) >= self.at.follow_false:
+            return FALSE
+        near = float(np.hypot(*between.T).max()) <= self.at.follow_near
+        alike = 0.6 <= lengths[0] / lengths[1] <= 1.67
+        straight = headings <= self.at.follow_true and max(lags) <= self.at.follow_true
+        return TRUE if straight and near and alike and min(lengths) >= self.at.move_true else UNCERTAIN
+
+
+def _degrees(a: np.ndarray, b: np.ndarray) -> float:
+    """The angle between two (2,) vectors, 0..180."""
+    cosine = float(a @ b) / max(1e-9, float(np.hypot(*a) * np.hypot(*b)))
+    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+
 
 # ---- words
 
@@ -380,6 +477,27 @@ MOTION_WORDS: Mapping[str, tuple[str, ...]] = {
     "turns": ("the {} that turns", "the {} that changes direction", "{a} changing direction", "the {} turning"),
     "fastest": ("the faster {}", "the fastest {}", "the {} that moves faster", "the {} moving fastest", "the quick {}"),
 }  # fmt: skip
+TIME_WORDS: Mapping[str, tuple[str, ...]] = {
+    "enters": (
+        "the {} that enters",
+        "the {} coming into the picture",
+        "{a} that comes in later",
+        "the {} that appears",
+    ),
+    "leaves": ("the {} that leaves", "the {} going out of the picture", "{a} that leaves the picture", "the {} that disappears"),
+    "stops": ("the {} that stops", "the {} that comes to a halt", "{a} that moves and then stops"),
+    "starts": ("the {} that starts moving", "{a} that first stands still and then moves", "the {} that sets off"),
+}
+RELATION_WORDS: Mapping[str, tuple[str, ...]] = {
+    "behind": ("the {} behind {r}", "the {} that passes behind {r}", "the {} partly hidden by {r}"),
+    "before": ("the {} in front of {r}", "the {} that passes in front of {r}", "the {} that partly hides {r}"),
+    "left of": ("the {} to the left of {r}", "the {} left of {r}"),
+    "right of": ("the {} to the right of {r}", "the {} right of {r}"),
+    "above": ("the {} above {r}", "the {} that is higher than {r}"),
+    "below": ("the {} below {r}", "the {} under {r}"),
+    "follows": ("the {} following {r}", "the {} that follows {r}", "the {} moving after {r}"),
+}
+TEXTURE_WORDS = ("the {c} {}", "a {c} {}", "the {} that is {c}", "{c} {}")
 CLASS_WORDS = (
     "a {}",
     "a {}",
@@ -430,9 +548,9 @@ class SentenceMix:
 class Writer:
     """Draws sentences for a scene: candidates of every kind, each checked by a Judge, then a draw by weights."""
 
-    def __init__(self, judge: Judge, rng: np.random.Generator, motions: bool = True) -> None:
-        """motions: whether a sentence that names nothing may be wrong in its motion only."""
-        self.judge, self.rng, self.motions = judge, rng, motions
+    def __init__(self, judge: Judge, rng: np.random.Generator, motions: bool = True, times: bool = False) -> None:
+        """motions, times: whether a sentence that names nothing may be wrong in its motion, or in its event, only."""
+        self.judge, self.rng, self.motions, self.times = judge, rng, motions, times
         self.words = self._words()
 
     def _words(self) -> list[str]:
@@ -495,6 +613,55 @@ class Writer:
                     weight = 2.0 if (named == TRUE).sum() > 1 else 0.5
                     text = self._colour_text(word, colour, person)
                     out.append((Sentence(text, "colour", (i,)), weight * self._usual(i, word)))
+        return out
+
+    def _texture(self) -> list[tuple[Sentence, float]]:
+        out = []
+        for texture in TEXTURES:
+            is_texture = self.judge.textured(texture)
+            for word in [*self.words, *GENERIC] if self.judge.scene.plain else self.words:
+                i = self._one(np.minimum(self.judge.named(word), is_texture))
+                if i is not None:
+                    text = fill(self._pick(TEXTURE_WORDS), word, texture)
+                    weight = (2.0 if self._rivals(word) else 0.5) * self._usual(i, word)
+                    out.append((Sentence(text, "texture", (i,)), weight))
+        return out
+
+    def _time(self) -> list[tuple[Sentence, float]]:
+        out = []
+        for event, forms in TIME_WORDS.items():
+            is_timed = self.judge.timed(event)
+            for word in [*self.words, *GENERIC] if self.judge.scene.fixed else self.words:
+                i = self._one(np.minimum(self.judge.named(word), is_timed))
+                if i is not None:
+                    weight = (2.0 if self._rivals(word) else 0.4) * self._usual(i, word)
+                    out.append((Sentence(fill(self._pick(forms), word), "time", (i,)), weight))
+        return out
+
+    def _descriptions(self) -> dict[int, list[str]]:
+        """Words that are true of one thing only, by thing: by class, else by colour and class."""
+        found: dict[int, list[str]] = defaultdict(list)
+        for word in self.words:
+            named = self.judge.named(word)
+            for colour in ("", *COLOURS):
+                answer = np.minimum(named, self.judge.coloured(colour)) if colour else named
+                i = self._one(answer)
+                if i is not None and self._usual(i, word) == 1.0 and (colour == "" or self._rivals(word)):
+                    found[i].append(f"the {colour} {word}" if colour else f"the {word}")
+        return found
+
+    def _relation(self) -> list[tuple[Sentence, float]]:
+        out = []
+        for j, references in self._descriptions().items():
+            for relation, forms in RELATION_WORDS.items():
+                is_related = self.judge.related(relation, j)
+                for word in [*self.words, *GENERIC] if self.judge.scene.plain else self.words:
+                    i = self._one(np.minimum(self.judge.named(word), is_related))
+                    if i is not None:
+                        text = fill(self._pick(forms), word).replace("{r}", self._pick(references))
+                        weight = 3.0 if relation in ("behind", "before", "follows") else 1.0
+                        weight *= (2.0 if word in GENERIC or self._rivals(word) else 0.4) * self._usual(i, word)
+                        out.append((Sentence(text, "relation", (i,)), weight))
         return out
 
     def _rivals(self, word: str) -> bool:
@@ -569,12 +736,13 @@ class Writer:
         everyday = self.rng.random(6) < 0.65  # before the rarer names of drawn objects
         for attempt, usual in enumerate(everyday):
             near = attempt < 4  # a sibling of what is there: another animal, another vessel
-            names = [n for n in (COCO_NAMES if usual else NOUNS) if n not in present]
-            names = sorted(n for n in names if not near or groups & set(NOUNS[n].groups))
+            nouns = judge.scene.nouns
+            names = [n for n in (judge.scene.everyday if usual else nouns) if n not in present]
+            names = sorted(n for n in names if not near or groups & set(nouns[n].groups))
             if not names:
                 continue
             name = self._pick(names)
-            word = name if self.rng.random() < 0.7 else self._pick(NOUNS[name].true)
+            word = name if self.rng.random() < 0.7 else self._pick(nouns[name].true)
             if absent(judge.named(word), word):
                 text = fill(self._pick(CLASS_WORDS), word)
                 if self.rng.random() < 0.2:
@@ -591,6 +759,9 @@ class Writer:
             if self.motions and absent(np.minimum(named, judge.moved(motion)), word):
                 text = fill(self._pick(MOTION_WORDS[motion]), word)
                 out.append((Sentence(text, "none", ()), 1.5 / len(self.words)))
+            event = self._pick(list(TIME_WORDS)) if self.times else ""
+            if event and absent(np.minimum(named, judge.timed(event)), word):
+                out.append((Sentence(fill(self._pick(TIME_WORDS[event]), word), "none", ()), 1.5 / len(self.words)))
         return out
 
     def draw(self, mix: SentenceMix) -> tuple[Sentence, ...]:

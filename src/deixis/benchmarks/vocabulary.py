@@ -251,6 +251,17 @@ def _entries(line: str) -> list[str]:
 
 
 NOUNS, DRAWN_NAMES = _read()
+# Drawn shapes of the generated benchmark: a vocabulary of their own, so that no real picture is asked for "a circle".
+SHAPES = {
+    noun.name: noun
+    for noun in (
+        _noun("circle", "disc", "", "shape"), _noun("square", "", "", "shape"), _noun("triangle", "", "", "shape"),
+        _noun("star", "", "", "shape"), _noun("heart", "", "", "shape"), _noun("cross", "plus sign", "", "shape"),
+        _noun("hexagon", "", "circle; disc", "shape"), _noun("crescent", "moon", "", "shape"),
+        _noun("arrow", "", "triangle", "shape"), _noun("hoop", "circular band", "circle; disc", "shape"),
+        _noun("rhombus", "lozenge", "square", "shape"), _noun("drop", "teardrop", "", "shape"),
+    )
+}  # fmt: skip
 COCO_NAMES = frozenset(line.split("|")[0].strip() for line in _TABLE.strip().splitlines()[:80])
 SAME_AS = {"sofa": "couch", "tv monitor": "tv", "motorbike": "motorcycle", "aeroplane": "airplane"}  # VOC -> COCO
 VOC_NAMES = frozenset({
