@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -37,5 +39,17 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     value = getattr(import_module(f"deixis.{_HOMES[name]}"), name)
-    globals()[name] = value  # so that the function wins over the submodule of the same name
+    globals()[name] = value
     return value
+
+
+class _FrontDoor(ModuleType):
+    """Keeps ``deixis.segment`` the function, also after its file of the same name was imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOMES.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _FrontDoor
