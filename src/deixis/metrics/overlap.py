@@ -60,9 +60,9 @@ def precision_at(overlaps: Sequence[Overlap], threshold: float) -> float:
 def mean_average_precision(scores: Sequence[np.ndarray], ious: Sequence[np.ndarray]) -> float:
     """COCO's mAP over IoU 0.50:0.05:0.95 for samples with one true mask each, without classes.
 
-    scores[i], ious[i]: one value for each answer to sample i. Equal to pycocotools' COCOeval (segm, useCats=0, area all,
-    maxDets 100): in a sample the highest score that reaches the threshold takes the true mask, all others are false; all
-    answers are then ranked together, and precision, made monotone, is read at 101 recalls.
+    scores[i], ious[i]: one value for each answer to sample i. Equal to pycocotools' COCOeval (segm, useCats=0, area
+    all, maxDets 100): in a sample the highest score that reaches the threshold takes the true mask, all others are
+    false; all answers are then ranked together, and precision, made monotone, is read at 101 recalls.
     """
     ranked_scores, ranked_hits = [], []
     for sample_scores, sample_ious in zip(scores, ious, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def no_target_accuracy(no_target: Sequence[bool], declared_empty: Sequence[bool]
 
 
 def target_accuracy(no_target: Sequence[bool], declared_empty: Sequence[bool]) -> float | None:
-    """T-acc: the share of expressions that name something which were answered with a mask. None where there are none."""
+    """T-acc: the share of expressions that name something that were answered with a mask. None without any."""
     answers = [not empty for nothing, empty in zip(no_target, declared_empty, strict=True) if not nothing]
     return float(np.mean(answers)) if answers else None
 
@@ -56,7 +57,7 @@ def risk_coverage(confidence: Sequence[float], loss: Sequence[float]) -> RiskCov
     Answers of equal confidence share the mean of their losses, so that their order in the file does not matter.
     """
     p, losses = _probabilities(confidence), np.asarray(loss, float)
-    values, group = np.unique(-p, return_inverse=True)
+    _, group = np.unique(-p, return_inverse=True)
     shared = np.bincount(group, losses) / np.bincount(group)
     order = np.argsort(group, kind="stable")
     risk = np.cumsum(shared[group[order]]) / np.arange(1, len(p) + 1)
@@ -77,16 +78,12 @@ def interval_iou(predicted: Sequence[bool], true: Sequence[bool]) -> float:
     return float(np.count_nonzero(shown & there) / union) if union else 1.0
 
 
-def object_under(prediction: np.ndarray, masks: Mapping[str, np.ndarray], own: str | None = None) -> str | None:
-    """The id of the true object that a mask lies on (highest IoU, above 0.5), or None.
-
-    ``own`` is the mask of what the expression names, under the id "": it wins over a part of itself.
-    """
+def object_under(prediction: np.ndarray, masks: Mapping[str, np.ndarray]) -> str | None:
+    """The id of the true object that a (H, W) bool mask lies on (highest IoU, above 0.5), or None."""
     best, best_iou = None, SWAP_IOU
     for key, mask in masks.items():
-        union = np.count_nonzero(prediction | mask)
-        iou = np.count_nonzero(prediction & mask) / union if union else 0.0
-        if iou > best_iou or (iou == best_iou and key == own and iou > SWAP_IOU):
+        iou = neighbour_iou(prediction, mask) if mask.any() else 0.0
+        if iou > best_iou:
             best, best_iou = key, iou
     return best
 
@@ -94,7 +91,7 @@ def object_under(prediction: np.ndarray, masks: Mapping[str, np.ndarray], own: s
 def identity_swaps(objects: Sequence[str | None]) -> int:
     """How often a track changes from one true object to another; frames where it lies on none are passed over."""
     seen = [key for key in objects if key is not None]
-    return sum(a != b for a, b in zip(seen[:-1], seen[1:], strict=True))
+    return sum(a != b for a, b in pairwise(seen))
 
 
 def stability(predicted: Sequence[float], true: Sequence[float]) -> float | None:
@@ -109,6 +106,6 @@ def stability(predicted: Sequence[float], true: Sequence[float]) -> float | None
 
 
 def neighbour_iou(before: np.ndarray, after: np.ndarray) -> float:
-    """IoU of two (H, W) bool masks of neighbouring frames; 1 where both are empty."""
+    """IoU of two (H, W) bool masks, of neighbouring frames say; 1 where both are empty."""
     union = np.count_nonzero(before | after)
     return float(np.count_nonzero(before & after) / union) if union else 1.0

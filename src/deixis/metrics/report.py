@@ -1,0 +1,112 @@
+"""Scores for people and programs: a JSON with everything, a CSV of the rows, a picture to look at."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from deixis import __version__
+from deixis.metrics.summary import DRAWS, SEED, Row, Scores
+from deixis.types import DeixisError
+
+WORST = 10
+BINS = 20  # of the histogram, over 0..1
+INK, BAR, SHOWN, TRUE = (40, 40, 40), (90, 130, 200), (230, 60, 60), (60, 200, 80)  # RGB
+
+
+def as_json(scores: Scores) -> dict[str, Any]:
+    """Everything, unrounded; what has no value is null."""
+    table = asdict(scores)
+    table["deixis"] = __version__
+    table["intervals_are"] = f"95%, bootstrap over videos, {DRAWS} draws, seed {SEED}"
+    return table
+
+
+def write_json(scores: Scores, path: Path) -> None:
+    """Raises DeixisError where the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(as_json(scores), indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise DeixisError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """One line for each row: video, id, text, tags, and every value."""
+    keys = list(dict.fromkeys(key for row in rows for key in row.values))
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["video", "id", "text", "tags", *keys])
+        for row in rows:
+            values = ["" if row.values.get(key) is None else row.values[key] for key in keys]
+            writer.writerow([row.video, row.id, row.text, " ".join(row.tags), *values])
+
+
+def worst_rows(scores: Scores, key: str) -> list[Row]:
+    """The ten rows with the lowest value."""
+    return sorted(scores.rows, key=lambda row: row.number(key) or 0.0)[:WORST]
+
+
+Look = tuple[np.ndarray, np.ndarray, np.ndarray]  # frame (H, W, 3) uint8 RGB, answer and truth (H, W) bool
+
+
+def draw(scores: Scores, key: str, looks: Mapping[tuple[str, str], Look]) -> np.ndarray:
+    """The distribution of a value and the ten worst rows, as an RGB picture.
+
+    looks: (video, id) of a row -> its worst frame with the answer (red outline) and the truth (green outline).
+    """
+    values = np.array([row.number(key) or 0.0 for row in scores.rows])
+    rows = [_histogram(values, f"{scores.benchmark} {scores.split}: {key} of {len(values)} rows")]
+    tiles = [_tile(row, key, looks.get((row.video, row.id))) for row in worst_rows(scores, key)]
+    for start in range(0, len(tiles), 5):
+        line = tiles[start : start + 5]
+        blank = np.full_like(line[0], 255)
+        rows.append(np.concatenate([*line, *[blank] * (5 - len(line))], axis=1))
+    return np.concatenate(rows, axis=0)
+
+
+def write_png(picture: np.ndarray, path: Path) -> None:
+    Image.fromarray(picture).save(path)
+
+
+def _write(picture: np.ndarray, text: str, x: int, y: int, size: float = 0.42) -> None:
+    plain = text.encode("ascii", "replace").decode()  # OpenCV's letters are ASCII
+    cv2.putText(picture, plain, (x, y), cv2.FONT_HERSHEY_SIMPLEX, size, INK, 1, cv2.LINE_AA)
+
+
+def _histogram(values: np.ndarray, title: str) -> np.ndarray:
+    picture = np.full((260, 1000, 3), 255, np.uint8)
+    counts, _ = np.histogram(np.clip(values, 0, 1), BINS, (0, 1))
+    _write(picture, f"{title}, mean {100 * values.mean():.2f}", 20, 24, 0.55)
+    for i, count in enumerate(counts):
+        left, height = 20 + i * 48, int(180 * count / max(1, counts.max()))
+        cv2.rectangle(picture, (left, 225 - height), (left + 44, 225), BAR, -1)
+        if count:
+            _write(picture, str(count), left + 4, 220 - height, 0.38)
+        _write(picture, f"{i / BINS:.2f}", left, 242, 0.36)
+    return picture
+
+
+def _tile(row: Row, key: str, look: Look | None) -> np.ndarray:
+    picture = np.full((210, 200, 3), 255, np.uint8)
+    _write(picture, f"{100 * (row.number(key) or 0):.1f}  {row.video[:16]} {row.id[:10]}", 4, 14, 0.36)
+    _write(picture, row.text[:34], 4, 30, 0.33)
+    if look is not None:
+        frame, answer, truth = look
+        scale = min(192 / frame.shape[1], 165 / frame.shape[0])
+        size = max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))
+        small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        for mask, colour in ((truth, TRUE), (answer, SHOWN)):
+            there = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+            outlines, _ = cv2.findContours(there, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            cv2.drawContours(small, outlines, -1, colour, 1)
+        picture[40 : 40 + size[1], 4 : 4 + size[0]] = small
+    return picture
