@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -84,6 +85,17 @@ def test_the_number_of_workers_changes_nothing(tmp_path):
         train(toy(steps=3, workers=workers), tmp_path / str(workers), device="cpu")
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("0", "2"))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_no_worker_outlives_its_run_however_it_ends(tmp_path):
+    def fail(progress):
+        raise RuntimeError("full screen")
+
+    train(toy(steps=3, workers=1), tmp_path / "finished", device="cpu")
+    assert multiprocessing.active_children() == []
+    with pytest.raises(RuntimeError, match="full screen"):
+        train(toy(steps=1000, workers=1), tmp_path / "failed", device="cpu", report=fail)
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

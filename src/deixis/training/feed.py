@@ -10,7 +10,7 @@ import contextlib
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,11 +90,11 @@ def micro_batches(
     batch: int,
     seed: int,
     workers: int,
-) -> Iterator[Any]:
+) -> Generator[Any]:
     """Collated micro-batches in order, made ahead by ``workers`` background processes (0: made here, on demand).
 
     Workers are forked where the system can (Linux), so ``samples`` may be any closure there; elsewhere it must be
-    picklable. They must not touch the GPU.
+    picklable. They must not touch the GPU. Close the generator to end them.
     """
     if workers:
         _allow_many_open_files()
@@ -107,4 +107,19 @@ def micro_batches(
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # its own, so that the loader draws nothing from the global one
     )
-    return iter(loader)
+    iterator = iter(loader)
+    try:
+        yield from iterator
+    finally:
+        if workers:
+            _end_workers(iterator)
+
+
+def _end_workers(iterator: Any) -> None:
+    # Asked for, not left to the garbage collector: a worker that outlives the loop would keep the program from ending,
+    # because it ignores SIGTERM. The loader waits five seconds for each; one that is still at work then is killed.
+    iterator._shutdown_workers()
+    for worker in iterator._workers:
+        if worker.is_alive():
+            worker.kill()
+            worker.join()

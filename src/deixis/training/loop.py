@@ -18,7 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -237,6 +237,20 @@ class _Trainer:
             seed=config.seed,
             workers=config.workers,
         )
+        with closing(batches):
+            stopped = self._steps(batches, received, report)
+        if world.first:
+            self._save(self.last)
+            with self._averaged():
+                self.run.export(self.system, self.out / "model.safetensors")
+        world.wait()
+        return Outcome(
+            step=self.step, stopped=stopped, best_score=self.best_score, model=self.out / "model.safetensors"
+        )
+
+    def _steps(self, batches: Iterator[Any], received: list[str], report: Callable[[Progress], None] | None) -> str:
+        """Why it stopped."""
+        config, world = self.config, self.world
         clock = _Clock(config, world.size)
         stopped = "finished"
         while self.step < config.steps and stopped == "finished":
@@ -253,14 +267,7 @@ class _Trainer:
                 self._tell(losses, norm, pace, scores, report, last=stopped != "finished")
                 if clock.checkpoint_due() and stopped == "finished":
                     self._save(self.last)
-        if world.first:
-            self._save(self.last)
-            with self._averaged():
-                self.run.export(self.system, self.out / "model.safetensors")
-        world.wait()
-        return Outcome(
-            step=self.step, stopped=stopped, best_score=self.best_score, model=self.out / "model.safetensors"
-        )
+        return stopped
 
     def _one_step(self, batches: Iterator[Any], asked_to_stop: bool) -> tuple[dict[str, float], float, bool, float]:
         """One optimiser step: loss parts (means over micro-batches and processes), gradient norm, whether any process
