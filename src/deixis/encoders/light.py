@@ -43,7 +43,11 @@ class Merge(nn.Module):
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
-        self.mix, self.look, self.out = nn.Conv2d(channels, out, 1), depthwise(out, stride=stride), nn.Conv2d(out, out, 1)
+        self.mix, self.look, self.out = (
+            nn.Conv2d(channels, out, 1),
+            depthwise(out, stride=stride),
+            nn.Conv2d(out, out, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.gelu(self.look(F.gelu(self.mix(x)))))
@@ -60,9 +64,10 @@ class WindowAttention(nn.Module):
         self.bias = nn.Parameter(torch.zeros(heads, window * window))
         cells = torch.arange(window * window)
         row, column = cells // window, cells % window
+        self.distance: Tensor
         distance = (row[:, None] - row).abs() * window + (column[:, None] - column).abs()
         self.register_buffer("distance", distance, persistent=False)
-        self.folded_bias: tuple[int, Tensor] | None = None
+        self.folded_bias: tuple[tuple, Tensor] | None = None
 
     def table(self) -> Tensor:
         """The bias as (heads, cells, cells); kept between calls while nothing trains it."""
@@ -238,16 +243,21 @@ def tiny_vit_state(published: Mapping[str, Tensor]) -> dict[str, Tensor]:
                     continue
                 take(f"{name}.local", f"{block}.local_conv")
                 ours[f"{name}.attention.bias"] = published[f"{block}.attn.attention_biases"].float()
-                pairs = (("attention.norm", "attn.norm"), ("attention.qkv", "attn.qkv"), ("attention.project", "attn.proj"),
-                         ("mlp.norm", "mlp.norm"), ("mlp.widen", "mlp.fc1"), ("mlp.narrow", "mlp.fc2"))  # fmt: skip
+                pairs = (
+                    ("attention.norm", "attn.norm"),
+                    ("attention.qkv", "attn.qkv"),
+                    ("attention.project", "attn.proj"),
+                    ("mlp.norm", "mlp.norm"),
+                    ("mlp.widen", "mlp.fc1"),
+                    ("mlp.narrow", "mlp.fc2"),
+                )
                 for here, there in pairs:
                     for part in ("weight", "bias"):
-                        tensor = published[f"{block}.{there}.{part}"].float()
-                        if here == "attention.qkv":  # theirs: head by head q, k, v; ours reads the same order
-                            tensor = tensor.clone()
-                        ours[f"{name}.{here}.{part}"] = tensor
+                        ours[f"{name}.{here}.{part}"] = published[f"{block}.{there}.{part}"].float()
     except KeyError as missing:
-        raise DeixisError(f"MobileSAM weights: key {missing} is missing; expected the published MobileSAM file") from None
+        raise DeixisError(
+            f"MobileSAM weights: key {missing} is missing; expected the published MobileSAM file"
+        ) from None
     return ours
 
 

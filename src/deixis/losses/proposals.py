@@ -58,7 +58,10 @@ def truth_of(targets: Sequence[Target]) -> Truth:
     shape = masks.shape[:3]
     visible = quarter.flatten(1).sum(1) >= 2.0  # less than two cells of the mask map cannot be painted
     return Truth(
-        quarter[:, 0].unflatten(0, shape), cells.unflatten(0, shape), visible.view(shape), middle_cells(cells).view(shape)
+        quarter[:, 0].unflatten(0, shape),
+        cells.unflatten(0, shape),
+        visible.view(shape),
+        middle_cells(cells).view(shape),
     )
 
 
@@ -79,7 +82,7 @@ def heat_loss(heat: Tensor, truth: Truth, unknown: Tensor | None = None) -> Tens
 
     unknown: (B, T, rows, columns) bool, cells where unlabelled objects may lie.
     """
-    b, t, n, rows, columns = truth.cells.shape
+    rows, columns = truth.cells.shape[-2:]
     spread = (0.15 * truth.cells.sum((-2, -1)).sqrt()).clamp(0.5, 2.0)[..., None, None]
     y, x = torch.arange(rows, device=heat.device).view(-1, 1), torch.arange(columns, device=heat.device)
     my, mx = (truth.middles // columns)[..., None, None], (truth.middles % columns)[..., None, None]

@@ -10,7 +10,7 @@ FOUND = 0.1  # overlap above which an object counts as found (our choice, as in 
 
 
 def overlap_with_each(chosen: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(N,) overlap over all frames of a (T, H, W) bool mask with each of (T, N, H, W) bool objects; 0 for empty ones."""
+    """(N,) overlap over all frames of a (T, H, W) bool mask with each of (T, N, H, W) bool objects; 0 for empty."""
     both = np.einsum("thw,tnhw->n", chosen, truth, dtype=np.int64, optimize=True)
     either = chosen.sum(dtype=np.int64) + truth.sum((0, 2, 3), dtype=np.int64) - both
     return both / np.maximum(either, 1)

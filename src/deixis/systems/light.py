@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -37,23 +36,26 @@ COLOUR_SYNONYMS = {"grey": "gray", "golden": "yellow", "violet": "purple", "silv
                    "blonde": "yellow", "dark": "black", "tan": "brown"}  # fmt: skip
 # sRGB prototypes whose nearest one names a pixel; several shades for colours that span a wide range (our choice).
 SHADES = (
-    ("red", 200, 30, 35), ("red", 120, 15, 20), ("orange", 240, 130, 30), ("yellow", 240, 215, 50), ("yellow", 190, 160, 40),
-    ("green", 70, 150, 60), ("green", 35, 75, 35), ("green", 140, 190, 90), ("blue", 40, 80, 190), ("blue", 110, 165, 220),
-    ("blue", 25, 35, 85), ("purple", 120, 60, 150), ("pink", 235, 130, 170), ("pink", 230, 60, 140), ("brown", 120, 75, 45),
-    ("brown", 70, 45, 30), ("brown", 175, 130, 90), ("black", 25, 25, 25), ("white", 240, 240, 240), ("gray", 130, 130, 130),
+    ("red", 200, 30, 35), ("red", 120, 15, 20), ("orange", 240, 130, 30), ("yellow", 240, 215, 50),
+    ("yellow", 190, 160, 40), ("green", 70, 150, 60), ("green", 35, 75, 35), ("green", 140, 190, 90),
+    ("blue", 40, 80, 190), ("blue", 110, 165, 220), ("blue", 25, 35, 85), ("purple", 120, 60, 150),
+    ("pink", 235, 130, 170), ("pink", 230, 60, 140), ("brown", 120, 75, 45), ("brown", 70, 45, 30),
+    ("brown", 175, 130, 90), ("black", 25, 25, 25), ("white", 240, 240, 240), ("gray", 130, 130, 130),
     ("gray", 80, 80, 80), ("gray", 185, 185, 185),
 )  # fmt: skip
 # Words that never name an object: what is left of a sentence without them begins with its head noun (our choice).
 NOT_NAMES = frozenset(
-    "a an the this that these those one ones of on in at to by with from and or is are be being it its which who while "
-    "left right top bottom upper lower middle center centre central side corner part picture image frame screen video "
-    "big large small little tiny huge largest smallest biggest bigger smaller larger tall short leftmost rightmost "
-    "nearest closest farthest front back behind under over above below near next between far away closer toward towards "
-    "moves moving move going goes go walks walking runs running stands standing still staying stays turns turning comes "
-    "coming enters entering leaves leaving stops stopping fast faster fastest slow slower slowest up down leftward "
-    "rightward upward downward leftwards rightwards upwards downwards does not doesn't there some any object thing "
-    "red orange yellow green blue purple pink brown black white gray grey golden dark bright silver violet "
-    "first last second other same direction across along around through out into off".split()
+    """
+    a an the this that these those one ones of on in at to by with from and or is are be being it its which who while
+    left right top bottom upper lower middle center centre central side corner part picture image frame screen video
+    big large small little tiny huge largest smallest biggest bigger smaller larger tall short leftmost rightmost
+    nearest closest farthest front back behind under over above below near next between far away closer toward towards
+    moves moving move going goes go walks walking runs running stands standing still staying stays turns turning comes
+    coming enters entering leaves leaving stops stopping fast faster fastest slow slower slowest up down leftward
+    rightward upward downward leftwards rightwards upwards downwards does not doesn't there some any object thing
+    red orange yellow green blue purple pink brown black white gray grey golden dark bright silver violet
+    first last second other same direction across along around through out into off
+    """.split()  # noqa: SIM905  a table of words, to be read as words
 )
 
 
@@ -74,7 +76,7 @@ class LightConfig:
     vit_depths: tuple[int, ...] = (2, 2, 6, 2)  # read
     vit_heads: tuple[int, ...] = (2, 4, 5, 10)  # read
     vit_windows: tuple[int, ...] = (7, 7, 14, 7)  # cells (read)
-    net_stages: tuple[tuple[int, ...], ...] = (
+    net_stages: tuple[tuple[int, int, int, int, int], ...] = (
         (1, 3, 1, 1, 16), (3, 3, 2, 6, 24), (3, 5, 2, 6, 48), (4, 3, 2, 6, 88), (4, 5, 1, 6, 120), (5, 5, 2, 6, 208),
         (1, 3, 1, 6, 352),
     )  # EfficientNet-lite2: repeats, kernel, stride, expansion, channels (read)  # fmt: skip
@@ -133,17 +135,18 @@ class Light(nn.Module):
         semantic = [stage[-1] for stage in config.net_stages]
         self.map = CellMap(config, semantic[4], semantic[6])
         self.find = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, 1))
-        nn.init.constant_(self.find[2].bias, -4.0)  # few cells are the middle of an object
+        nn.init.constant_(self.find[2].get_parameter("bias"), -4.0)  # few cells are the middle of an object
         self.kernel = KernelHead(d, config.mask_channels, config.mask_hidden)
         self.fine = FinePixels(config)
         self.describe = Describe(config, semantic[6])
         self.cluster = nn.ModuleList(QueryLayer(d, config.heads) for _ in range(config.cluster_layers))
         self.see = nn.Linear(d, 1)
         self.hear = Hear(config)
+        self.name_vectors: Tensor
         self.register_buffer("name_vectors", torch.zeros(config.names, config.text.width))
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> LightFeatures:
-        """frames: (B, T, 3, H, W), ImageNet-normalised, H and W multiples of 32; padding: (B, T, H, W). No words yet."""
+        """frames: (B, T, 3, H, W), ImageNet-normalised, H and W multiples of 32; padding: (B, T, H, W)."""
         b, t = frames.shape[:2]
         fine, middle, deep, semantic, classes = self.look(frames.flatten(0, 1))
         nothing = F.max_pool2d(padding.flatten(0, 1).float(), 16) > 0
@@ -153,7 +156,9 @@ class Light(nn.Module):
         pixels = self.fine(fine, middle, cells.transpose(1, 2).unflatten(2, (rows, columns)))
         chosen = peaks(heat, self.config.queries)  # (BT, Q)
         masks = self.paint_at(cells, pixels, chosen, columns)  # (BT, Q, h, w)
-        evidence = self.describe.pool(masks, frames.flatten(0, 1), cells, semantic[1], classes, heat, chosen, self.config)
+        evidence = self.describe.pool(
+            masks, frames.flatten(0, 1), cells, semantic[1], classes, heat, chosen, self.config
+        )
         order, spare = link(masks.unflatten(0, (b, t)), evidence, heat.flatten(1).gather(1, chosen).view(b, t, -1))
         masks, chosen = (reorder(x.unflatten(0, (b, t)), order) for x in (masks, chosen))
         evidence = {k: reorder(v.unflatten(0, (b, t)), order) for k, v in evidence.items()}
@@ -163,13 +168,16 @@ class Light(nn.Module):
             queries = layer(queries.flatten(1, 2), unused).view_as(queries)
         names = evidence["classes"].mean(1).softmax(-1)
         return LightFeatures(
-            levels=(deep.unflatten(0, (b, t)),), strides=(16,), padding=padding, size=tuple(frames.shape[-2:]),
+            levels=(deep.unflatten(0, (b, t)),), strides=(16,), padding=padding,
+            size=(frames.shape[-2], frames.shape[-1]),
             cells=cells.unflatten(0, (b, t)), pixels=pixels.unflatten(0, (b, t)), heat=heat.unflatten(0, (b, t)),
             chosen=chosen, masks=masks, queries=queries, spare=spare, seen=self.see(queries).squeeze(-1).float(),
             names=names, colours=evidence["colours"].mean(1),
         )  # fmt: skip
 
-    def decode(self, maps: LightFeatures, expressions: Sequence[Expression], wanted: Sequence[int] | None = None) -> Prediction:
+    def decode(
+        self, maps: LightFeatures, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
+    ) -> Prediction:
         """One clip may be asked any number of expressions; otherwise one a clip."""
         texts = [e.text for e in expressions]
         k, b = len(texts), len(maps.queries)
@@ -238,7 +246,7 @@ def light_debug_config() -> LightConfig:
 
 
 def frequencies(x: Tensor, octaves: int) -> Tensor:
-    """(..., n) numbers around -1..1 -> (..., n * (1 + 2 octaves)): themselves, and sines and cosines, an octave apart."""
+    """(..., n) numbers around -1..1 -> (..., n * (1 + 2 octaves)): themselves, then sines and cosines."""
     angle = (x[..., None] * (2.0 ** torch.arange(octaves, device=x.device) * torch.pi / 2)).flatten(-2)
     return torch.cat([x, angle.sin(), angle.cos()], dim=-1)
 
@@ -255,7 +263,9 @@ class CellMap(nn.Module):
         self.layers = nn.ModuleList(CellLayer(d, config.heads) for _ in range(config.pixel_layers))
         self.norm = nn.LayerNorm(d)
 
-    def forward(self, deep: Tensor, semantic: tuple[Tensor, Tensor], classes: Tensor, names: Tensor, nothing: Tensor) -> Tensor:
+    def forward(
+        self, deep: Tensor, semantic: tuple[Tensor, Tensor], classes: Tensor, names: Tensor, nothing: Tensor
+    ) -> Tensor:
         """-> (N, S, D). classes: (N, names, rows/2, columns/2) probabilities; nothing: (N, rows, columns) padding."""
         rows, columns = deep.shape[-2:]
         spoken = torch.einsum("nkhw,kc->nchw", classes.to(names.dtype), names)
@@ -319,6 +329,7 @@ class KernelHead(nn.Module):
         super().__init__()
         numbers = kernel_numbers(channels, hidden)
         self.layers = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, numbers))
+        self.scale: Tensor
         scale = torch.ones(numbers)
         first = scale[: hidden * (channels + 2)].view(hidden, channels + 2)
         first[:, channels:] = 1 / 64  # 64 pixels: about the radius of an object (our choice)
@@ -360,12 +371,13 @@ class Describe(nn.Module):
         self.motion = nn.Sequential(nn.Linear(10 * 9 + 1, d), nn.GELU(), nn.Linear(d, d))
         self.norm = nn.LayerNorm(d)
         shades = torch.tensor([s[1:] for s in SHADES]) / 255
+        self.shades: Tensor
         self.register_buffer("shades", lab(shades), persistent=False)
 
     @torch.no_grad()
     def pool(
-        self, masks: Tensor, frames: Tensor, cells: Tensor, semantic: Tensor, classes: Tensor, heat: Tensor, chosen: Tensor,
-        config: LightConfig,
+        self, masks: Tensor, frames: Tensor, cells: Tensor, semantic: Tensor, classes: Tensor, heat: Tensor,
+        chosen: Tensor, config: LightConfig,
     ) -> dict[str, Tensor]:  # fmt: skip
         """What lies under each of (N, Q, h, w) masks; no gradient, so that words do not bend masks."""
         soft = masks.sigmoid()
@@ -404,7 +416,7 @@ def lab(rgb: Tensor) -> Tensor:
 
 
 def moments(soft: Tensor) -> Tensor:
-    """(..., h, w) soft masks -> (..., 5): centre x, y in -1..1, spread x, y, and the log of the area, scaled to about -1..1."""
+    """(..., h, w) soft masks -> (..., 5): centre x, y in -1..1, spread x, y, log of the area, all about -1..1."""
     h, w = soft.shape[-2:]
     y, x = (torch.linspace(-1, 1, n, device=soft.device) for n in (h, w))
     area = soft.sum((-2, -1)).clamp(min=1e-3)
@@ -420,7 +432,9 @@ def trajectory(geometry: Tensor) -> Tensor:
     b, t, q, _ = geometry.shape
     place = geometry[..., [0, 1, 4]]  # centre x, y, and size
     total = (place[:, -1:] - place[:, :1]).expand(-1, t, -1, -1)
-    step = F.pad(place[:, 1:] - place[:, :-1], (0, 0, 0, 0, 0, 1), mode="replicate") if t > 1 else torch.zeros_like(place)
+    step = (
+        F.pad(place[:, 1:] - place[:, :-1], (0, 0, 0, 0, 0, 1), mode="replicate") if t > 1 else torch.zeros_like(place)
+    )
     moved = (place - place.mean(1, keepdim=True))[..., :2]
     path = step[..., :2].norm(dim=-1).sum(1, keepdim=True).expand(-1, t, -1)[..., None]
     fastest = path.amax(2, keepdim=True).clamp(min=0.02)
@@ -516,6 +530,7 @@ class Hear(nn.Module):
         self.match, self.absent = nn.Linear(d, 1), nn.Linear(d, 1)
         self.compare = nn.Linear(d, d)
         self.frame = nn.Linear(d, 1)
+        self.shade_of: Tensor
         shade_of = torch.tensor([[float(s[0] == c) for c in COLOURS] for s in SHADES])
         self.register_buffer("shade_of", shade_of, persistent=False)
 

@@ -30,9 +30,14 @@ class ClipBatch:
 
     def to(self, device: torch.device | str) -> ClipBatch:
         return ClipBatch(
-            self.frames.to(device, non_blocking=True), self.unknown.to(device), tuple(t.to(device) for t in self.targets),
-            self.texts, self.which.to(device), self.kinds, self.referred,
-        )  # fmt: skip
+            self.frames.to(device, non_blocking=True),
+            self.unknown.to(device),
+            tuple(t.to(device) for t in self.targets),
+            self.texts,
+            self.which.to(device),
+            self.kinds,
+            self.referred,
+        )
 
     def pixels(self, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
         """(frames (B, T, 3, H, W) normalised float, padding (B, T, H, W), nowhere True)."""
@@ -51,12 +56,19 @@ def target_of(film: WorldFilm) -> Target:
 def gather_clips(films: Sequence[WorldFilm]) -> ClipBatch:
     """Films of one size as a batch."""
     frames = torch.stack([torch.from_numpy(np.ascontiguousarray(f.frames)).permute(0, 3, 1, 2) for f in films])
-    unknown = torch.stack([
-        torch.zeros(f.frames.shape[:3], dtype=torch.bool) if f.ignore is None else torch.from_numpy(f.ignore) for f in films
-    ])  # fmt: skip
+    unknown = torch.stack(
+        [
+            torch.zeros(f.frames.shape[:3], dtype=torch.bool) if f.ignore is None else torch.from_numpy(f.ignore)
+            for f in films
+        ]
+    )
     sentences = [(i, s) for i, f in enumerate(films) for s in f.sentences]
     return ClipBatch(
-        frames, unknown, tuple(target_of(f) for f in films), tuple(s.text for _, s in sentences),
-        torch.tensor([i for i, _ in sentences], dtype=torch.long), tuple(s.kind for _, s in sentences),
+        frames,
+        unknown,
+        tuple(target_of(f) for f in films),
+        tuple(s.text for _, s in sentences),
+        torch.tensor([i for i, _ in sentences], dtype=torch.long),
+        tuple(s.kind for _, s in sentences),
         tuple(tuple(s.objects) for _, s in sentences),
-    )  # fmt: skip
+    )

@@ -7,8 +7,9 @@ Both vision encoders and the text encoder stay frozen by default, which two CPU 
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from deixis.benchmarks import mixture
 from deixis.benchmarks.mixture import Mixture
 from deixis.benchmarks.predicates import WorldFilm
 from deixis.encoders.light import efficient_net_state, tiny_vit_state
@@ -38,6 +40,8 @@ from deixis.training.clips import ClipBatch, gather_clips
 from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
 from deixis.types import DeixisError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,7 @@ def light(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
         validate=partial(validate, str(data["pictures"]), films),
         train=train,
         config=model,
-        export=export,
+        export=partial(export, str(data["pictures"])),
     )
 
 
@@ -100,7 +104,9 @@ def build(config: LightConfig, data: Mapping[str, Path]) -> Light:
         return system
     weights = data["weights"]
     system.tiny_vit.load_state_dict(tiny_vit_state(load_file(weights / "mobile_sam.fp16.safetensors")))
-    system.efficient_net.load_state_dict(efficient_net_state(load_file(weights / "efficientnet_lite2.fp16.safetensors")))
+    system.efficient_net.load_state_dict(
+        efficient_net_state(load_file(weights / "efficientnet_lite2.fp16.safetensors"))
+    )
     load_minilm(system, data.get("minilm") or packaged_minilm())
     names = json.loads((weights / "imagenet_names.json").read_text(encoding="utf-8"))
     vectors = [system.text(synonyms).sentence.mean(0) for synonyms in names]
@@ -207,15 +213,45 @@ def validate(pictures: str, data: LightData, system: nn.Module) -> dict[str, flo
 FROZEN = ("tiny_vit.", "efficient_net.", "text.", "name_vectors")
 
 
-def export(system: nn.Module, path: Path) -> None:
-    """Frozen parts as int8 rows, the rest as fp16: what fits into the wheel."""
+def export(pictures: str, system: nn.Module, path: Path) -> None:
+    """Calibrate presence and write the model: frozen parts as int8 rows, the rest as fp16, to fit into the wheel."""
     from deixis.weights import save
 
     assert isinstance(system, Light)
+    system.eval()
+    system.config = calibrated(pictures, system)
     trained = [name + "." for name, _ in system.named_children() if f"{name}." not in FROZEN]
     save(system, path, int8=FROZEN, half=trained)
 
 
-def with_presence(config: LightConfig, temperature: float, shift: float, threshold: float) -> LightConfig:
-    """The config with presence calibrated."""
-    return replace(config, presence_temperature=temperature, presence_shift=shift, presence_threshold=threshold)
+def calibrated(pictures: str, system: Light, films: int = 150) -> LightConfig:
+    """The config with presence fitted on held-out films of seed 1 and held-out stills of even number.
+
+    Temperature and shift make the told probability agree with the facts; the threshold is where present objects
+    rightly shown and absent ones left empty are, together, the most.
+    """
+    from deixis.training.measure import answers, fair_threshold, fit_presence
+
+    def films_of() -> Iterator[WorldFilm]:
+        yield from mixture.composites(pictures, seed=1, films=films)
+        yield from (film for i, film in enumerate(mixture.stills(pictures)) if i % 2 == 0)
+
+    told = list(answers(system, films_of(), threshold=1e-6))  # everything is shown, so that what would be is known
+    config = system.config
+    there = np.array([a.there for a in told])
+    temperature, shift = fit_presence(
+        np.array([a.presence for a in told]), there, config.presence_temperature, config.presence_shift
+    )
+
+    def again(p: float) -> float:
+        p = min(max(p, 1e-7), 1 - 1e-7)
+        raw = (np.log(p / (1 - p)) - config.presence_shift) * config.presence_temperature
+        return float(1 / (1 + np.exp(-(raw / temperature + shift))))
+
+    threshold = fair_threshold(
+        [(again(a.presence), a.right) for a in told if a.there], [again(a.presence) for a in told if not a.there]
+    )
+    log.info("presence: temperature %.3f, shift %.3f, threshold %.2f", temperature, shift, threshold)
+    return replace(
+        config, presence_temperature=temperature, presence_shift=shift, presence_threshold=round(threshold, 3)
+    )

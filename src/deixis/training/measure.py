@@ -1,0 +1,148 @@
+"""What a system answers on films whose truth is exact: right object, overlap, presence, changes of object.
+
+The films go to disk and through ``deixis.segment``, the path that users take. T frames, N objects, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+from torch import nn
+
+from deixis.benchmarks.predicates import Sentence, WorldFilm
+from deixis.metrics.choice import FOUND, overlap_with_each, right_object
+from deixis.segment import segment
+from deixis.types import MaskTrack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One sentence, answered. there: the object is in the film.  right: the mask lies on the referred object more than
+    on any other (for an absent object: no mask).  overlap: with the referred object, over all frames, 0..1.
+    presence: 0..1, as told.  empty: no mask in any frame.  changed: the mask moved from one object to another."""
+
+    film: str
+    text: str
+    kind: str
+    there: bool
+    right: bool
+    overlap: float
+    presence: float
+    empty: bool
+    changed: bool
+
+
+def answers(
+    system: nn.Module,
+    films: Iterable[WorldFilm],
+    *,
+    words: Callable[[int, WorldFilm], tuple[str, ...]] | None = None,
+    threshold: float | None = None,
+    precision: str = "auto",
+) -> Iterator[Answer]:
+    """Ask every film all of its sentences.
+
+    words: texts to ask instead of a film's own (by its number), to see what the words are worth.  threshold: of
+    presence, instead of the system's own.
+    """
+    with TemporaryDirectory(prefix="deixis-measure-") as folder:
+        for number, film in enumerate(films):
+            if not film.sentences:
+                continue
+            texts = tuple(s.text for s in film.sentences) if words is None else words(number, film)
+            place = Path(folder) / str(number)
+            write_frames(film, place)
+            tracks = segment(place, list(texts), model=system, threshold=threshold, precision=precision)
+            for sentence, track in zip(film.sentences, tracks, strict=True):
+                yield judge(film, sentence, track)
+            for file in place.iterdir():
+                file.unlink()
+
+
+def judge(film: WorldFilm, sentence: Sentence, track: MaskTrack) -> Answer:
+    """Compare one track with the truth."""
+    chosen = np.asarray(track.masks)
+    empty = not chosen.any()
+    if sentence.objects:
+        right, overlap = right_object(chosen, film.masks, sentence.objects)
+    else:
+        right, overlap = empty, float(empty)
+    return Answer(
+        film=film.name,
+        text=sentence.text,
+        kind=sentence.kind,
+        there=bool(sentence.objects),
+        right=right,
+        overlap=overlap,
+        presence=track.presence,
+        empty=empty,
+        changed=changes_object(chosen, film.masks),
+    )
+
+
+def changes_object(chosen: np.ndarray, truth: np.ndarray, stretch: int = 8) -> bool:
+    """Whether a (T, H, W) mask lies on one object in one stretch of frames and on another in a later one.
+
+    truth: (T, N, H, W). A stretch where no object is overlapped by more than a tenth says nothing.
+    """
+    on = []
+    for first in range(0, len(chosen), stretch):
+        overlaps = overlap_with_each(chosen[first : first + stretch], truth[first : first + stretch])
+        if len(overlaps) and overlaps.max() > FOUND:
+            on.append(int(overlaps.argmax()))
+    return len(set(on)) > 1
+
+
+def write_frames(film: WorldFilm, folder: Path) -> None:
+    """The frames as PNG, without loss."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(i: int) -> None:
+        cv2.imwrite(str(folder / f"{i:05d}.png"), film.frames[i][..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, range(len(film.frames))))
+
+
+def fit_presence(told: np.ndarray, there: np.ndarray, temperature: float, shift: float) -> tuple[float, float]:
+    """(temperature, shift) that make told probabilities agree best with the facts (least entropy; Platt, 1999).
+
+    told: (n,) probabilities that were made with the ``temperature`` and ``shift`` given.  there: (n,) bool.
+    """
+    told = np.clip(told, 1e-7, 1 - 1e-7)
+    raw = (np.log(told / (1 - told)) - shift) * temperature
+    y, weights = there.astype(float), np.array([1.0 / temperature, shift])
+    x = np.stack([raw, np.ones_like(raw)], axis=1)
+    for _ in range(50):  # Newton's method on a convex function
+        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
+        gradient = x.T @ (p - y) + 1e-3 * np.array([weights[0], 0])
+        curvature = (x * (p * (1 - p))[:, None]).T @ x + 1e-3 * np.eye(2)
+        weights = weights - np.linalg.solve(curvature, gradient)
+    return float(1 / max(weights[0], 1e-2)), float(weights[1])
+
+
+def fair_threshold(found: list[tuple[float, bool]], absent: list[float]) -> float:
+    """The presence threshold at which (share of present objects rightly answered + share of absent ones left empty)
+    is greatest. found: (presence, whether the right object would be shown).  absent: presences of absent ones."""
+    candidates = np.linspace(0.05, 0.95, 91)
+    p, right, away = np.array([f[0] for f in found]), np.array([f[1] for f in found]), np.array(absent)
+    gains = [((p >= c) & right).mean() + (away < c).mean() for c in candidates]
+    best = max(gains)
+    return float(np.median([c for c, g in zip(candidates, gains, strict=True) if g >= best - 0.003]))
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson, 1927)."""
+    if n == 0:
+        return 0.0, 1.0
+    z, p = 1.96, hits / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,0 +1,69 @@
+"""How answers are judged on films with exact truth, and how presence is calibrated."""
+
+import numpy as np
+import pytest
+
+from deixis.metrics.choice import overlap_with_each, right_object
+from deixis.training.measure import changes_object, fair_threshold, fit_presence, wilson
+
+
+def two_objects(frames=16):
+    truth = np.zeros((frames, 2, 8, 8), dtype=bool)
+    truth[:, 0, :4], truth[:, 1, 4:] = True, True
+    return truth
+
+
+def test_the_object_overlapped_most_is_the_chosen_one():
+    truth = two_objects()
+    assert right_object(truth[:, 0], truth, [0]) == (True, 1.0)
+    assert right_object(truth[:, 1], truth, [0]) == (False, 0.0)
+    assert right_object(np.zeros_like(truth[:, 0]), truth, [0]) == (False, 0.0)
+
+
+def test_several_referred_objects_count_as_one():
+    truth = two_objects()
+    assert right_object(truth.any(1), truth, [0, 1]) == (True, 1.0)
+
+
+def test_overlap_is_taken_over_all_frames():
+    truth = two_objects(frames=2)
+    chosen = truth[:, 0].copy()
+    chosen[1] = False
+    assert overlap_with_each(chosen, truth).tolist() == [0.5, 0.0]
+
+
+def test_a_mask_that_moves_to_another_object_is_a_change_and_one_that_vanishes_is_not():
+    truth = two_objects()
+    stays, moves, vanishes = truth[:, 0].copy(), truth[:, 0].copy(), truth[:, 0].copy()
+    moves[8:] = truth[8:, 1]
+    vanishes[8:] = False
+    assert [changes_object(x, truth) for x in (stays, moves, vanishes)] == [False, True, False]
+
+
+def test_calibration_recovers_the_temperature_and_shift_that_made_the_facts():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 4, 20_000)
+    there = rng.random(20_000) < 1 / (1 + np.exp(-(logits / 2.0 + 0.7)))
+    told = 1 / (1 + np.exp(-logits))
+    assert fit_presence(told, there, 1.0, 0.0) == pytest.approx((2.0, 0.7), abs=0.1)
+
+
+def test_calibration_starts_from_the_calibration_that_told():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 4, 20_000)
+    there = rng.random(20_000) < 1 / (1 + np.exp(-logits))
+    told = 1 / (1 + np.exp(-(logits / 3.0 + 1.0)))
+    assert fit_presence(told, there, 3.0, 1.0) == pytest.approx((1.0, 0.0), abs=0.1)
+
+
+def test_the_threshold_parts_present_from_absent():
+    found = [(p, True) for p in np.linspace(0.4, 1.0, 50)]
+    absent = list(np.linspace(0.0, 0.2, 50))
+    assert 0.2 < fair_threshold(found, absent) <= 0.4
+
+
+def test_wilson_intervals_hold_the_share_and_narrow_with_more_answers():
+    low, high = wilson(80, 100)
+    assert low < 0.8 < high
+    assert wilson(8000, 10_000)[0] > low
+    assert wilson(0, 0) == (0.0, 1.0)
