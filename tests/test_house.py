@@ -20,11 +20,12 @@ FLOORS = {
     "blocks": 1, "metrics": 1,
     "encoders": 2, "losses": 2, "video": 2, "tracks": 2, "writers": 2,
     "benchmarks/expressions": 2, "benchmarks/augment": 2, "benchmarks/samples": 2, "benchmarks/pngs": 2,
+    "benchmarks/results": 2, "benchmarks/fixtures": 2,
     "benchmarks/predicates": 2, "benchmarks/vocabulary": 2,
     "systems": 3, "benchmarks": 3,
     "weights": 4,
-    "segment": 5, "predict": 5, "metrics/evaluate": 5,
-    "training": 6,
+    "segment": 5, "metrics/evaluate": 5, "metrics/folders": 5,
+    "predict": 6, "training": 6,
     "cli": 7, "__init__": 7, "__main__": 7, "serve": 7, "batch": 7,
 }  # fmt: skip
 

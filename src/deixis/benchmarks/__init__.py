@@ -43,7 +43,7 @@ def splits_of(name: str, root: Path) -> tuple[str, ...]:
     if name not in BENCHMARKS:
         raise DeixisError(f"unknown benchmark {name!r}; deixis knows {', '.join(BENCHMARKS)}")
     if name == "world":
-        return tuple(sorted({path.parent.name for path in Path(root).glob("*/meta_expressions*.json")}))
+        return import_module("deixis.benchmarks.mevis").world_splits(Path(root))
     return import_module(f"deixis.benchmarks.{BENCHMARKS[name][0]}").SPLITS
 
 

@@ -64,10 +64,16 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
 def open_world(root: Path, split: str | None = None, skip_bad: bool = False) -> Benchmark:
     """Open a split of a generated world: any folder of root that holds an expression file."""
     require_folder(root, "make one with `deixis data world OUT` (see docs/benchmarks.md)")
-    splits = sorted(path.parent.name for path in root.glob("*/meta_expressions*.json"))
+    splits = world_splits(root)
     if not splits:
         raise DeixisError(f"{root}: no split of world lies here; make one with `deixis data world OUT`")
     return _open(root, choose_split(split, splits, "world"), skip_bad, "world")
+
+
+def world_splits(root: Path) -> tuple[str, ...]:
+    """The splits that lie in a world's folder, MeViS's in MeViS's order first."""
+    found = {path.parent.name for path in root.glob("*/meta_expressions*.json")}
+    return tuple(sorted(found, key=lambda name: (SPLITS.index(name) if name in SPLITS else len(SPLITS), name)))
 
 
 def _open(root: Path, split: str, skip_bad: bool, name: str) -> Benchmark:

@@ -58,7 +58,7 @@ def surrounding_frames(reference: int, length: int, count: int, reach: int, rng:
 
 
 def consecutive_windows(length: int, count: int) -> list[list[int]]:
-    """MTTR's and SOC's choice: windows side by side, the last one moved back to be full; a short video repeats its end."""
+    """MTTR's and SOC's choice: windows side by side, the last moved back to be full; short videos repeat their end."""
     if length < count:
         return [[min(i, length - 1) for i in range(count)]]
     starts = [*range(0, length - count + 1, count)]
@@ -122,8 +122,8 @@ class TrainingClip:
 def training_clip(benchmark: Benchmark, sample: Sample, indices: Sequence[int]) -> TrainingClip:
     """The frames of a sample with the truth of every labelled object; the objects referred to are marked.
 
-    indices: frames of the video. Where only one frame is labelled (A2D, JHMDB) they are a window around it, and the target
-    is of that frame alone. Raises DeixisError for a split without truth.
+    indices: frames of the video. Where only one frame is labelled (A2D, JHMDB) they are a window around it, and the
+    target is of that frame alone. Raises DeixisError for a split without truth.
     """
     if benchmark.truth is None or sample.objects is None:
         raise DeixisError(f"{benchmark.name} {benchmark.split} has no public truth to train on")
@@ -152,8 +152,9 @@ def training_clip(benchmark: Benchmark, sample: Sample, indices: Sequence[int]) 
 def make_target(masks: np.ndarray, referred: np.ndarray) -> Target:
     """A Target from (T, N, H, W) bool masks and (N,) bool: boxes (half open) and visibility follow from the masks."""
     t, n, height, width = masks.shape
-    columns, rows = masks.any(2), masks.any(3)  # (T, N, W), (T, N, H)
-    visible = rows.any(2)
+    columns: np.ndarray = np.any(masks, axis=2)  # (T, N, W)
+    rows: np.ndarray = np.any(masks, axis=3)  # (T, N, H)
+    visible = np.any(rows, axis=2)
     left, right = columns.argmax(2), width - columns[:, :, ::-1].argmax(2)
     top, bottom = rows.argmax(2), height - rows[:, :, ::-1].argmax(2)
     boxes = np.stack([(left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width,
@@ -216,4 +217,4 @@ def _blur(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     turned = cv2.warpAffine(
         line, cv2.getRotationMatrix2D((size // 2, size // 2), rng.uniform(0, 180), 1.0), (size, size)
     )
-    return cv2.filter2D(frame, -1, turned / max(float(turned.sum()), 1e-6))
+    return cv2.filter2D(frame, -1, (turned / max(float(turned.sum()), 1e-6)).astype(np.float32))

@@ -6,16 +6,11 @@ with the number of videos. Videos may be shared among processes.
 
 from __future__ import annotations
 
-import logging
-import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 from pycocotools import mask as coco
@@ -36,55 +31,14 @@ from deixis.benchmarks.results import (
 from deixis.benchmarks.samples import Benchmark, FrameTruth, Sample
 from deixis.metrics import overlap, presence
 from deixis.metrics.region_contour import score_frame, score_pairs
+from deixis.metrics.running import READERS, mapper, read_ahead
 from deixis.metrics.summary import VERSION, Measure, Row, Scores, Value, bootstrap, mean_of, summarise
 from deixis.types import DeixisError, encode_rle
 
-log = logging.getLogger(__name__)
-
-AHEAD = 4  # frames read ahead of the one being scored (our choice)
-READERS = 2  # threads that decode PNGs (our choice: decoding takes longer than scoring)
 MAX_PROPOSALS = 20  # read: the DAVIS tool's limit
-
-Item = TypeVar("Item")
 
 
 # --- running over videos ---------------------------------------------------------------------------------------------
-
-
-def read_ahead(read: Callable[[int], Item], count: int, pool: ThreadPoolExecutor) -> Iterator[Item]:
-    """read(0), read(1), ... in order, a few of them under way in the pool while the current one is used."""
-    pending: deque[Future[Item]] = deque()
-    try:
-        for index in range(count):
-            pending.append(pool.submit(read, index))
-            if len(pending) > AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
-
-
-@contextmanager
-def mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """``map``, in this process or over several. They are started clean, so that no thread's lock is inherited."""
-    if workers < 1:
-        raise DeixisError(f"the number of processes must be 1 or more, got {workers}")
-    if workers == 1:
-        yield map
-        return
-    context = multiprocessing.get_context(
-        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    )
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([__name__])  # type: ignore[attr-defined]
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            yield pool.map
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 @dataclass(frozen=True)
@@ -380,7 +334,7 @@ def summarise_davis(benchmark: Benchmark, rows: Sequence[Row]) -> Scores:
     gap = (summary["J&F"] or 0.0) - (summary["strict J&F"] or 0.0)
     summary["legacy - strict"] = gap
     remark = (
-        f"legacy J&F is {100 * gap:.2f} points above strict: DAVIS's matching gives an answer to the object that it fits"
+        f"legacy J&F is {100 * gap:.2f} points above strict: DAVIS's matching gives an answer to the object it fits"
         " best, so an expression answered with another named object is forgiven"
     )
     return Scores(

@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from deixis import __version__
 from deixis.metrics.summary import DRAWS, SEED, Row, Scores
 from deixis.types import DeixisError
 
@@ -22,19 +21,19 @@ BINS = 20  # of the histogram, over 0..1
 INK, BAR, SHOWN, TRUE = (40, 40, 40), (90, 130, 200), (230, 60, 60), (60, 200, 80)  # RGB
 
 
-def as_json(scores: Scores) -> dict[str, Any]:
-    """Everything, unrounded; what has no value is null."""
+def as_json(scores: Scores, version: str) -> dict[str, Any]:
+    """Everything, unrounded, and the version of deixis; what has no value is null."""
     table = asdict(scores)
-    table["deixis"] = __version__
+    table["deixis"] = version
     table["intervals_are"] = f"95%, bootstrap over videos, {DRAWS} draws, seed {SEED}"
     return table
 
 
-def write_json(scores: Scores, path: Path) -> None:
+def write_json(scores: Scores, path: Path, version: str) -> None:
     """Raises DeixisError where the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(as_json(scores), indent=1, allow_nan=False) + "\n")
+        path.write_text(json.dumps(as_json(scores, version), indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise DeixisError(f"{path}: cannot be written ({error.strerror})") from error
 
