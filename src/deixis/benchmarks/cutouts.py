@@ -179,6 +179,9 @@ class Library:
             for instance in picture.instances:
                 if self._worth_cutting(picture, instance):
                     self.photo_classes[instance.noun.name].append((picture, instance))
+        self._by_set: dict[str, list[Picture]] = defaultdict(list)
+        for picture in self.pictures:
+            self._by_set[picture.set_name].append(picture)
         self.drawn_classes: dict[str, list[Path]] = defaultdict(list)
         for path, name in self.drawn:
             self.drawn_classes[name].append(path)
@@ -292,6 +295,56 @@ class Library:
         name = next(n for p, n in self.drawn if p == path)
         image = cv2.copyMakeBorder(image, 2, 2, 2, 2, cv2.BORDER_CONSTANT, value=(0, 0, 0, 0))
         return Patch(cv2.cvtColor(image[..., :3], cv2.COLOR_BGR2RGB), image[..., 3].copy(), NOUNS[name], drawn=True)
+
+    def any_picture(self, rng: np.random.Generator, shares: dict[str, float], most: int = 1000) -> Picture:
+        """A picture of at most ``most`` labelled objects and no crowd; its set is drawn by shares."""
+        names = [name for name in shares if name in self._by_set]
+        odds = np.array([shares[name] for name in names])
+        for _ in range(1000):
+            options = self._by_set[names[int(rng.choice(len(names), p=odds / odds.sum()))]]
+            picture = options[int(rng.integers(len(options)))]
+            if len(picture.instances) <= most and not self.crowded(picture):
+                return picture
+        raise DeixisError(f"{self.root} has no picture of at most {most} labelled objects")
+
+    def background(self, rng: np.random.Generator) -> Picture:
+        """A picture to paste on."""
+        return self.any_picture(rng, {"coco_small": 0.5, "voc_animals": 0.42, "weizmann_horses": 0.08}, most=8)
+
+    def any_patch(
+        self,
+        rng: np.random.Generator,
+        open_classes: frozenset[str],
+        *,
+        like: Noun | None = None,
+        avoid: frozenset[str] = frozenset(),
+        drawn: float = 0.2,
+        same_class: float = 0.35,
+        same_group: float = 0.3,
+    ) -> Patch:
+        """A cut-out whose class is not among ``open_classes`` (if that can be had) nor ``avoid``.
+
+        like: with the chances same_class and same_group, it is of this class or of one of its groups.
+        drawn: the chance of a drawing instead of a photograph.
+        """
+        for attempt in range(60):
+            draws = bool(self.drawn_classes) and (rng.random() < drawn or not self.photo_classes)
+            counts: dict[str, list[Any]] = self.drawn_classes if draws else self.photo_classes  # type: ignore[assignment]
+            names = sorted(counts)
+            chance = rng.random()
+            if like is not None and attempt < 20 and chance < same_class and like.name in counts:
+                names = [like.name]
+            elif like is not None and attempt < 20 and same_class <= chance < same_class + same_group:
+                names = [n for n in names if set(NOUNS[n].groups) & set(like.groups)] or names
+            odds = np.sqrt([len(counts[n]) for n in names])
+            name = names[int(rng.choice(len(names), p=odds / odds.sum()))]
+            if name in avoid or (attempt < 40 and name in open_classes):
+                continue
+            option = counts[name][int(rng.integers(len(counts[name])))]
+            patch = self.photo(*option) if isinstance(option, tuple) else self.drawing(option)
+            if patch is not None:
+                return patch
+        raise DeixisError(f"{self.root} has no cut-out that fits; add fluent_emoji3d or more pictures")
 
     def frame(self, video: Video, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Frame ``index`` of a video: (H, W, 3) uint8 RGB and (H, W) bool mask."""

@@ -34,7 +34,7 @@ from deixis.benchmarks.painting import (
     view,
 )
 from deixis.benchmarks.predicates import Scene, Sentence, SentenceMix, WorldFilm
-from deixis.benchmarks.vocabulary import EVERYWHERE, NOUNS, Noun
+from deixis.benchmarks.vocabulary import EVERYWHERE, Noun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +72,6 @@ class Mixture:
     ) -> None:
         self.config = replace(config or MixtureConfig(), **changes)  # type: ignore[arg-type]
         self.library = Library(root, split)
-        self._by_set: dict[str, list[Picture]] = {}
-        for picture in self.library.pictures:
-            self._by_set.setdefault(picture.set_name, []).append(picture)
-        self._photo_names = sorted(self.library.photo_classes)
-        self._drawn_names = sorted(self.library.drawn_classes)
 
     def film(self, seed: int) -> WorldFilm:
         """The film of a seed, of a kind drawn by the config's shares; retried until it has at least two sentences."""
@@ -94,39 +89,19 @@ class Mixture:
 
     # ---- choosing
 
-    def _background(self, rng: np.random.Generator) -> Picture:
-        """A picture to paste on: few labelled objects, no crowd."""
-        names = [n for n in ("coco_small", "voc_animals", "weizmann_horses") if n in self._by_set]
-        odds = np.array([{"coco_small": 0.5, "voc_animals": 0.42, "weizmann_horses": 0.08}[n] for n in names])
-        while True:
-            options = self._by_set[names[int(rng.choice(len(names), p=odds / odds.sum()))]]
-            picture = options[int(rng.integers(len(options)))]
-            if len(picture.instances) <= 8 and not self.library.crowded(picture):
-                return picture
-
-    def _patch(self, rng: np.random.Generator, scene: Scene, like: Noun | None, avoid: set[str]) -> Patch:
-        """A cut-out whose name is certain in the scene; of the class or group of ``like`` where wanted and found."""
-        for attempt in range(40):
-            drawn = bool(self._drawn_names) and rng.random() < self.config.drawn
-            names = self._drawn_names if drawn or not self._photo_names else self._photo_names
-            counts = self.library.drawn_classes if names is self._drawn_names else self.library.photo_classes
-            if like is not None and attempt < 20:
-                draw = rng.random()
-                if draw < self.config.same_class:
-                    names = [like.name] if like.name in counts else names
-                elif draw < self.config.same_class + self.config.same_group:
-                    group = [n for n in names if set(NOUNS[n].groups) & set(like.groups)]
-                    names = group or names
-            odds = np.sqrt([len(counts[n]) for n in names])
-            name = names[int(rng.choice(len(names), p=odds / odds.sum()))]
-            if name in avoid or (attempt < 30 and name in scene.open_classes):
-                continue
-            options = counts[name]
-            option = options[int(rng.integers(len(options)))]
-            patch = self.library.photo(*option) if isinstance(option, tuple) else self.library.drawing(option)
-            if patch is not None:
-                return patch
-        return self.library.drawing(self.library.drawn[int(rng.integers(len(self.library.drawn)))][0])
+    def _patch(
+        self, rng: np.random.Generator, scene: Scene, like: Noun | None, avoid: frozenset[str] = frozenset()
+    ) -> Patch:
+        c = self.config
+        return self.library.any_patch(
+            rng,
+            scene.open_classes,
+            like=like,
+            avoid=avoid,
+            drawn=c.drawn,
+            same_class=c.same_class,
+            same_group=c.same_group,
+        )
 
     def _kinds(self, rng: np.random.Generator, count: int) -> list[str]:
         return [MOTIONS[int(rng.choice(4, p=(0.36, 0.40, 0.12, 0.12)))] for _ in range(count)]
@@ -169,26 +144,20 @@ class Mixture:
 
     def still(self, rng: np.random.Generator) -> WorldFilm:
         """A real picture, nothing pasted, under a camera that may pan and zoom."""
-        names = [n for n in ("coco_small", "voc_animals", "weizmann_horses") if n in self._by_set]
-        odds = np.array([{"coco_small": 0.6, "voc_animals": 0.36, "weizmann_horses": 0.04}[n] for n in names])
-        while True:
-            options = self._by_set[names[int(rng.choice(len(names), p=odds / odds.sum()))]]
-            picture = options[int(rng.integers(len(options)))]
-            if not self.library.crowded(picture):
-                break
+        picture = self.library.any_picture(rng, {"coco_small": 0.6, "voc_animals": 0.36, "weizmann_horses": 0.04})
         moves = bool(rng.random() < self.config.still_camera_moves)
         canvas, scene, _ = self._start(rng, picture, moves, tight=0.72)
         return finish(canvas, scene, self.config.sentences, rng, f"still:{picture.image.stem}")
 
     def composite(self, rng: np.random.Generator, objects: int | None = None) -> WorldFilm:
         """1-4 cut-outs on a real picture, each standing still or moving."""
-        picture = self._background(rng)
+        picture = self.library.background(rng)
         moves = bool(rng.random() < self.config.camera_moves)
         canvas, scene, camera = self._start(rng, picture, moves, tight=0.8)
         count = objects or int(rng.choice([1, 2, 3, 4], p=(0.12, 0.4, 0.32, 0.16)))
         patches: list[Patch] = []
         for _ in range(count):
-            patches.append(self._patch(rng, scene, patches[0].noun if patches else None, set()))
+            patches.append(self._patch(rng, scene, patches[0].noun if patches else None))
         paths = self._place(rng, patches, self._kinds(rng, count))
         dyed = rng.random(count) < self.config.recoloured
         patches = [dye(patch, a_dye(rng)) if dip else patch for patch, dip in zip(patches, dyed, strict=True)]
@@ -198,10 +167,10 @@ class Mixture:
 
     def twin(self, rng: np.random.Generator, by: str | None = None) -> WorldFilm:
         """One cut-out two or three times, told apart by one thing only. by: place, motion, colour; drawn where None."""
-        picture = self._background(rng)
+        picture = self.library.background(rng)
         canvas, scene, _ = self._start(rng, picture, False, tight=0.8)
         present = {instance.noun.name for instance in picture.instances}
-        patch = self._patch(rng, scene, None, present)
+        patch = self._patch(rng, scene, None, frozenset(present))
         by = by or str(rng.choice(["place", "motion", "colour"], p=[0.45, 0.3, 0.25]))
         count = 2 if by == "motion" or rng.random() < 0.65 else 3
         scale = scale_for(rng, patch, self.config.size, (0.012, 0.09))
@@ -287,7 +256,7 @@ class Mixture:
             patches: list[Patch] = []
             like = video.noun if rng.random() < 0.5 else None
             for _ in range(int(rng.integers(1, 3))):
-                patches.append(self._patch(rng, scene, like, {"person"}))
+                patches.append(self._patch(rng, scene, like, frozenset({"person"})))
             for patch, motion in zip(
                 patches, self._place(rng, patches, self._kinds(rng, len(patches)), (0.01, 0.07)), strict=True
             ):

@@ -190,7 +190,7 @@ def paste(
         if scale[i] < 0.5:  # shrink smoothly first: a bilinear warp would skip pixels
             small = (max(2, round(pw * scale[i] * 1.4)), max(2, round(ph * scale[i] * 1.4)))
             source = cv2.resize(four, small, interpolation=cv2.INTER_AREA)
-            matrix[:, :2] = matrix[:, :2] @ np.diag([pw / small[0], ph / small[1]])
+            matrix = matrix @ _shrunk(pw / small[0], ph / small[1])
         warped = cv2.warpAffine(
             source, matrix, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT
         )
@@ -212,6 +212,11 @@ def paste(
             inside if camera is None else None, affine, texture,
         )
     )  # fmt: skip
+
+
+def _shrunk(x: float, y: float) -> np.ndarray:
+    """(3, 3): from the pixels of a picture shrunk by x and y to its own (pixel centres at whole numbers)."""
+    return np.array([[x, 0.0, 0.5 * x - 0.5], [0.0, y, 0.5 * y - 0.5], [0.0, 0.0, 1.0]])
 
 
 def things_of(canvas: Canvas, seen: float) -> tuple[list[Thing], list[int], np.ndarray]:

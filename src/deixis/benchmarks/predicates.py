@@ -484,7 +484,12 @@ TIME_WORDS: Mapping[str, tuple[str, ...]] = {
         "{a} that comes in later",
         "the {} that appears",
     ),
-    "leaves": ("the {} that leaves", "the {} going out of the picture", "{a} that leaves the picture", "the {} that disappears"),
+    "leaves": (
+        "the {} that leaves",
+        "the {} going out of the picture",
+        "{a} that leaves the picture",
+        "the {} that disappears",
+    ),
     "stops": ("the {} that stops", "the {} that comes to a halt", "{a} that moves and then stops"),
     "starts": ("the {} that starts moving", "{a} that first stands still and then moves", "the {} that sets off"),
 }

@@ -284,10 +284,12 @@ EVERYWHERE = frozenset({
 
 
 def article(noun: str) -> str:
-    """ "a", "an" or nothing, as the noun wants it."""
+    """The article of a noun: a, an, nothing for a plural, the for "one"."""
+    if noun == "one":
+        return "the"
     if noun in PLURALS:
         return ""
-    return "an" if noun[0] in "aeiou" and not noun.startswith(("u-", "uni", "ufo")) else "a"
+    return "an" if noun[0] in "aeiou" and not noun.startswith(("uni", "ufo")) else "a"
 
 
 PLURALS = frozenset({
