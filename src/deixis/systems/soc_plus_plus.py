@@ -48,8 +48,9 @@ class SocPlusPlusConfig:
     pixel_groups: int = 8  # of the pyramid's GroupNorm
     classes: int = 1  # outputs of the class head
     walk: float = 0.5  # share of a random walk that goes on at each step
-    # The authors compute how well each frame matches the sentence in (time, level) order and read it in (level, time):
-    # frame t of level l gets the value of another frame and level. "official" reproduces that; published weights need it.
+    # To tell how well a frame fits the sentence, the authors lay queries out by time, level and clip, but read them by
+    # clip, level and time, so that a frame gets the value of another frame and level (with several clips, of another
+    # clip). "official" reproduces that; published weights need it.
     score_order: Literal["aligned", "official"] = "aligned"
     # Where the proxies' keys were meant to be feature + position, the authors add the feature to itself. "official"
     # reproduces the doubled feature; published weights need it.
@@ -166,12 +167,11 @@ class RelevanceClusterer(nn.Module):
 
     def match(self, queries: Sequence[Tensor], sentence: Tensor) -> Tensor:
         """(all levels, B, T) in 0..1: how well a frame's queries, together, fit the sentence."""
-        stacked = torch.stack(list(queries))  # (levels, B, T, Q, D)
-        match = F.cosine_similarity(stacked, sentence[:, None, None], dim=-1).mean(-1).sigmoid()
-        if self.score_order == "aligned":
-            return match
-        count, b, t = match.shape
-        return match.permute(1, 2, 0).reshape(b, count, t).transpose(0, 1)  # (time, level) read as (level, time)
+        x = torch.stack(list(queries))  # (levels, B, T, Q, D)
+        if self.score_order == "official":  # laid out by time, level, clip, but read by clip, level, time
+            count, b, t = x.shape[:3]
+            x = x.permute(2, 0, 1, 3, 4).reshape(b, count, t, *x.shape[3:]).transpose(0, 1)
+        return F.cosine_similarity(x, sentence[:, None, None], dim=-1).mean(-1).sigmoid()
 
 
 class RelevanceHead(nn.Module):
