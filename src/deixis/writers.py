@@ -356,7 +356,7 @@ class FilmWriter:
 
 
 class Sound:
-    """The first sound track of a film, copied into another one, or encoded again as AAC where MP4 does not take it.
+    """The first sound track of a film, copied into another one; what players do not expect in an MP4 becomes AAC.
 
     Packets are read as the pictures need them, so that neither runs ahead of the other by more than a moment.
     """
@@ -372,7 +372,8 @@ class Sound:
         if self._copies:
             self._stream = container.add_stream_from_template(self._track)
         else:
-            self._stream = container.add_stream("aac", rate=AAC_RATE, layout=self._track.codec_context.layout.name)
+            layout = "mono" if self._track.codec_context.channels == 1 else "stereo"
+            self._stream = container.add_stream("aac", rate=AAC_RATE, layout=layout)
         self._packets: Iterator[Any] | None = self._source.demux(self._track)
         self._held: Any = None
 
