@@ -13,7 +13,7 @@ from __future__ import annotations
 import tempfile
 import zlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -27,6 +27,7 @@ from deixis.types import DeixisError, Expression, MaskTrack, Prediction, Rle, Rl
 
 LOGIT_RANGE = 8.0  # logits are kept as one byte for -8..8; beyond it a mask is certain enough (our choice)
 ZERO = 127.5  # the byte value of logit 0
+PROBABILITIES = (1 / (1 + np.exp((ZERO - np.arange(256)) * LOGIT_RANGE / ZERO))).astype(np.float32)  # of a byte value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,9 +239,7 @@ class TrackBuilder:
                 for _ in frame_scores:
                     rles.append(empty)
                 continue
-            packed = self._logits[window.number + choice]
-            logits = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(window.shape)  # (T, h, w)
-            for frame in logits[window.fresh :]:
+            for frame in self._fresh_logits(window, choice):
                 seen_here = frame.max() > ZERO
                 rles.append(encode_rle(to_source(frame, window.inside, self.source_size)) if seen_here else empty)
         return MaskTrack(
@@ -251,6 +250,28 @@ class TrackBuilder:
             self.names,
             self.times,
         )
+
+    def _fresh_logits(self, window: Window, choice: int) -> np.ndarray:
+        """(T, h, w) uint8 logits of a candidate, in the frames that no earlier window has."""
+        packed = self._logits[window.number + choice]
+        return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(window.shape)[window.fresh :]
+
+    def soft(self, judge: Presence) -> list[Iterator[np.ndarray]]:
+        """For every expression, its mask in every frame as (H, W) float32 probabilities; zeros where it is away.
+
+        For protocols that let objects compete for pixels. The choices are those of ``finish``.
+        """
+        return [self._soft_track(film, judge) for film in self._film]
+
+    def _soft_track(self, film: Sequence[Window], judge: Presence) -> Iterator[np.ndarray]:
+        path, _ = decide(film, self.linking, judge)
+        for window, choice in zip(film, path, strict=True):
+            if choice < 0:
+                for _ in range(window.shape[0] - window.fresh):
+                    yield np.zeros(self.source_size, np.float32)
+                continue
+            for frame in self._fresh_logits(window, choice):
+                yield PROBABILITIES[enlarge(frame, window.inside, self.source_size)].T
 
 
 def decide(film: Sequence[Window], linking: Linking, judge: Presence) -> tuple[list[int], float]:
@@ -322,18 +343,19 @@ def to_source(logits: np.ndarray, inside: tuple[float, float], size: tuple[int, 
     inside: how many of the cells (rows, columns) hold the picture; the rest is padding. The mask is laid out column
     by column, as RLE wants it.
     """
+    return (enlarge(logits, inside, size) > ZERO).T
+
+
+def enlarge(logits: np.ndarray, inside: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
+    """One frame's (h, w) uint8 logits, bilinear at source ``size`` (H, W), transposed: (W, H) uint8."""
     height, width = size
     columns_first = np.ascontiguousarray(logits.T)
     if inside == logits.shape:
-        large = cv2.resize(columns_first, (height, width), interpolation=cv2.INTER_LINEAR)  # (W, H)
-    else:
-        steps = inside[0] / height, inside[1] / width  # cells a source pixel
-        inverse = np.array([[steps[0], 0, steps[0] / 2 - 0.5], [0, steps[1], steps[1] / 2 - 0.5]])
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        large = cv2.warpAffine(
-            columns_first, inverse, (height, width), flags=flags, borderMode=cv2.BORDER_REPLICATE
-        )  # (W, H)
-    return (large > ZERO).T
+        return cv2.resize(columns_first, (height, width), interpolation=cv2.INTER_LINEAR)
+    steps = inside[0] / height, inside[1] / width  # cells a source pixel
+    inverse = np.array([[steps[0], 0, steps[0] / 2 - 0.5], [0, steps[1], steps[1] / 2 - 0.5]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(columns_first, inverse, (height, width), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
 def sigmoid(x):  # type: ignore[no-untyped-def]

@@ -96,7 +96,8 @@ def _open(root: Path, split: str, skip_bad: bool, name: str) -> Benchmark:
             name=name, split=split, root=root, protocol="expressions", samples=tuple(samples),
             truth=None if store is None else _Truth(store, samples),
             counts={"videos": len({s.video.id for s in samples}), "expressions": len(samples)},
-            expected=expected, problems=tuple(problems), notes=(f"version {version}",) if name == NAME else (),
+            expected=expected, absent_possible=version == 2 or name != NAME,
+            problems=tuple(problems), notes=(f"version {version}",) if name == NAME else (),
         ),
         skip_bad,
     )  # fmt: skip

@@ -98,6 +98,7 @@ class Benchmark:
         ``davis``: J and F per object, four annotators; anno_<k>/<video>/<frame index>.png, palette of object numbers
         ``answers``: IoU of single frames; predictions.json, COCO results, one or more scored masks a sample
     truth: (video, frame index) -> FrameTruth, or None where the truth is not public.
+    absent_possible: whether an expression may name nothing (else published code always answers, and so does predict).
     counts and expected: what was found, and what the complete benchmark holds (empty for generated ones).
     """
 
@@ -108,6 +109,7 @@ class Benchmark:
     samples: tuple[Sample, ...]
     truth: Callable[[Video, int], FrameTruth] | None
     folder: str = ""
+    absent_possible: bool = False
     counts: Mapping[str, int] = field(default_factory=dict)
     expected: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()
