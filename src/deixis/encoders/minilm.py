@@ -42,8 +42,9 @@ class MiniLm(nn.Module):
         bert = BertConfig(
             vocab_size=config.vocabulary, hidden_size=config.width, num_hidden_layers=config.layers,
             num_attention_heads=config.heads, intermediate_size=config.feed_forward,
-            max_position_embeddings=config.positions, attn_implementation="sdpa",
+            max_position_embeddings=config.positions,
         )  # fmt: skip
+        bert._attn_implementation = "sdpa"
         self.bert = BertModel(bert, add_pooling_layer=False).requires_grad_(False)
         self.remember = config.remember
         self.tokenizer = letter_tokenizer()

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
+from scipy.optimize import minimize
 from torch import nn
 
 from deixis.benchmarks.predicates import Sentence, WorldFilm
@@ -118,14 +119,14 @@ def fit_presence(told: np.ndarray, there: np.ndarray, temperature: float, shift:
     """
     told = np.clip(told, 1e-7, 1 - 1e-7)
     raw = (np.log(told / (1 - told)) - shift) * temperature
-    y, weights = there.astype(float), np.array([1.0 / temperature, shift])
-    x = np.stack([raw, np.ones_like(raw)], axis=1)
-    for _ in range(50):  # Newton's method on a convex function
-        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
-        gradient = x.T @ (p - y) + 1e-3 * np.array([weights[0], 0])
-        curvature = (x * (p * (1 - p))[:, None]).T @ x + 1e-3 * np.eye(2)
-        weights = weights - np.linalg.solve(curvature, gradient)
-    return float(1 / max(weights[0], 1e-2)), float(weights[1])
+    y = there.astype(float)
+
+    def entropy(weights: np.ndarray) -> float:
+        logits = raw * weights[0] + weights[1]
+        return float(np.mean(np.logaddexp(0, logits) - y * logits))
+
+    slope, offset = minimize(entropy, np.array([1 / temperature, shift]), method="Nelder-Mead").x
+    return float(1 / max(slope, 1e-2)), float(offset)
 
 
 def fair_threshold(found: list[tuple[float, bool]], absent: list[float]) -> float:
