@@ -292,6 +292,28 @@ def _training_bar(steps: int) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
+@app.command()
+def world(
+    out: Annotated[Path, typer.Argument(help="A new folder for the benchmark.")],
+    films: Annotated[int, typer.Option(help="How many films, over the three splits.")] = 100,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same films.")] = 0,
+    size: Annotated[str, typer.Option(help="Height x width in pixels.")] = "240x432",
+    frames: Annotated[int, typer.Option(help="Frames a film.")] = 24,
+    cutouts: Annotated[Path | None, typer.Option(help="A folder of real pictures and cut-outs to use too.")] = None,
+) -> None:
+    """Write a generated benchmark with exact truth, in the layout of MeViS."""
+    from deixis.benchmarks.world import WorldConfig, write_mevis
+    from deixis.types import DeixisError
+
+    height, _, width = size.partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise DeixisError(f"--size must be HEIGHTxWIDTH in pixels, as 240x432, got {size!r}")
+    config = WorldConfig(size=(int(height), int(width)), frames=frames, cutouts=cutouts)
+    with _frames_bar("making films", films * frames) as progress:
+        counts = write_mevis(out, films, seed=seed, config=config, progress=lambda done: progress(done * frames))
+    typer.echo(f"{out}: " + ", ".join(f"{count} films in {split}" for split, count in counts.items()))
+
+
 def main() -> None:
     """Run the command line; what a user caused ends in one line on stderr and exit status 2."""
     app()

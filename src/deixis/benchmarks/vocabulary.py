@@ -302,6 +302,7 @@ PLURALS = frozenset({
 _IRREGULAR = {
     "person": "people", "sheep": "sheep", "mouse": "mice", "computer mouse": "computer mice", "knife": "knives",
     "fish": "fish", "tropical fish": "tropical fish", "deer": "deer", "bison": "bison",
+    "aircraft": "aircraft",
 }  # fmt: skip
 
 

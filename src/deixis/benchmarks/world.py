@@ -78,7 +78,7 @@ class WorldConfig:
             most_none=0.15,
             weights=(
                 ("class", 0.12), ("colour", 0.16), ("texture", 0.06), ("size", 0.06), ("place", 0.14), ("motion", 0.2),
-                ("time", 0.2), ("relation", 0.4), ("several", 0.1), ("none", 0.12),
+                ("time", 0.2), ("relation", 0.3), ("several", 0.1), ("none", 0.12),
             ),
         )
     )  # fmt: skip
@@ -466,12 +466,12 @@ def write_mevis(
     *,
     seed: int = 0,
     config: WorldConfig | None = None,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, int]:
     """Write films in MeViS's layout (train, valid_u, valid; JPEGImages, mask_dict.json, meta_expressions.json).
 
     Every split has its truth; an expression has the extra key "kind", a video "fps" and "classes". Written beside
-    ``folder`` and renamed when complete. Returns the number of films of each split.
+    ``folder`` and renamed when complete; ``progress`` hears the number of films done. Returns the number of films of each split.
     Raises DeixisError if the folder exists and is not empty, or films is below 1.
     """
     folder = Path(folder)
@@ -483,9 +483,12 @@ def write_mevis(
     counts = films_per_split(films)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
+        done = 0
         for split, count in counts.items():
+            made = world_films(split, count, seed=seed, config=config)
             if count:
-                _write_split(part / split, world_films(split, count, seed=seed, config=config), progress, config.rate)
+                _write_split(part / split, made, lambda n, before=done: progress(before + n), config.rate)
+            done += count
         if folder.exists():
             folder.rmdir()
         part.rename(folder)
@@ -494,7 +497,7 @@ def write_mevis(
     return counts
 
 
-def _write_split(folder: Path, films: Iterator[WorldFilm], progress: Callable[[], None], rate: float) -> None:
+def _write_split(folder: Path, films: Iterator[WorldFilm], progress: Callable[[int], None], rate: float) -> None:
     masks: dict[str, list[dict[str, Any] | None]] = {}
     videos: dict[str, Any] = {}
     for film in films:
@@ -513,7 +516,7 @@ def _write_split(folder: Path, films: Iterator[WorldFilm], progress: Callable[[]
             for i, s in enumerate(film.sentences)
         }
         videos[film.name] = {"frames": names, "expressions": expressions, "fps": rate, "classes": list(film.classes)}
-        progress()
+        progress(len(videos))
     (folder / "mask_dict.json").write_text(json.dumps(masks))
     (folder / "meta_expressions.json").write_text(json.dumps({"videos": videos}, indent=1))
 
