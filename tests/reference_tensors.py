@@ -104,7 +104,10 @@ def make_batch(clip: dict[str, Any]) -> Batch:
     """The inputs of a case, padded to the largest of its clips."""
     seeds = clip.get("frames_seeds", [clip.get("frames_seed")])
     shapes = clip.get("frames_shapes", [clip.get("frames_shape")])
-    films = [np.random.RandomState(s).standard_normal(shape).astype(np.float32) for s, shape in zip(seeds, shapes, strict=True)]
+    films = [
+        np.random.RandomState(s).standard_normal(shape).astype(np.float32)
+        for s, shape in zip(seeds, shapes, strict=True)
+    ]
     height, width = max(s[2] for s in shapes), max(s[3] for s in shapes)
     frames = torch.zeros(len(films), shapes[0][0], 3, height, width)
     padding = torch.ones(len(films), shapes[0][0], height, width, dtype=torch.bool)

@@ -40,7 +40,9 @@ def results(path: Path, case: str) -> dict[str, Tensor]:
     return run_case(build(meta), meta["clips"][case], case)
 
 
-@pytest.mark.skipif(not FILES, reason="no reference tensors: shared/fixtures is not here and DEIXIS_FIXTURES is not set")
+@pytest.mark.skipif(
+    not FILES, reason="no reference tensors: shared/fixtures is not here and DEIXIS_FIXTURES is not set"
+)
 def test_reference_files_are_at_hand() -> None:
     assert tensors()
 

@@ -121,10 +121,10 @@ class Imported:
 
 
 def import_checkpoint(path: Path, system: str, *, tokenizer: str | None = None) -> Imported:
-    """The authors' checkpoint ``path`` (.pth) of "soc" or "soc_plus_plus" as one of our systems, official behaviours on.
+    """The authors' checkpoint ``path`` (.pth) of "soc" or "soc_plus_plus", with the official behaviours on.
 
-    T or B and the number of classes are read from shapes. tokenizer: a folder or hub name, default roberta-base's; where
-    it is not at hand, the system looks for it when it hears its first text.
+    T or B and the number of classes are read from shapes. tokenizer: a folder or hub name, to be put into the model;
+    without it, the model looks for roberta-base's when it hears its first text.
     Raises DeixisError for a file that is missing, cut off, not weights, or whose keys or shapes do not all fit.
     """
     if system not in TABLES:
@@ -214,7 +214,7 @@ def _check_copy(key: str, official: Mapping[str, Tensor], path: Path) -> None:
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: Path | str) -> None:
-    """Load ``state`` if it has exactly the model's keys and shapes; DeixisError otherwise. A tokenizer may be absent."""
+    """Load a ``state`` with exactly the model's keys and shapes; else DeixisError. A tokenizer may be absent."""
     wanted = {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.endswith("_extra_state")}
     missing, left = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     bent = [k for k in wanted if k in state and wanted[k] != tuple(state[k].shape)]
@@ -228,8 +228,10 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: Path | s
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .pth file: its "model_state_dict", "state_dict" or "model", or itself. Prefixes that wrappers add
-    are taken off, and the older name of the clip module ("vita.") is made the newer. Nothing in the file is executed.
+    """The tensors of a .pth file: its "model_state_dict", "state_dict" or "model", or itself.
+
+    Prefixes that wrappers add are taken off, and the older name of the clip module ("vita.") is made the newer. Nothing
+    in the file is executed.
     """
     if not path.is_file():
         raise DeixisError(f"no such checkpoint file: {path}")

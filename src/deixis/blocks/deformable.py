@@ -12,12 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deixis.blocks.constants import constant
 from deixis.blocks.multihead import Attention, FeedForward
 
 Shape = tuple[int, int]  # height, width of a level in cells
@@ -40,7 +40,7 @@ class Found:
 
 
 class DeformableTransformer(nn.Module):
-    """Finds Q objects in each frame on its own: encodes the levels, then decodes the queries, refining a box a layer."""
+    """Finds Q objects in each frame on its own: encodes the levels, then decodes queries, refining a box a layer."""
 
     def __init__(
         self,
@@ -72,7 +72,8 @@ class DeformableTransformer(nn.Module):
         refine: Sequence[nn.Module],
         content: Tensor | None = None,
     ) -> Found:
-        """levels: (N, h, w, D) each.  positions: (N or 1, h, w, D).  paddings: (N, h, w) or None where nothing is padded.
+        """levels: (N, h, w, D) each.  positions: (N or 1, h, w, D).  paddings: (N, h, w), or None for none.
+
         refine: a box network (D -> 4) a layer.  content: what queries start from, (N, Q, D); default zeros.
         """
         n = len(levels[0])
@@ -88,16 +89,18 @@ class DeformableTransformer(nn.Module):
         for layer in self.encoder:
             tokens = layer(tokens, places, points, shapes, padding)
 
+        values = [layer.sample.values(tokens, padding) for layer in self.decoder]
         position = self.query_position.expand(n, -1, -1)
         x = torch.zeros_like(position) if content is None else content
-        reference = self.reference(position).float().sigmoid()  # (N, Q, 2)
         queries, references, boxes = [], [], []
-        for layer, box in zip(self.decoder, refine, strict=True):
-            x = layer(x, position, _per_level(reference, valid), tokens, shapes, padding)
-            queries.append(x)
-            references.append(reference)
-            reference = refine_box(box(x), reference).detach()  # (N, Q, 4)
-            boxes.append(reference)
+        with torch.autocast(tokens.device.type, enabled=False):  # few tokens, and boxes would suffer from bf16
+            reference = self.reference(position).sigmoid()  # (N, Q, 2)
+            for layer, box, value in zip(self.decoder, refine, values, strict=True):
+                x = layer(x, position, _per_level(reference, valid), value, shapes)
+                queries.append(x)
+                references.append(reference)
+                reference = refine_box(box(x), reference).detach()  # (N, Q, 4)
+                boxes.append(reference)
         memory = [
             level.transpose(1, 2).unflatten(2, shape)
             for level, shape in zip(tokens.split([h * w for h, w in shapes], dim=1), shapes, strict=True)
@@ -115,7 +118,7 @@ class EncoderLayer(nn.Module):
         self, tokens: Tensor, places: Tensor, points: Tensor, shapes: Sequence[Shape], padding: Tensor | None
     ) -> Tensor:
         """(N, S, D) -> (N, S, D). points: (N or 1, S, levels, 2), each token's own place."""
-        heard = self.sample(tokens + places, points, tokens, shapes, padding)
+        heard = self.sample(tokens + places, points, self.sample.values(tokens, padding), shapes)
         return self.feed(self.norm(tokens + self.dropout(heard)))
 
 
@@ -133,14 +136,13 @@ class DecoderLayer(nn.Module):
         x: Tensor,
         position: Tensor,
         reference: Tensor,
-        memory: Tensor,
+        value: Tensor,
         shapes: Sequence[Shape],
-        padding: Tensor | None,
     ) -> Tensor:
-        """(N, Q, D) -> (N, Q, D). reference: (N, Q, levels, 2 or 4)."""
+        """(N, Q, D) -> (N, Q, D). reference: (N, Q, levels, 2 or 4).  value: of this layer's ``sample.values``."""
         placed = x + position
         x = self.among_norm(x + self.dropout(self.among(placed, placed, x)))
-        heard = self.sample(x + position, reference, memory, shapes, padding)
+        heard = self.sample(x + position, reference, value, shapes)
         return self.feed(self.sample_norm(x + self.dropout(heard)))
 
 
@@ -170,21 +172,19 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(
-        self,
-        query: Tensor,
-        reference: Tensor,
-        memory: Tensor,
-        shapes: Sequence[Shape],
-        padding: Tensor | None,
-    ) -> Tensor:
-        """(N, L, D) from query (N, L, D), reference (N or 1, L, levels, 2 or 4) in 0..1, memory (N, S, D)."""
-        value = self.value_proj(memory.to(self.value_proj.weight.dtype))  # (N, S, D)
+    def values(self, memory: Tensor, padding: Tensor | None) -> Tensor:
+        """(N, S, A, d), what there is to sample, from memory (N, S, D) and its padding (N, S) or None."""
+        value = self.value_proj(memory)
         if padding is not None:
             value = value.masked_fill(padding[..., None], 0.0)
-        value = value.unflatten(-1, (self.heads, -1))  # (N, S, A, d)
+        return value.unflatten(-1, (self.heads, -1))
+
+    def forward(self, query: Tensor, reference: Tensor, value: Tensor, shapes: Sequence[Shape]) -> Tensor:
+        """(N, L, D) from query (N, L, D), reference (N or 1, L, levels, 2 or 4) in 0..1, value (N, S, A, d)."""
         form = (self.heads, self.levels, self.points)
-        weights = self.attention_weights(query).float().unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, form[1:])
+        weights = (
+            self.attention_weights(query).float().unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, form[1:])
+        )
         offsets = self.sampling_offsets(query).float().unflatten(-1, (*form, 2))  # (N, L, A, levels, P, 2)
         size = level_sizes(tuple(shapes), query.device)  # (levels, 2): width, height
         middle = reference[..., :2] * size - 0.5  # in cells
@@ -230,7 +230,9 @@ def sample_by_bag(value: Tensor, shapes: Sequence[Shape], cells_xy: Tensor, weig
     out = value.new_empty(n, queries * a, d)
     for i in range(n):
         table.view(-1, a, d)[layout.inside] = value[i]
-        corner = torch.minimum((cells_xy[i] + 1).clamp_(min=0), layout.limit)  # (L, A, levels, P, 2), now from the border
+        corner = torch.minimum(
+            (cells_xy[i] + 1).clamp_(min=0), layout.limit
+        )  # (L, A, levels, P, 2), now from the border
         low = corner.floor()
         fraction = corner.sub_(low)
         fx, fy = fraction[..., 0], fraction[..., 1]
@@ -258,7 +260,7 @@ class _BagLayout:
     first: Tensor  # (A, levels, 1) float, the table row of each level's corner
 
 
-@lru_cache(maxsize=32)
+@constant
 def _bag_layout(shapes: tuple[Shape, ...], heads: int, device: torch.device) -> _BagLayout:
     inside, start, starts = [], 0, []
     for h, w in shapes:
@@ -279,13 +281,13 @@ def _bag_layout(shapes: tuple[Shape, ...], heads: int, device: torch.device) -> 
     )
 
 
-@lru_cache(maxsize=32)
+@constant
 def level_sizes(shapes: tuple[Shape, ...], device: torch.device) -> Tensor:
     """(levels, 2) float: width and height."""
     return torch.tensor([[w, h] for h, w in shapes], dtype=torch.float32, device=device)
 
 
-@lru_cache(maxsize=32)
+@constant
 def token_references(shapes: tuple[Shape, ...], device: torch.device) -> Tensor:
     """(1, S, levels, 2): the middle of each token's cell as shares x, y of the picture, for every level to sample."""
     return _cell_middles(shapes, device)[None, :, None].expand(-1, -1, len(shapes), -1)
@@ -297,7 +299,7 @@ def _padded_token_references(shapes: tuple[Shape, ...], valid: Tensor) -> Tensor
     return (_cell_middles(shapes, valid.device) / own)[:, :, None] * valid[:, None]
 
 
-@lru_cache(maxsize=32)
+@constant
 def _cell_middles(shapes: tuple[Shape, ...], device: torch.device) -> Tensor:
     """(S, 2): x, y of each token's middle as a share of its level."""
     middles = []
@@ -320,7 +322,7 @@ def _per_level(reference: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def refine_box(change: Tensor, reference: Tensor) -> Tensor:
-    """(..., 4) boxes cx cy w h in 0..1: the change (..., 4) added to a reference box, or to a point (..., 2), as logits."""
+    """(..., 4) boxes cx cy w h in 0..1: the change (..., 4) added to the logits of a box, or of a point (..., 2)."""
     logits = change.float()
     before = inverse_sigmoid(reference)
     if before.shape[-1] == 2:

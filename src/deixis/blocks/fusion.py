@@ -57,4 +57,3 @@ def text_for(clips: int, text: TextFeatures) -> list[TextFeatures]:
             f"{clips} clips take {clips} expressions, one each, got {len(text.words)}; ask one clip at a time"
         )
     return [text]
-

@@ -174,6 +174,9 @@ def find_in_frames(
         parts = zip(*(getattr(found, name) for found, _ in done), strict=True)  # one tuple of parts a layer
         return tuple(torch.cat([p.unflatten(0, (scene.clips, -1)) for p in layer], dim=1) for layer in parts)
 
-    return FramesFound(
-        over_time("queries"), over_time("references"), over_time("boxes"), torch.cat([p for _, p in done], dim=1)
+    return FramesFound(  # fp32, like everything after it
+        over_time("queries"),
+        over_time("references"),
+        over_time("boxes"),
+        torch.cat([p for _, p in done], dim=1).float(),
     )

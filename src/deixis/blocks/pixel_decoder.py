@@ -5,6 +5,8 @@ N frames, D width of the fused levels, h w cells at stride 4.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +21,7 @@ class FeaturePyramid(nn.Module):
         super().__init__()
         widths = [width // 2**i for i in range(5)]
         self.start = ConvNormReLU(width, width, groups)
-        self.steps = nn.ModuleList(ConvNormReLU(i, o, groups) for i, o in zip(widths[:-1], widths[1:], strict=True))
+        self.steps = nn.ModuleList(ConvNormReLU(i, o, groups) for i, o in pairwise(widths))
         self.laterals = nn.ModuleList([nn.Conv2d(width, widths[1], 1), nn.Conv2d(width, widths[2], 1)])
         self.fine = nn.Conv2d(fine_channels, widths[3], 1)
         self.out = nn.Conv2d(widths[4], out, 3, padding=1)

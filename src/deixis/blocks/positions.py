@@ -7,10 +7,11 @@ what is there and scaled so that the last one is 2 pi.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from deixis.blocks.constants import constant
 
 _TEMPERATURE = 10_000.0  # of the wavelengths, as published
 _EPS = 1e-6  # as published
@@ -30,7 +31,7 @@ def map_positions(padding: Tensor, width: int) -> Tensor:
     return torch.cat([_waves(y, width // 2), _waves(x, width // 2)], dim=-1)
 
 
-@lru_cache(maxsize=64)  # of a map without padding they are constants of its size
+@constant
 def plain_map_positions(h: int, w: int, width: int, device: torch.device) -> Tensor:
     """(1, h, w, D): map_positions where nothing is padding."""
     return map_positions(torch.zeros(1, h, w, dtype=torch.bool, device=device), width)

@@ -54,7 +54,9 @@ class TextEncoder(nn.Module):
             layer_norm_eps=1e-5, pad_token_id=PAD, bos_token_id=START, eos_token_id=END, attn_implementation="sdpa",
         )  # fmt: skip
         self.encoder = RobertaModel(roberta, add_pooling_layer=True).requires_grad_(not config.frozen)
-        self.project = nn.Sequential(nn.Linear(config.width, out), nn.LayerNorm(out, eps=1e-12), nn.Dropout(config.dropout))
+        self.project = nn.Sequential(
+            nn.Linear(config.width, out), nn.LayerNorm(out, eps=1e-12), nn.Dropout(config.dropout)
+        )
         self.tokenizer: Tokenizer | None = letter_tokenizer() if config.tokenizer == "letters" else None
 
     def forward(self, texts: Sequence[str]) -> TextFeatures:
@@ -95,7 +97,7 @@ class TextEncoder(nn.Module):
 
 
 def published_tokenizer(config: TextConfig) -> Tokenizer:
-    """The tokenizer named in the config, from a folder or the hub's cache or the hub. Raises DeixisError without one."""
+    """The tokenizer named in the config: a folder, or in the hub's cache, or on the hub. DeixisError without one."""
     from transformers import AutoTokenizer
 
     try:
@@ -103,8 +105,8 @@ def published_tokenizer(config: TextConfig) -> Tokenizer:
         loaded: Any = AutoTokenizer.from_pretrained(config.tokenizer, use_fast=True)
     except (OSError, ValueError) as error:
         raise DeixisError(
-            f"the tokenizer {config.tokenizer!r} is neither a folder nor in the hub's cache, and the hub did not answer; "
-            "connect once, or name a folder with its files: --set model.text.tokenizer=FOLDER"
+            f"the tokenizer {config.tokenizer!r} is neither a folder nor in the hub's cache, and the hub did not "
+            "answer; connect once, or name a folder with its files: --set model.text.tokenizer=FOLDER"
         ) from error
     return _checked(loaded.backend_tokenizer, config, f"the tokenizer {config.tokenizer!r}")
 
@@ -112,7 +114,9 @@ def published_tokenizer(config: TextConfig) -> Tokenizer:
 def _checked(tokenizer: Tokenizer, config: TextConfig, name: str) -> Tokenizer:
     size = tokenizer.get_vocab_size()
     if not 4 < size <= config.vocabulary or (config.tokenizer != "letters" and size < config.vocabulary // 2):
-        raise DeixisError(f"{name} has {size} entries, but the text encoder {config.vocabulary}; they belong to two models")
+        raise DeixisError(
+            f"{name} has {size} entries, but the text encoder {config.vocabulary}; they belong to two models"
+        )
     return tokenizer
 
 

@@ -11,12 +11,13 @@ mask are folded into at most eight small tables, and the windows are sorted by k
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import product
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from deixis.blocks.constants import constant
 
 Size = tuple[int, int, int]  # time, height, width, in tokens
 
@@ -154,7 +155,7 @@ class WindowAttention(nn.Module):
         done, first = [], 0
         for count, mask in plan.kinds:
             part = slice(first, first + count)
-            table = bias if mask is None else bias + mask.to(bias.dtype)
+            table = (bias if mask is None else bias + mask).to(q.dtype)
             qkv = (x[:, part].flatten(0, 1) for x in (q, k, v))  # (B W, A, n, d) each
             out = F.scaled_dot_product_attention(*qkv, attn_mask=table[None])
             done.append(out.transpose(1, 2).reshape(b, count * plan.length, c))
@@ -183,7 +184,7 @@ class WindowPlan:
     kinds: tuple[tuple[int, Tensor | None], ...]
 
 
-@lru_cache(maxsize=32)  # plans depend on the size of the clip only; bounded, so that many sizes do not fill the memory
+@constant
 def plan_windows(size: Size, window: Size, shifted: bool, device: torch.device) -> WindowPlan:
     """The plan of a block. In a dimension not longer than the window, the window shrinks and nothing shifts."""
     cut = tuple(min(s, w) for s, w in zip(size, window, strict=True))
@@ -197,7 +198,9 @@ def plan_windows(size: Size, window: Size, shifted: bool, device: torch.device) 
     token = torch.where(inside, (t * size[1] + h) * size[2] + w, -1)
     token = _cut(token, grid, cut)  # (W, n)
 
-    far = [torch.arange(g) == g - 1 if s else torch.zeros(g, dtype=torch.bool) for g, s in zip(grid, shift, strict=True)]
+    far = [
+        torch.arange(g) == g - 1 if s else torch.zeros(g, dtype=torch.bool) for g, s in zip(grid, shift, strict=True)
+    ]
     kind = far[0][:, None, None] * 4 + far[1][:, None] * 2 + far[2] * 1
     kind, order = kind.flatten().sort(stable=True)
     token = token[order].flatten()

@@ -28,8 +28,9 @@ def match(cost: Tensor) -> Tensor:
 
 
 def focal_class_cost(logits: Tensor, frames: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """(Q,): what saying "yes" would cost minus what saying "no" would, from logits (T, Q), averaged over ``frames`` (T,)
-    bool; over all where none is set.
+    """(Q,): what saying "yes" would cost minus what saying "no" would, from logits (T, Q).
+
+    Averaged over ``frames`` (T,) bool; over all where none is set.
     """
     p = logits.sigmoid()
     yes = alpha * (1 - p) ** gamma * -(p + 1e-8).log()

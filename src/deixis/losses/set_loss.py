@@ -69,7 +69,8 @@ def level_terms(
     prediction: Prediction, tracks: Sequence[Track | None], count: Tensor, config: SetLossConfig
 ) -> dict[str, Tensor]:
     """The terms of one decoder level, not weighted; sums over clips and frames are divided by ``count``."""
-    assert prediction.boxes is not None and prediction.similarity is not None
+    assert prediction.boxes is not None
+    assert prediction.similarity is not None
     scores, masks, boxes = prediction.scores.float(), prediction.masks.float(), prediction.boxes.float()
     positive = torch.zeros_like(scores)
     nothing = (scores.sum() + masks.sum() + boxes.sum() + prediction.similarity.sum()) * 0.0

@@ -99,13 +99,14 @@ class Soc(nn.Module):
             scene, lambda part: [hear_words(self.vision_gate, part, i, text) for i in range(4)],
             self.find, self.heads.box, self.pixels, self.config.frames_at_once,
         )  # fmt: skip
-        levels = self.levels()
-        clips = self.gather_clips([frames.queries[read] for read, _ in levels], text.sentence)  # (B, Q, D) each
-        sentence, painted = mean_of_words(words, text.padding), None if self.training else self.config.painted
-        *aux, last = [
-            self.heads(i, self.tell(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, painted)
-            for (_, i), clip in zip(levels, clips, strict=True)
-        ]
+        sentence = mean_of_words(words, text.padding)  # (B, D)
+        levels, painted = self.levels(), None if self.training else self.config.painted
+        with torch.autocast(sentence.device.type, enabled=False):  # scores, and the choice among queries, in fp32
+            clips = self.gather_clips([frames.queries[read] for read, _ in levels], text.sentence.float())  # (B, Q, D)
+            *aux, last = [
+                self.heads(i, self.tell(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, painted)
+                for (_, i), clip in zip(levels, clips, strict=True)
+            ]
         return replace(last, aux=tuple(aux))
 
     def see(self, text: TextFeatures, scene: Scene) -> Tensor:
@@ -127,14 +128,13 @@ class Soc(nn.Module):
             return [x.mean(1) for x in queries]
         return self.cluster(torch.cat(list(queries)), sentence.repeat(len(queries), 1)).chunk(len(queries))
 
-
     def tell(self, queries: Tensor, clip: Tensor) -> Tensor:
         """(B, T, Q, D): every frame knows the clip; without the cluster, frames know themselves alone."""
         return queries if self.cluster is None else queries + clip[:, None]
 
 
 class QueryClusterer(nn.Module):
-    """The paper's video-level object cluster: the frames' queries mix, then Q clip queries, born as the sentence, read."""
+    """The paper's video-level object cluster: frame queries mix, then Q clip queries, born as the sentence, read."""
 
     def __init__(self, config: SocConfig) -> None:
         super().__init__()
@@ -149,8 +149,33 @@ class QueryClusterer(nn.Module):
 
 
 def soc_swin_t() -> Soc:
+    """The published system with the smaller backbone."""
     return Soc(SocConfig())
 
 
 def soc_swin_b() -> Soc:
+    """The published system with the larger backbone."""
     return Soc(SocConfig(vision=video_swin_b()))
+
+
+def soc_debug() -> Soc:
+    """Random weights, small: for tests."""
+    return Soc(
+        SocConfig(
+            vision=VideoSwinConfig(dim=8, depths=(2, 1, 1, 1), heads=(1, 1, 2, 2), window=(4, 4, 4)),
+            text=TextConfig(
+                vocabulary=64, width=32, layers=2, heads=2, hidden=64, positions=130, tokenizer="letters", frozen=False
+            ),
+            width=32,
+            queries=5,
+            layers=2,
+            heads=4,
+            points=2,
+            hidden=64,
+            norm_groups=4,
+            pixel_groups=2,
+            short_side=64,
+            long_side=128,
+            window=8,
+        )
+    )

@@ -115,16 +115,17 @@ class SocPlusPlus(nn.Module):
             self.find, self.heads.box, self.pixels, self.config.frames_at_once, proxies.float().mean(1),
         )  # fmt: skip
         levels = range(self.config.layers) if self.training else [self.config.layers - 1]
-        clips = self.cluster(frames.queries, sentence, levels)  # (B, Q, D) a level
         painted = None if self.training else self.config.painted
-        *aux, last = [
-            self.heads(i, self.tell(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, painted)
-            for i, clip in zip(levels, clips, strict=True)
-        ]
+        with torch.autocast(sentence.device.type, enabled=False):  # scores, and the choice among queries, in fp32
+            clips = self.cluster(frames.queries, sentence, levels)  # (B, Q, D) a level
+            *aux, last = [
+                self.heads(i, self.tell(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, painted)
+                for i, clip in zip(levels, clips, strict=True)
+            ]
         return replace(last, aux=tuple(aux))
 
     def see(self, heard: Scene) -> Tensor:
-        """(B, P, D): the proxies, having seen strides 8, 16 and 32 of the whole clip in turn, after it heard the words."""
+        """(B, P, D): the proxies, having seen strides 8, 16 and 32 of the whole clip in turn, as it heard the words."""
         proxies = self.proxies.expand(heard.clips, -1, -1).to(heard.tokens(0).dtype)
         for i in range(3):
             level = heard.tokens(i)  # (B, T h w, D)
@@ -188,8 +189,8 @@ class RelevanceHead(nn.Module):
 def random_walk(objects: Tensor, tokens: Tensor, share: float) -> Tensor:
     """(B, Q, D): where walks between objects (B, Q, D) and tokens (B, M, D) lead in the end, in closed form.
 
-    A walk goes on with probability ``share``: X' = (1 - w) (I - w^2 A)^-1 (w Z Y + X), with Z how an object spreads over
-    the tokens, and A the way there and back. In fp32: an inverse is taken.
+    A walk goes on with probability ``share``: X' = (1 - w) (I - w^2 A)^-1 (w Z Y + X), with Z how an object spreads
+    over the tokens, and A the way there and back. In fp32: an inverse is taken.
     """
     x, y = objects.float(), tokens.float()
     similarity = F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).transpose(1, 2)
@@ -202,8 +203,34 @@ def random_walk(objects: Tensor, tokens: Tensor, share: float) -> Tensor:
 
 
 def soc_plus_plus_swin_t() -> SocPlusPlus:
+    """The published system with the smaller backbone."""
     return SocPlusPlus(SocPlusPlusConfig())
 
 
 def soc_plus_plus_swin_b() -> SocPlusPlus:
+    """The system with the larger backbone (no published figures)."""
     return SocPlusPlus(SocPlusPlusConfig(vision=video_swin_b()))
+
+
+def soc_plus_plus_debug() -> SocPlusPlus:
+    """Random weights, small: for tests."""
+    return SocPlusPlus(
+        SocPlusPlusConfig(
+            vision=VideoSwinConfig(dim=8, depths=(2, 1, 1, 1), heads=(1, 1, 2, 2), window=(4, 4, 4)),
+            text=TextConfig(
+                vocabulary=64, width=32, layers=2, heads=2, hidden=64, positions=130, tokenizer="letters", frozen=False
+            ),
+            width=32,
+            queries=5,
+            proxies=4,
+            layers=2,
+            heads=4,
+            points=2,
+            hidden=64,
+            norm_groups=4,
+            pixel_groups=2,
+            short_side=64,
+            long_side=128,
+            window=8,
+        )
+    )
