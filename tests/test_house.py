@@ -21,11 +21,11 @@ FLOORS = {
     "encoders": 2, "losses": 2, "video": 2, "tracks": 2, "writers": 2,
     "benchmarks/expressions": 2, "benchmarks/augment": 2, "benchmarks/samples": 2, "benchmarks/pngs": 2,
     "benchmarks/results": 2, "benchmarks/fixtures": 2,
-    "benchmarks/predicates": 2, "benchmarks/vocabulary": 2,
+    "benchmarks/predicates": 2, "benchmarks/vocabulary": 2, "benchmarks/cutouts": 2, "benchmarks/painting": 2,
     "systems": 3, "benchmarks": 3,
-    "weights": 4,
+    "weights": 4, "weights_import": 4,
     "segment": 5, "metrics/evaluate": 5, "metrics/folders": 5,
-    "predict": 6, "training": 6,
+    "metrics/report": 6, "predict": 6, "training": 6,
     "cli": 7, "__init__": 7, "__main__": 7, "serve": 7, "batch": 7,
 }  # fmt: skip
 
@@ -47,8 +47,9 @@ def may_import(file: str, other: str) -> bool:
     mine, theirs = floor(file), floor(other)
     if mine == 1 or (mine == 2 and theirs == 2):
         return other == "types" or (folder(file) != "" and folder(other) == folder(file) and theirs == mine)
-    if mine == 4:
-        return folder(other) == "systems" or other == "types"
+    if mine == 4:  # files of others are read part by part, our own as a whole
+        parts = {"weights": ("systems",), "weights_import": ("systems", "encoders")}[file]
+        return folder(other) in parts or other == "types" or (file == "weights" and other == "weights_import")
     if mine in (6, 7):
         return theirs < mine or (theirs == mine and folder(other) == folder(file))
     return theirs < mine
@@ -106,6 +107,8 @@ def test_a_file_imports_only_from_the_floors_it_may(file):
         ("systems/__init__", "systems/soc", True),
         ("weights", "systems/soc", True),
         ("weights", "encoders/text", False),
+        ("weights_import", "encoders/text", True),
+        ("weights_import", "weights", False),
         ("metrics/evaluate", "metrics/overlap", True),
         ("metrics/overlap", "metrics/evaluate", False),
         ("segment", "training/loop", False),
@@ -157,6 +160,8 @@ def test_only_the_command_line_prints_and_nothing_exits_pickles_or_catches_every
                     wrong.append(f"{where} calls {node.func.id}()")
             elif isinstance(node, ast.Import | ast.ImportFrom):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                if names == ["UnpicklingError", "pickle"]:
+                    continue  # what PyTorch's weights-only reader raises
                 banned = {"pickle", "torchvision", "timm", "open_clip"}
                 wrong += [f"{where} imports {n}" for n in names if n.partition(".")[0] in banned]
             elif isinstance(node, ast.ExceptHandler):

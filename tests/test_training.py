@@ -17,12 +17,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from training_toy import ToyConfig, losses, sample, toy
+from typer.testing import CliRunner
 
+from deixis.cli import app
 from deixis.training.checkpoint import load_checkpoint, read_facts, save_checkpoint
 from deixis.training.feed import micro_batches, sample_indices
 from deixis.training.loop import NotFiniteError, TrainConfig, train
 from deixis.training.optimizer import WeightAverage, parameter_groups, schedule_factor
-from deixis.training.recipes import apply_overrides, find_recipe
+from deixis.training.recipes import RECIPES, apply_overrides, find_recipe
 from deixis.training.record import read_metrics
 from deixis.types import DeixisError
 
@@ -392,3 +394,61 @@ def test_set_refuses_what_it_does_not_know_with_the_list_of_what_it_does(key, te
 def test_an_unknown_recipe_is_refused():
     with pytest.raises(DeixisError, match="no recipe 'lihgt'"):
         find_recipe("lihgt")
+
+
+@pytest.fixture
+def toy_recipe(monkeypatch):
+    def recipe(data, *, overrides):
+        run = toy(config=ToyConfig(dropout=0))
+        configs = apply_overrides(overrides, model=run.config, train=run.train)
+        return replace(toy(config=configs["model"]), train=configs["train"])
+
+    monkeypatch.setitem(RECIPES, "toy", recipe)
+    return lambda *words: CliRunner().invoke(app, ["train", "toy", "--device", "cpu", *words])
+
+
+def test_the_command_trains_with_changed_fields_and_says_what_it_did(toy_recipe, tmp_path):
+    done = toy_recipe(
+        "-o", str(tmp_path / "out"), "--set", "train.steps=3", "--set", "model.width=4", "--set", "train.log_every=2"
+    )
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.strip() == f"finished at step 3 of 3; the model: {tmp_path / 'out' / 'model.safetensors'}"
+    assert [line.split(" | ")[0] for line in done.stderr.splitlines()] == ["step 2/3", "step 3/3"]
+    assert "absolute" in done.stderr
+    assert "samples/s" in done.stderr
+    assert "min left" in done.stderr
+    written = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (written["config"]["width"], written["train"]["steps"]) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--set", "train.stepps=3"], "deixis: unknown field 'train.stepps'; known: train.steps, train.batch, "),
+        (["--set", "train.steps"], "deixis: expected --set FIELD=VALUE, got 'train.steps'"),
+        (["--data", "coco"], "deixis: expected --data NAME=PATH, got 'coco'"),
+        (["--device", "tpu"], "deixis: unknown device 'tpu'"),
+    ],
+)
+def test_a_wrong_option_of_the_command_ends_in_one_line_and_status_2(toy_recipe, tmp_path, words, line):
+    done = toy_recipe("-o", str(tmp_path / "out"), *words)
+    assert done.exit_code == 2
+    assert done.stderr.startswith(line)
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_ended_by_sigterm_has_its_status(toy_recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "toy", _ending_itself(RECIPES["toy"]))
+    done = toy_recipe("-o", str(tmp_path / "out"))
+    assert done.exit_code == 128 + signal.SIGTERM
+    assert done.stdout.startswith("SIGTERM at step 1 of 6")
+    assert read_facts(tmp_path / "out" / "last.safetensors")["step"] == 1
+
+
+def _ending_itself(recipe):
+    def collate(samples):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return torch_stack(samples)
+
+    return lambda data, *, overrides: replace(recipe(data, overrides=overrides), collate=collate)

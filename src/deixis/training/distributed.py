@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deixis.types import DeixisError
+from deixis.segment import choose_device
 
 
 @dataclass(frozen=True)
@@ -42,24 +42,14 @@ class World:
             self.mean(torch.zeros(1, device=self.device))
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device that "auto", "cpu", "cuda" or "mps" names; auto takes the fastest there is."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    if name not in there:
-        raise DeixisError(f"device must be auto, cpu, cuda or mps, got {name!r}")
-    if not there[name]:
-        raise DeixisError(f"this machine (or this build of torch) has no {name}; use --device auto")
-    return torch.device("cuda", local_rank) if name == "cuda" else torch.device(name)
-
-
 @contextmanager
 def joined(device: str) -> Iterator[World]:
     """The world of this process: alone, or one of those torchrun started (read from its environment variables)."""
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    here = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    here = choose_device(device)
     if here.type == "cuda":
+        # Each process of a machine has its own GPU, unless the user named one.
+        here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if here.index is None else here.index)
         torch.cuda.set_device(here)
     if size == 1:
         yield World(0, 1, here)
