@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ from deixis.benchmarks.predicates import (
 )
 from deixis.benchmarks.vocabulary import SHAPES
 from deixis.types import DeixisError, encode_rle
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "valid_u", "valid")
 SHARES = {"train": 0.8, "valid_u": 0.1, "valid": 0.1}  # of the films that are written
@@ -471,7 +474,7 @@ def write_mevis(
     """Write films in MeViS's layout (train, valid_u, valid; JPEGImages, mask_dict.json, meta_expressions.json).
 
     Every split has its truth; an expression has the extra key "kind", a video "fps" and "classes". Written beside
-    ``folder`` and renamed when complete; ``progress`` hears the number of films done. Returns the number of films of each split.
+    ``folder`` and renamed when complete; ``progress`` hears how many films are done. Returns the films of each split.
     Raises DeixisError if the folder exists and is not empty, or films is below 1.
     """
     folder = Path(folder)
@@ -485,10 +488,10 @@ def write_mevis(
     try:
         done = 0
         for split, count in counts.items():
-            made = world_films(split, count, seed=seed, config=config)
-            if count:
-                _write_split(part / split, made, lambda n, before=done: progress(before + n), config.rate)
-            done += count
+            for film in _written(part / split, world_films(split, count, seed=seed, config=config), config.rate):
+                done += 1
+                progress(done)
+                log.debug("wrote %s", film)
         if folder.exists():
             folder.rmdir()
         part.rename(folder)
@@ -497,7 +500,8 @@ def write_mevis(
     return counts
 
 
-def _write_split(folder: Path, films: Iterator[WorldFilm], progress: Callable[[int], None], rate: float) -> None:
+def _written(folder: Path, films: Iterator[WorldFilm], rate: float) -> Iterator[str]:
+    """Write a split film by film, naming each; its two indices at the end."""
     masks: dict[str, list[dict[str, Any] | None]] = {}
     videos: dict[str, Any] = {}
     for film in films:
@@ -516,9 +520,10 @@ def _write_split(folder: Path, films: Iterator[WorldFilm], progress: Callable[[i
             for i, s in enumerate(film.sentences)
         }
         videos[film.name] = {"frames": names, "expressions": expressions, "fps": rate, "classes": list(film.classes)}
-        progress(len(videos))
-    (folder / "mask_dict.json").write_text(json.dumps(masks))
-    (folder / "meta_expressions.json").write_text(json.dumps({"videos": videos}, indent=1))
+        yield film.name
+    if videos:
+        (folder / "mask_dict.json").write_text(json.dumps(masks))
+        (folder / "meta_expressions.json").write_text(json.dumps({"videos": videos}, indent=1))
 
 
 def _write_frames(folder: Path, names: list[str], frames: np.ndarray) -> None:
