@@ -57,7 +57,7 @@ class TrainConfig:
     precision: str = "fp32"  # "fp32" or "bf16" (autocast; weights stay fp32)
     seed: int = 0
     validate_every: int = 0  # steps; 0: never
-    log_every: int = 20  # steps a line of metrics.jsonl
+    log_every: int = 20  # steps a line of metrics.jsonl (its losses: means over them)
     checkpoint_minutes: float = 10.0  # 0: after every step
     workers: int = 0  # background processes that make samples; 0: none
     threads: int = 0  # CPU threads of the main process; 0: as torch likes
@@ -102,7 +102,8 @@ class Run:
     index, called in background processes.  collate: samples -> a batch with ``.to(device)``.  losses: named and
     already weighted terms, the same names at every step; they are summed.  groups: see ``parameter_groups``; what is
     left out is frozen.  validate: scores, higher is better, the first picks ``best``; gets the averaged weights in
-    eval mode without gradients.  config: the system's config, kept as JSON.  export: writes the final model.
+    eval mode without gradients.  config: the system's config, kept as JSON.  export: writes the final model; gets it as
+    validate does.
     """
 
     name: str
@@ -209,6 +210,7 @@ class _Trainer:
         self.average = WeightAverage(self.parameters, self.config.ema) if self.config.ema else None
         self.step, self.seconds = 0, 0.0
         self.best_score: float | None = None
+        self.recent: list[dict[str, float]] = []  # loss parts of the steps since the last line of metrics.jsonl
         if resumed:
             self._restore()
         # After restoring, because DDP sends the first process's weights to the others when it is made.
@@ -241,7 +243,8 @@ class _Trainer:
             stopped = self._steps(batches, received, report)
         if world.first:
             self._save(self.last)
-            with self._averaged():
+            self.system.eval()
+            with torch.no_grad(), self._averaged():
                 self.run.export(self.system, self.out / "model.safetensors")
         world.wait()
         return Outcome(
@@ -249,14 +252,15 @@ class _Trainer:
         )
 
     def _steps(self, batches: Iterator[Any], received: list[str], report: Callable[[Progress], None] | None) -> str:
-        """Why it stopped."""
+        """Steps until one of the reasons to stop of ``Outcome``; returns which."""
         config, world = self.config, self.world
         clock = _Clock(config, world.size)
         stopped = "finished"
         while self.step < config.steps and stopped == "finished":
             asked = bool(received) or clock.over_limit()
+            clock.step_begins()
             losses, norm, anyone_asked, waited = self._one_step(batches, asked)
-            pace = clock.tick(waited)
+            pace = clock.step_ends(waited)
             self.seconds += pace.seconds
             if anyone_asked:
                 stopped = received[0] if received else "time limit" if clock.over_limit() else "SIGTERM"
@@ -348,8 +352,11 @@ class _Trainer:
         logged = last or self.step % self.config.log_every == 0 or self.step == self.config.steps
         lr = self.config.learning_rate(self.step - 1)
         assert self.record is not None
+        self.recent.append(losses)
         if logged:
-            values = {"losses": losses, "total": sum(losses.values()), "lr": lr, "grad_norm": norm}
+            means = {name: sum(parts[name] for parts in self.recent) / len(self.recent) for name in losses}
+            self.recent.clear()
+            values = {"losses": means, "total": sum(means.values()), "lr": lr, "grad_norm": norm}
             values |= {"samples_per_second": pace.samples_per_second, "waiting": pace.waiting, "seconds": self.seconds}
             self.record.add("train", self.step, values)
         if scores:
@@ -422,20 +429,23 @@ class _Pace:
 
 
 class _Clock:
-    """Step times, smoothed; when a checkpoint is due; whether the time limit has passed."""
+    """Smoothed times of steps (without validation and checkpoints), when to save, and when to stop."""
 
     def __init__(self, config: TrainConfig, processes: int) -> None:
         self.config = config
         self.samples_a_step = config.batch * config.accumulate * processes
-        self.began = self.ticked = self.saved = time.monotonic()
+        self.began = self.step_began = self.saved = time.monotonic()
         self.smooth = self.smooth_wait = 0.0
 
     def over_limit(self) -> bool:
         limit = self.config.time_limit_minutes * 60
         return limit > 0 and time.monotonic() - self.began + self.smooth >= limit
 
-    def tick(self, waited: float) -> _Pace:
-        seconds, self.ticked = time.monotonic() - self.ticked, time.monotonic()
+    def step_begins(self) -> None:
+        self.step_began = time.monotonic()
+
+    def step_ends(self, waited: float) -> _Pace:
+        seconds = time.monotonic() - self.step_began
         self.smooth = 0.9 * self.smooth + 0.1 * seconds if self.smooth else seconds
         self.smooth_wait = 0.9 * self.smooth_wait + 0.1 * waited if self.smooth_wait else waited
         step = max(self.smooth, 1e-9)
