@@ -208,7 +208,7 @@ def flat_patch(weight: Tensor) -> Tensor:
 
 
 def _check_copy(key: str, official: Mapping[str, Tensor], path: Path) -> None:
-    first = match_key(key, (_COPIES,))
+    first = match_key(key, _COPIES)
     if first is not None and not (first in official and torch.equal(official[first], official[key])):
         raise DeixisError(f"{path}: {key} should be a copy of {first}, but differs from it")
 

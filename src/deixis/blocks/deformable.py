@@ -69,7 +69,7 @@ class DeformableTransformer(nn.Module):
         levels: Sequence[Tensor],
         positions: Sequence[Tensor],
         paddings: Sequence[Tensor] | None,
-        refine: Sequence[nn.Module],
+        refine: nn.ModuleList,
         content: Tensor | None = None,
     ) -> Found:
         """levels: (N, h, w, D) each.  positions: (N or 1, h, w, D).  paddings: (N, h, w), or None for none.
@@ -89,7 +89,7 @@ class DeformableTransformer(nn.Module):
         for layer in self.encoder:
             tokens = layer(tokens, places, points, shapes, padding)
 
-        values = [layer.sample.values(tokens, padding) for layer in self.decoder]
+        values = [layer.values(tokens, padding) for layer in self.decoder if isinstance(layer, DecoderLayer)]
         position = self.query_position.expand(n, -1, -1)
         x = torch.zeros_like(position) if content is None else content
         queries, references, boxes = [], [], []
@@ -131,6 +131,10 @@ class DecoderLayer(nn.Module):
         self.sample, self.sample_norm = DeformableAttention(width, heads, levels, points), nn.LayerNorm(width)
         self.feed, self.dropout = FeedForward(width, hidden, dropout), nn.Dropout(dropout)
 
+    def values(self, memory: Tensor, padding: Tensor | None) -> Tensor:
+        """What the queries will sample, (N, S, A, d), from memory (N, S, D)."""
+        return self.sample.values(memory, padding)
+
     def forward(
         self,
         x: Tensor,
@@ -139,7 +143,7 @@ class DecoderLayer(nn.Module):
         value: Tensor,
         shapes: Sequence[Shape],
     ) -> Tensor:
-        """(N, Q, D) -> (N, Q, D). reference: (N, Q, levels, 2 or 4).  value: of this layer's ``sample.values``."""
+        """(N, Q, D) -> (N, Q, D). reference: (N, Q, levels, 2 or 4).  value: what ``values`` made of the memory."""
         placed = x + position
         x = self.among_norm(x + self.dropout(self.among(placed, placed, x)))
         heard = self.sample(x + position, reference, value, shapes)

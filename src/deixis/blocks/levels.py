@@ -28,7 +28,8 @@ class ProjectLevels(nn.Module):
         self.conv = nn.ModuleList([nn.Conv2d(c, width, 1) for c in channels])
         self.conv.append(nn.Conv2d(channels[-1], width, 3, stride=2, padding=1))
         self.norm = nn.ModuleList([nn.GroupNorm(groups, width) for _ in self.conv])
-        for layer in self.conv:
+        for layer in self.conv.children():
+            assert isinstance(layer, nn.Conv2d) and layer.bias is not None  # noqa: PT018
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -151,7 +152,7 @@ def find_in_frames(
     scene: Scene,
     hear: Callable[[Scene], Sequence[Tensor]],
     find: DeformableTransformer,
-    refine: Sequence[nn.Module],
+    refine: nn.ModuleList,
     pixels: FeaturePyramid,
     frames_at_once: int,
     content: Tensor | None = None,

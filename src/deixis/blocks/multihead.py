@@ -67,7 +67,13 @@ class Mlp(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(widths))
 
+    @property
+    def last(self) -> nn.Linear:
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
+        for layer in list(self.layers)[:-1]:
             x = layer(x).relu_()
-        return self.layers[-1](x)
+        return self.last(x)

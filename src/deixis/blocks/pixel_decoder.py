@@ -28,6 +28,7 @@ class FeaturePyramid(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_uniform_(layer.weight, a=1)
+                assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
 
     def forward(self, levels: tuple[Tensor, Tensor, Tensor], fine: Tensor) -> Tensor:

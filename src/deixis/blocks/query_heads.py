@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,15 +31,19 @@ class QueryHeads(nn.Module):
         self._start()
 
     def _start(self) -> None:
-        for layer in self.score:
+        for layer in self.score.children():
+            assert isinstance(layer, nn.Linear)
             nn.init.constant_(layer.bias, -math.log(99))  # at first, one query in a hundred counts as found
-        for mlp in self.box:
-            nn.init.zeros_(mlp.layers[-1].weight)
-            nn.init.zeros_(mlp.layers[-1].bias)
-        nn.init.constant_(self.box[0].layers[-1].bias[2:], -2.0)  # the first boxes are small
-        for layer in self.kernel.layers:
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for i, mlp in enumerate(self.box.children()):
+            assert isinstance(mlp, Mlp)
+            nn.init.zeros_(mlp.last.weight)
+            nn.init.zeros_(mlp.last.bias)
+            if i == 0:
+                nn.init.constant_(mlp.last.bias[2:], -2.0)  # the first boxes are small
+        for layer in self.kernel.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     def forward(
         self,
@@ -86,7 +91,7 @@ def join(predictions: list[Prediction]) -> Prediction:
     """Predictions of several expressions as one, along the first axis."""
     if len(predictions) == 1:
         return predictions[0]
-    joined = {}
+    joined: dict[str, Any] = {}
     for name in (f.name for f in fields(Prediction)):
         values = [getattr(p, name) for p in predictions]
         if name == "aux":

@@ -51,7 +51,8 @@ class TextEncoder(nn.Module):
             vocab_size=config.vocabulary, hidden_size=config.width, num_hidden_layers=config.layers,
             num_attention_heads=config.heads, intermediate_size=config.hidden, max_position_embeddings=config.positions,
             hidden_dropout_prob=config.dropout, attention_probs_dropout_prob=config.dropout, type_vocab_size=1,
-            layer_norm_eps=1e-5, pad_token_id=PAD, bos_token_id=START, eos_token_id=END, attn_implementation="sdpa",
+            layer_norm_eps=1e-5, pad_token_id=PAD, bos_token_id=START, eos_token_id=END,
+            attn_implementation="sdpa",  # type: ignore[call-arg]
         )  # fmt: skip
         self.encoder = RobertaModel(roberta, add_pooling_layer=True).requires_grad_(not config.frozen)
         self.project = nn.Sequential(

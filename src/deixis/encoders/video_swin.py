@@ -66,7 +66,8 @@ class VideoSwin(nn.Module):
         x = self.patch_embed(frames)  # (B, T, h, w, C)
         levels = []
         for i, blocks in enumerate(self.layers):
-            size = x.shape[1:4]
+            assert isinstance(blocks, nn.ModuleList)
+            size = (x.shape[1], x.shape[2], x.shape[3])
             tokens = x.flatten(1, 3)  # (B, N, C)
             for block in blocks:
                 tokens = block(tokens, size)
@@ -120,7 +121,7 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, size: Size) -> Tensor:
         """(B, N, C) -> (B, N, C), N tokens in the order of ``size``."""
-        plan = plan_windows(tuple(size), self.window, self.shifted, tokens.device)
+        plan = plan_windows(size, self.window, self.shifted, tokens.device)
         tokens = tokens + self._sometimes(self.attn(self.norm1(tokens), plan))
         return tokens + self._sometimes(self.mlp(self.norm2(tokens)))
 
@@ -134,6 +135,8 @@ class Block(nn.Module):
 
 class WindowAttention(nn.Module):
     """Attention of each window's tokens among themselves, with a learned bias a head and relative place."""
+
+    relative_places: Tensor
 
     def __init__(self, width: int, heads: int, window: Size) -> None:
         super().__init__()
@@ -156,8 +159,8 @@ class WindowAttention(nn.Module):
         for count, mask in plan.kinds:
             part = slice(first, first + count)
             table = (bias if mask is None else bias + mask).to(q.dtype)
-            qkv = (x[:, part].flatten(0, 1) for x in (q, k, v))  # (B W, A, n, d) each
-            out = F.scaled_dot_product_attention(*qkv, attn_mask=table[None])
+            q_, k_, v_ = (x[:, part].flatten(0, 1) for x in (q, k, v))  # (B W, A, n, d) each
+            out = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=table[None])
             done.append(out.transpose(1, 2).reshape(b, count * plan.length, c))
             first += count
         attended = done[0] if len(done) == 1 else torch.cat(done, dim=1)
@@ -187,9 +190,9 @@ class WindowPlan:
 @constant
 def plan_windows(size: Size, window: Size, shifted: bool, device: torch.device) -> WindowPlan:
     """The plan of a block. In a dimension not longer than the window, the window shrinks and nothing shifts."""
-    cut = tuple(min(s, w) for s, w in zip(size, window, strict=True))
-    shift = tuple(w // 2 if shifted and s > w else 0 for s, w in zip(size, window, strict=True))
-    grid = tuple(-(-s // w) for s, w in zip(size, cut, strict=True))  # windows a dimension
+    cut: Size = tuple(min(s, w) for s, w in zip(size, window, strict=True))  # type: ignore[assignment]
+    shift: Size = tuple(w // 2 if shifted and s > w else 0 for s, w in zip(size, window, strict=True))  # type: ignore[assignment]
+    grid: Size = tuple(-(-s // w) for s, w in zip(size, cut, strict=True))  # type: ignore[assignment]  # windows each way
     length = cut[0] * cut[1] * cut[2]
 
     axes = [(torch.arange(g * w) + s) % (g * w) for g, w, s in zip(grid, cut, shift, strict=True)]  # rolled places
