@@ -23,8 +23,8 @@ _SWAPS |= {b: a for a, b in _SWAPS.items()} | {"anticlockwise": "clockwise"}
 # "right behind" only stresses, "has left" is a form of "leave": a mirror does not change them. After a verb of motion
 # ("moves right behind the car") the word is a side all the same.
 _STRESSED = frozenset({
-    "behind", "in", "next", "beside", "before", "after", "away", "now", "above", "below", "under", "there", "here", "at",
-    "into", "through", "against", "on",
+    "behind", "in", "next", "beside", "before", "after", "away", "now", "above", "below", "under", "there", "here",
+    "at", "into", "through", "against", "on",
 })  # fmt: skip
 _LEFT_AS_VERB = (
     frozenset({"has", "have", "had", "who", "that", "which", "be", "being", "all"}),
@@ -79,7 +79,8 @@ def boxes_of(masks: np.ndarray) -> np.ndarray:
     x0, x1 = columns.argmax(axis=2), w - np.flip(columns, 2).argmax(axis=2)
     y0, y1 = rows.argmax(axis=2), h - np.flip(rows, 2).argmax(axis=2)
     boxes = np.stack([(x0 + x1) / 2 / w, (y0 + y1) / 2 / h, (x1 - x0) / w, (y1 - y0) / h], axis=-1)
-    return np.where(columns.any(axis=2)[..., None], boxes, 0.0).astype(np.float32).reshape(t, n, 4)
+    boxes[masks.sum(axis=(2, 3)) == 0] = 0.0
+    return boxes.astype(np.float32).reshape(t, n, 4)
 
 
 def flip(film: WorldFilm) -> WorldFilm:
