@@ -92,7 +92,7 @@ _SOC_PLUS_PLUS_KEYS: Rows = (
     *_SOC_KEYS,
 )
 TABLES: dict[str, Rows] = {"soc": _SOC_KEYS, "soc_plus_plus": _SOC_PLUS_PLUS_KEYS}
-_KINETICS_KEYS: Rows = (*_SWIN_KEYS, ("layers.#.downsample.*", "merge.#.*"))
+KINETICS_KEYS: Rows = (*_SWIN_KEYS, ("layers.#.downsample.*", "merge.#.*"))
 
 # (official key, why it is left out).
 _CONSTANT = ("*relative_position_index", "a constant, computed from the window's size")
@@ -162,8 +162,13 @@ def build_for(official: Mapping[str, Tensor], system: str, path: Path) -> Any:
     return SocPlusPlus(SocPlusPlusConfig(score_order="official", proxy_key="official", **numbers))  # type: ignore[arg-type]
 
 
-def rename(official: Mapping[str, Tensor], system: str, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(our state, what is left out and why) of an official state. Raises DeixisError for a key no table knows."""
+def rename(
+    official: Mapping[str, Tensor], system: str, path: Path, *, check_copies: bool = True
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(our state, what is left out and why) of an official state.
+
+    Raises DeixisError for a key that no table knows, and, with check_copies, for a copy that is none.
+    """
     state: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}
     unknown = []
@@ -171,7 +176,8 @@ def rename(official: Mapping[str, Tensor], system: str, path: Path) -> tuple[dic
         reason = match_key(key, _LEFT_OUT)
         if reason is not None:
             left_out[key] = reason
-            _check_copy(key, official, path)
+            if check_copies:
+                _check_copy(key, official, path)
             continue
         ours = match_key(key, TABLES[system])
         if ours is None:
@@ -273,7 +279,7 @@ def load_kinetics(vision: VideoSwin, path: Path) -> dict[str, str]:
     unknown = []
     for key, value in read_state(path).items():
         short = key.removeprefix("backbone.")
-        reason, ours = match_key(short, _KINETICS_LEFT_OUT), match_key(short, _KINETICS_KEYS)
+        reason, ours = match_key(short, _KINETICS_LEFT_OUT), match_key(short, KINETICS_KEYS)
         if reason is not None:
             left_out[key] = reason
         elif ours is None:
