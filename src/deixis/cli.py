@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from deixis import __version__
+
 if TYPE_CHECKING:
+    from deixis.metrics.summary import Scores
     from deixis.training.loop import Progress
     from deixis.types import MaskTrack
     from deixis.writers import Output
@@ -312,6 +315,185 @@ def world(
     with _frames_bar("making films", films * frames) as progress:
         counts = write_mevis(out, films, seed=seed, config=config, progress=lambda done: progress(done * frames))
     typer.echo(f"{out}: " + ", ".join(f"{count} films in {split}" for split, count in counts.items()))
+
+
+RootArgument = Annotated[Path, typer.Argument(help="The benchmark's folder; `deixis data fixture` shows its layout.")]
+SplitOption = Annotated[str | None, typer.Option(help="Default: the split that is usually reported.")]
+SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave bad annotations out instead of refusing.")]
+
+
+@app.command()
+def predict(
+    benchmark: Annotated[str, typer.Argument(help="ref-youtube-vos, ref-davis17, mevis, a2d-sentences, ...")],
+    root: RootArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; a stopped run is taken up there.")],
+    model: ModelOption = "light",
+    split: SplitOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    threshold: Annotated[
+        float | None, typer.Option(help="Presence below which masks stay empty (default: the protocol's).")
+    ] = None,
+    skip_bad: SkipBadOption = False,
+) -> None:
+    """Answer every expression of a benchmark's split, in the layout that its server takes."""
+    from deixis.benchmarks import open_benchmark
+    from deixis.predict import predict as answer_all
+
+    opened = open_benchmark(benchmark, root, split, skip_bad)
+    with _counting_bar("expressions") as progress:
+        answer_all(opened, out, model, device=device, precision=precision, threshold=threshold, progress=progress)
+    typer.echo(f"{len(opened.samples)} expressions of {benchmark} {opened.split} are answered in {out}")
+
+
+@app.command()
+def score(
+    benchmark: Annotated[str, typer.Argument(help="A benchmark; or the word masks, then RESULTS and TRUTH follow.")],
+    root: Annotated[Path, typer.Argument(help="The benchmark's folder (after masks: RESULTS).")],
+    results: Annotated[Path, typer.Argument(help="A folder of results, or a zip of one (after masks: TRUTH).")],
+    split: SplitOption = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for scores.* (default: RESULTS).")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file too.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that share the videos.")] = 1,
+    drop_ends: Annotated[
+        bool, typer.Option("--drop-ends", help="With masks: the first and last frame are not scored (DAVIS).")
+    ] = False,
+    least_pixels: Annotated[
+        int, typer.Option(help="N-acc, T-acc: an answer counts as empty up to this many pixels a frame.")
+    ] = 0,
+    skip_bad: SkipBadOption = False,
+) -> None:
+    """Score results on disk against truth on disk: `score BENCHMARK ROOT RESULTS` or `score masks RESULTS TRUTH`."""
+    from deixis.metrics import report
+
+    if benchmark == "masks":
+        from deixis.metrics.folders import score_masks
+
+        scores = score_masks(root, results, drop_ends=drop_ends, workers=workers)
+        written: list[Path] = []
+    else:
+        scores, written = _score_benchmark(benchmark, root, results, split, out, workers, least_pixels, skip_bad)
+    if json_file is not None:
+        report.write_json(scores, json_file, __version__)
+        written.append(json_file)
+    typer.echo("\n".join(report.as_lines(scores)))
+    for path in written:
+        typer.echo(f"wrote {path}")
+
+
+def _score_benchmark(
+    name: str, root: Path, results: Path, split: str | None, out: Path | None, workers: int, least_pixels: int,
+    skip_bad: bool,
+) -> tuple[Scores, list[Path]]:  # fmt: skip
+    from deixis.benchmarks import open_benchmark
+    from deixis.benchmarks.results import opened
+    from deixis.metrics import report
+    from deixis.metrics.evaluate import look_at, score_benchmark
+
+    with opened(results) as folder:
+        with _counting_bar("videos") as progress:
+            scores = score_benchmark(
+                name, root, folder, split, workers=workers, least_pixels=least_pixels, skip_bad=skip_bad,
+                progress=progress,
+            )  # fmt: skip
+        where = out or (results if results.is_dir() else results.with_name(results.stem + "-scores"))
+        looks = look_at(open_benchmark(name, root, scores.split, skip_bad), folder, report.worst_rows(scores))
+        return scores, report.write_all(scores, where, looks, __version__)
+
+
+@app.command()
+def pack(
+    benchmark: Annotated[str, typer.Argument(help="The benchmark that the results are of.")],
+    results: Annotated[Path, typer.Argument(help="A folder of results.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The zip to write.")],
+    root: Annotated[
+        Path | None, typer.Option(help="The benchmark's folder (default: the one that predict noted).")
+    ] = None,
+    split: SplitOption = None,
+    skip_bad: SkipBadOption = False,
+) -> None:
+    """Zip complete, well-formed results for the benchmark's server; anything else is refused by name."""
+    from deixis.benchmarks import open_benchmark
+    from deixis.benchmarks.results import noted_run
+    from deixis.benchmarks.results import pack as write_zip
+
+    noted_root, noted_split = noted_run(benchmark, results) if root is None else (root, split)
+    opened = open_benchmark(benchmark, noted_root, split or noted_split, skip_bad)
+    count = write_zip(opened, results, out)
+    typer.echo(f"wrote {out}: {count} files, complete for {benchmark} {opened.split}")
+
+
+data = typer.Typer(help="Benchmarks on disk: check, build, and make tiny copies of them.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command()
+def check(
+    benchmark: Annotated[str, typer.Argument(help="The benchmark's name.")],
+    root: RootArgument,
+    split: Annotated[str | None, typer.Option(help="Only this split (default: all that are there).")] = None,
+) -> None:
+    """Read a benchmark through: counts against the published ones, and every problem by path."""
+    from deixis.benchmarks.checking import check as check_all
+
+    with _counting_bar("videos") as progress:
+        findings = check_all(benchmark, root, split, progress)
+    for line in findings.lines:
+        typer.echo(line)
+    if findings.problems:
+        typer.echo(f"deixis: {findings.problems} problems in {root}", err=True)
+        raise typer.Exit(2)
+
+
+@data.command()
+def fixture(
+    benchmark: Annotated[str, typer.Argument(help="The benchmark's name.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+) -> None:
+    """Write a tiny valid copy of a benchmark, in the layout of the real one."""
+    from deixis.benchmarks import write_fixture
+
+    write_fixture(benchmark, out)
+    typer.echo(f"wrote {out}")
+
+
+@data.command()
+def build(
+    benchmark: Annotated[str, typer.Argument(help="ref-davis17 or visor.")],
+    source: Annotated[Path, typer.Argument(help="The folder of the original download.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the built copy.")],
+    texts: Annotated[Path | None, typer.Option(help="ref-davis17: the folder with the four text files.")] = None,
+    semantics: Annotated[Path | None, typer.Option(help="ref-davis17: davis_semantics.json, for categories.")] = None,
+) -> None:
+    """Lay a download out in the form that deixis reads (Ref-DAVIS17, VISOR)."""
+    from deixis.types import DeixisError
+
+    if benchmark == "ref-davis17":
+        from deixis.benchmarks.ref_davis17 import build as build_davis
+
+        if texts is None:
+            raise DeixisError("ref-davis17 is built from DAVIS and four text files: give their folder with --texts")
+        build_davis(source, texts, out, semantics)
+    elif benchmark == "visor":
+        from deixis.benchmarks.visor import build as build_visor
+
+        build_visor(source, out)
+    else:
+        raise DeixisError(f"only ref-davis17 and visor are built, got {benchmark!r}; the others are read as they come")
+    typer.echo(f"wrote {out}")
+
+
+@contextmanager
+def _counting_bar(words: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal: done, in all, time left. Nothing in a file."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(words, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def main() -> None:

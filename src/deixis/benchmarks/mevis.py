@@ -63,10 +63,10 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
 
 def open_world(root: Path, split: str | None = None, skip_bad: bool = False) -> Benchmark:
     """Open a split of a generated world: any folder of root that holds an expression file."""
-    require_folder(root, "make one with `deixis data world OUT` (see docs/benchmarks.md)")
+    require_folder(root, "make one with `deixis world OUT` (see docs/benchmarks.md)")
     splits = world_splits(root)
     if not splits:
-        raise DeixisError(f"{root}: no split of world lies here; make one with `deixis data world OUT`")
+        raise DeixisError(f"{root}: no split of world lies here; make one with `deixis world OUT`")
     return _open(root, choose_split(split, splits, "world"), skip_bad, "world")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deixis.benchmarks.pngs import checked_mask, png_size, read_ids
-from deixis.benchmarks.samples import Benchmark, Sample, Video, list_folder, read_json, safe_name
+from deixis.benchmarks.samples import Benchmark, Sample, Video, field_of, list_folder, read_json, safe_name
 from deixis.types import DeixisError
 
 SIDECAR = ".deixis"
@@ -124,6 +124,18 @@ def _files(root: Path, depth: int, top: str) -> Iterator[str]:
 def _some(names: list[str]) -> str:
     more = len(names) - MAX_LISTED
     return "such as " + ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def noted_run(name: str, results: Path) -> tuple[Path, str]:
+    """(root, split) of the benchmark that ``predict`` noted in a results folder."""
+    run = results / SIDECAR / "run.json"
+    if not run.is_file():
+        raise DeixisError(f"{results} does not say which split it answers; give --root and --split")
+    noted = read_json(run)
+    if not isinstance(noted, dict) or noted.get("benchmark") != name:
+        was = noted.get("benchmark") if isinstance(noted, dict) else noted
+        raise DeixisError(f"{results} holds results of {was}, not of {name}")
+    return Path(field_of(noted, "root", str, run)), field_of(noted, "split", str, run)
 
 
 def read_answers(benchmark: Benchmark, path: Path) -> dict[str, list[tuple[float, dict[str, Any]]]]:

@@ -29,6 +29,7 @@ from deixis.benchmarks.results import (
     read_marker,
 )
 from deixis.benchmarks.samples import Benchmark, FrameTruth, Sample
+from deixis.benchmarks.training_clips import film_index, read_frames
 from deixis.metrics import overlap, presence
 from deixis.metrics.region_contour import score_frame, score_pairs
 from deixis.metrics.running import READERS, mapper, read_ahead
@@ -106,6 +107,33 @@ def score_benchmark(
                     progress(done, len(videos))
         _opened_here.clear()
     return summarise_davis(benchmark, rows) if benchmark.protocol == "davis" else summarise_expressions(benchmark, rows)
+
+
+Look = tuple[np.ndarray, np.ndarray, np.ndarray]  # frame (H, W, 3) uint8 RGB, answer and truth (H, W) bool
+
+
+def look_at(benchmark: Benchmark, results: Path, rows: Sequence[Row]) -> dict[tuple[str, str], Look]:
+    """The worst frame of each row, with what was answered and what is true there."""
+    samples = {(sample.video.id, sample.id): sample for sample in benchmark.samples}
+    answers = read_answers(benchmark, results / ANSWERS) if benchmark.protocol == "answers" else {}
+    looks = {}
+    for row in rows:
+        sample = samples[row.video, row.id]
+        assert benchmark.truth is not None
+        assert sample.objects is not None
+        truth = benchmark.truth(sample.video, row.worst)
+        if benchmark.protocol == "expressions":
+            path = results / mask_path(benchmark, sample, sample.video.names[row.worst])
+            shown = read_ids(path, path, truth.size) > 0
+        elif benchmark.protocol == "davis":
+            path = results / davis_path(int(sample.id) % ANNOTATORS, sample.video, row.worst)
+            shown = read_ids(path, path, truth.size) == int(sample.objects[0])
+        else:
+            best = max(answers[sample.id], key=lambda answer: answer[0])
+            shown = checked_mask(best[1], truth.size, str(results / ANSWERS))
+        frame = read_frames(sample.video, [film_index(sample, row.worst)])[0]
+        looks[row.video, row.id] = frame, shown, truth.union(sample.objects)
+    return looks
 
 
 # --- J and F per expression: MeViS, Ref-YouTube-VOS, VISOR, world ----------------------------------------------------
@@ -217,20 +245,26 @@ def summarise_expressions(benchmark: Benchmark, rows: Sequence[Row]) -> Scores:
         for name, of in (("Final", "J&F"), ("Final with target", "J&F with target")):
             parts = [summary[of], summary["N-acc"], summary["T-acc"]]
             summary[name] = None if None in parts else float(np.mean([p for p in parts if p is not None]))
-            intervals[name] = None
-    judged = [row for row in rows if row.number("presence") is not None]
-    if judged and len(judged) == len(rows):
-        confidence = [row.number("presence") or 0.0 for row in judged]
-        summary["presence ECE"] = presence.calibration_error(confidence, [bool(row.number("there")) for row in judged])
-        losses = [1 - (row.number("J&F") or 0.0) for row in judged]
-        sure = [max(p, 1 - p) for p in confidence]
-        summary["risk-coverage area"] = presence.risk_coverage(sure, losses).area
-        intervals |= {"presence ECE": None, "risk-coverage area": None}
+    summary |= _calibration(rows, "J&F")
     return Scores(
         benchmark=benchmark.name, split=benchmark.split, protocol=f"J and F per expression, version {VERSION}",
-        headline="J&F", summary=summary, intervals=intervals, rows=tuple(rows), groups=_groups(rows, measures),
+        headline="J&F", row_key="J&F", summary=summary, intervals=intervals, rows=tuple(rows),
+        groups=_groups(rows, measures),
         counts=benchmark.counts, complete=benchmark.complete, remarks=tuple(remarks + _incomplete(benchmark)),
     )  # fmt: skip
+
+
+def _calibration(rows: Sequence[Row], key: str) -> dict[str, float | None]:
+    """ECE of presence against the truth, and the risk-coverage area of 1 - key, where every row carries a presence."""
+    confidence = [p for p in (row.number("presence") for row in rows) if p is not None]
+    if len(confidence) < len(rows):
+        return {}
+    losses = [1 - (row.number(key) or 0.0) for row in rows]
+    sure = [max(p, 1 - p) for p in confidence]  # of "there" or of "not there"
+    return {
+        "presence ECE": presence.calibration_error(confidence, [bool(row.number("there")) for row in rows]),
+        "risk-coverage area": presence.risk_coverage(sure, losses).area,
+    }
 
 
 def _groups(rows: Sequence[Row], measures: Mapping[str, Measure]) -> dict[str, dict[str, float | None]]:
@@ -270,6 +304,10 @@ def score_annotators_of(
     region = np.zeros((ANNOTATORS, len(video.names), MAX_PROPOSALS, count))
     contour = np.zeros_like(region)
     proposals = count
+    there = np.zeros((len(video.names), count), bool)
+    shown = np.zeros((ANNOTATORS, len(video.names), count), bool)
+    before: tuple[list[np.ndarray], list[np.ndarray]] | None = None
+    moves = np.zeros((ANNOTATORS, max(0, len(video.names) - 1), count, 2))  # of answer and object, frame to frame
     for index, (truth, maps) in enumerate(read_ahead(read, len(video.names), pool)):
         nothing = np.zeros(truth.size, bool)
         objects = [truth.masks.get(str(i), nothing) for i in range(1, count + 1)]
@@ -285,6 +323,15 @@ def score_annotators_of(
             region[annotator, index], contour[annotator, index] = j[-1], f[-1]
             region[annotator, index, [i - 1 for i in here]] = j[:-1]
             contour[annotator, index, [i - 1 for i in here]] = f[:-1]
+            shown[annotator, index, [i - 1 for i in here if i <= count]] = True
+            if before is not None:
+                for i in range(count):
+                    moves[annotator, index - 1, i] = (
+                        presence.neighbour_iou(before[0][annotator] == i + 1, ids == i + 1),
+                        presence.neighbour_iou(before[1][i], objects[i]),
+                    )
+        there[index] = [mask.any() for mask in objects]
+        before = maps, objects
     rows = []
     for annotator in range(ANNOTATORS):
         j, f = region[annotator, :, :proposals], contour[annotator, :, :proposals]  # (T, proposals, objects)
@@ -292,12 +339,31 @@ def score_annotators_of(
         match = dict(zip(wanted.tolist(), taken.tolist(), strict=True))
         for i in range(count):
             sample = named.get((str(i + 1), annotator))
-            rows.append(_davis_row(video.id, annotator, i, match[i], j[:, :, i], f[:, :, i], sample))
+            if sample is None:
+                raise DeixisError(f"{video.id}: its first frame shows object {i + 1}, which no expression names")
+            marker = read_marker(results, sample)
+            # In frames where answer i lies on an object (J above one half), which one: the change of it is a swap.
+            under = [str(row.argmax()) if row.max() > presence.SWAP_IOU and seen else None
+                     for row, seen in zip(region[annotator, :, i], shown[annotator, :, i], strict=True)]  # fmt: skip
+            extra: dict[str, Value] = {
+                "interval IoU": presence.interval_iou(shown[annotator, :, i].tolist(), there[:, i].tolist()),
+                "identity swaps": presence.identity_swaps(under),
+                "stability": presence.stability(*moves[annotator, :, i].T.tolist()),
+                "presence": None if marker is None else float(marker["presence"]),
+                "there": int(there[:, i].any()),
+            }
+            rows.append(_davis_row(annotator, i, match[i], j[:, :, i], f[:, :, i], sample, extra))
     return rows
 
 
 def _davis_row(
-    video: str, annotator: int, own: int, match: int, region: np.ndarray, contour: np.ndarray, sample: Sample | None
+    annotator: int,
+    own: int,
+    match: int,
+    region: np.ndarray,
+    contour: np.ndarray,
+    sample: Sample,
+    extra: dict[str, Value],
 ) -> Row:
     legacy_j, legacy_f = region[:, match], contour[:, match]
     strict_j, strict_f = region[:, own], contour[:, own]
@@ -312,9 +378,10 @@ def _davis_row(
         "object": own + 1,
         "matched answer": match + 1,
         "frames": len(region),
+        **extra,
     }
     return Row(
-        video=video, id=sample.id if sample else f"object {own + 1}", text=sample.text if sample else "",
+        video=sample.video.id, id=sample.id, text=sample.text,
         tags=(f"annotator {annotator}",), values=values, worst=int(np.argmin(strict_j + strict_f)),
     )  # fmt: skip
 
@@ -328,19 +395,21 @@ def summarise_davis(benchmark: Benchmark, rows: Sequence[Row]) -> Scores:
         float(row.values["matched answer"] != row.values["object"]),
         1.0,
     )
+    measures |= {name: mean_of(name) for name in ("interval IoU", "identity swaps", "stability")}
     groups = _groups(rows, measures)
     # Objects per annotator are equally many, so the mean over rows is the mean of the four annotators' means.
     summary = summarise(rows, measures)
     gap = (summary["J&F"] or 0.0) - (summary["strict J&F"] or 0.0)
     summary["legacy - strict"] = gap
+    summary |= _calibration(rows, "strict J&F")
     remark = (
         f"legacy J&F is {100 * gap:.2f} points above strict: DAVIS's matching gives an answer to the object it fits"
         " best, so an expression answered with another named object is forgiven"
     )
     return Scores(
-        benchmark=benchmark.name, split=benchmark.split, headline="J&F",
+        benchmark=benchmark.name, split=benchmark.split, headline="J&F", row_key="strict J&F",
         protocol=f"DAVIS-2017 unsupervised, four annotators, legacy (Hungarian) and strict, version {VERSION}",
-        summary=summary, intervals=bootstrap(rows, measures) | {"legacy - strict": None}, rows=tuple(rows),
+        summary=summary, intervals=bootstrap(rows, measures), rows=tuple(rows),
         groups=groups, counts=benchmark.counts, complete=benchmark.complete,
         remarks=(remark, *benchmark.notes, *_incomplete(benchmark)),
     )  # fmt: skip
@@ -388,7 +457,7 @@ def score_answers(benchmark: Benchmark, results: Path) -> Scores:
     strict = summary["strict mAP"] = overlap.mean_average_precision(
         [s[i] for s, i in zip(scores, first, strict=True)], [o[i] for o, i in zip(ious, first, strict=True)]
     )
-    intervals = bootstrap(rows, measures) | {"mAP": None, "strict mAP": None}
+    intervals = bootstrap(rows, measures)
     remarks = [
         f"mAP ranks all answers of a model ({100 * legacy:.2f}); over the one answer a user would see it is"
         f" {100 * strict:.2f}"
@@ -398,10 +467,9 @@ def score_answers(benchmark: Benchmark, results: Path) -> Scores:
         losses = [1 - (row.number("IoU") or 0.0) for row in rows]
         summary["score ECE"] = presence.calibration_error(sure.tolist(), [loss < 0.5 for loss in losses])
         summary["risk-coverage area"] = presence.risk_coverage(sure.tolist(), losses).area
-        intervals |= {"score ECE": None, "risk-coverage area": None}
         remarks.append("score ECE holds the best answer's score against 'its IoU is above 0.5'")
     return Scores(
-        benchmark=benchmark.name, split=benchmark.split, headline="mIoU",
+        benchmark=benchmark.name, split=benchmark.split, headline="mIoU", row_key="IoU",
         protocol=f"IoU of single frames, version {VERSION}", summary=summary, intervals=intervals, rows=tuple(rows),
         counts=benchmark.counts, complete=benchmark.complete,
         remarks=(*remarks, *benchmark.notes, *_incomplete(benchmark)),

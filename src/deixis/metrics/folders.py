@@ -39,7 +39,7 @@ def score_masks(results: Path, truth: Path, *, drop_ends: bool = False, workers:
         name: mean_of(name) for name in ("J&F", "J", "F", "J recall", "F recall", "J decay", "F decay")
     }  # fmt: skip
     return Scores(
-        benchmark="masks", split=str(truth), headline="J&F",
+        benchmark="masks", split=str(truth), headline="J&F", row_key="J&F",
         protocol=f"J and F per object{', first and last frame not scored' if drop_ends else ''}, version {VERSION}",
         summary=summarise(rows, measures), intervals=bootstrap(rows, measures), rows=tuple(rows),
         counts={"videos": len(due), "objects": len(rows)},

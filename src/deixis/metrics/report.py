@@ -13,10 +13,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from deixis.metrics.evaluate import Look
 from deixis.metrics.summary import DRAWS, SEED, Row, Scores
 from deixis.types import DeixisError
 
 WORST = 10
+PLAIN = ("identity swaps",)  # counts, not shares
 BINS = 20  # of the histogram, over 0..1
 INK, BAR, SHOWN, TRUE = (40, 40, 40), (90, 130, 200), (230, 60, 60), (60, 200, 80)  # RGB
 
@@ -49,22 +51,48 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
             writer.writerow([row.video, row.id, row.text, " ".join(row.tags), *values])
 
 
-def worst_rows(scores: Scores, key: str) -> list[Row]:
-    """The ten rows with the lowest value."""
-    return sorted(scores.rows, key=lambda row: row.number(key) or 0.0)[:WORST]
+def worst_rows(scores: Scores) -> list[Row]:
+    """The ten rows with the lowest value of what the scores are headed by."""
+    return sorted(scores.rows, key=lambda row: row.number(scores.row_key) or 0.0)[:WORST]
 
 
-Look = tuple[np.ndarray, np.ndarray, np.ndarray]  # frame (H, W, 3) uint8 RGB, answer and truth (H, W) bool
+def as_lines(scores: Scores) -> list[str]:
+    """A table for a screen; shares are given in percent."""
+    lines = [f"{scores.benchmark} {scores.split}: {scores.protocol}", f"{len(scores.rows)} rows"]
+    width = max(len(name) for name in scores.summary)
+    for name, value in scores.summary.items():
+        lines.append(f"  {name:<{width}}  {_shown(name, value)}{_interval(name, scores.intervals.get(name))}")
+    for tag, summary in scores.groups.items():
+        lines.append(f"  {tag}: {scores.headline} {_shown(scores.headline, summary[scores.headline]).strip()}")
+    return lines + [f"note: {remark}" for remark in scores.remarks]
 
 
-def draw(scores: Scores, key: str, looks: Mapping[tuple[str, str], Look]) -> np.ndarray:
-    """The distribution of a value and the ten worst rows, as an RGB picture.
+def _shown(name: str, value: float | None) -> str:
+    return "     -" if value is None else f"{value:6.2f}" if name in PLAIN else f"{100 * value:6.2f}"
+
+
+def _interval(name: str, interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"  ({_shown(name, interval[0]).strip()} to {_shown(name, interval[1]).strip()})"
+
+
+def write_all(scores: Scores, folder: Path, looks: Mapping[tuple[str, str], Look], version: str) -> list[Path]:
+    """Write scores.json, scores.csv and scores.png to a folder; returns their paths."""
+    paths = [folder / name for name in ("scores.json", "scores.csv", "scores.png")]
+    write_json(scores, paths[0], version)
+    write_csv(scores.rows, paths[1])
+    write_png(draw(scores, looks), paths[2])
+    return paths
+
+
+def draw(scores: Scores, looks: Mapping[tuple[str, str], Look]) -> np.ndarray:
+    """The distribution of the rows' values and the ten worst rows, as an RGB picture.
 
     looks: (video, id) of a row -> its worst frame with the answer (red outline) and the truth (green outline).
     """
+    key = scores.row_key
     values = np.array([row.number(key) or 0.0 for row in scores.rows])
     rows = [_histogram(values, f"{scores.benchmark} {scores.split}: {key} of {len(values)} rows")]
-    tiles = [_tile(row, key, looks.get((row.video, row.id))) for row in worst_rows(scores, key)]
+    tiles = [_tile(row, key, looks.get((row.video, row.id))) for row in worst_rows(scores)]
     for start in range(0, len(tiles), 5):
         line = tiles[start : start + 5]
         blank = np.full_like(line[0], 255)

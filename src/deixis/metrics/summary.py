@@ -37,13 +37,14 @@ class Scores:
     """What a scoring run found. summary: name -> mean in 0..1 (None: nothing to take it from).
 
     intervals: name -> 95% interval, videos drawn with replacement.  groups: tag -> summary of its rows.
-    remarks: sentences a reader must not miss.
+    headline: the summary's main name; row_key: what a row calls it.  remarks: sentences a reader must not miss.
     """
 
     benchmark: str
     split: str
     protocol: str
     headline: str
+    row_key: str
     summary: Mapping[str, float | None]
     intervals: Mapping[str, tuple[float, float] | None]
     rows: tuple[Row, ...]
