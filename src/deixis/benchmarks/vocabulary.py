@@ -7,7 +7,7 @@ drawn objects.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # name | other true nouns | uncertain nouns | groups it belongs to (also true nouns when in GROUP_WORDS)
 _TABLE = """
@@ -242,7 +242,16 @@ def _read() -> tuple[dict[str, Noun], dict[str, str]]:
         drawn[source] = name or source
         if rest:
             nouns.setdefault(name or source, _noun(name or source, *rest))
-    return nouns, {source: name for source, name in drawn.items() if name in nouns}
+    return _both_ways(nouns), {source: name for source, name in drawn.items() if name in nouns}
+
+
+def _both_ways(nouns: dict[str, Noun]) -> dict[str, Noun]:
+    """Doubt goes both ways: a police car may be called a car, so a car may be a police car."""
+    maybe = {name: set(noun.maybe) for name, noun in nouns.items()}
+    for noun in nouns.values():
+        for word in {*noun.true, *noun.maybe} & set(nouns) - {noun.name}:
+            maybe[word] |= set(noun.true) - set(nouns[word].true) - set(GROUP_WORDS)
+    return {name: replace(noun, maybe=frozenset(maybe[name])) for name, noun in nouns.items()}
 
 
 def _entries(line: str) -> list[str]:
