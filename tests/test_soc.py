@@ -241,9 +241,12 @@ def test_the_fast_path_has_the_gradients_of_the_textbook_one() -> None:
         x = batch(clip(1), "dog", targets=(target([1, 0, 1]),))
         model.train()
         torch.manual_seed(1)
+        for key, value in model.named_parameters():
+            if "sampling_offsets" in key:  # new ones point at whole cells, where bilinear samples have a kink
+                value.data.add_(torch.rand_like(value) * 0.1)
         torch.stack(list(set_loss(model(x), x.targets or (), SetLossConfig()).values())).sum().backward()
         norms.append(torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]))
-    assert torch.allclose(norms[0], norms[1], rtol=1e-3, atol=1e-5 * float(norms[1].max()))
+    assert torch.allclose(norms[0], norms[1], rtol=1e-4, atol=1e-6)
 
 
 def test_bags_of_rows_equal_bilinear_samples_inside_outside_and_at_the_border() -> None:

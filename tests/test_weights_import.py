@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -11,12 +12,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
 from deixis import systems, weights, weights_import
+from deixis.cli import app
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b
+from deixis.segment import answer
 from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
-from deixis.types import DeixisError
+from deixis.tracks import Linking
+from deixis.types import Clip, DeixisError, Expression
 
 SPEC = Path(os.environ.get("DEIXIS_SHARED", Path(__file__).parents[2] / "shared")) / "spec"
 needs_lists = pytest.mark.skipif(not SPEC.is_dir(), reason="the official key lists (shared/spec) are not here")
@@ -179,6 +184,32 @@ def test_a_bad_file_gets_one_clear_line_and_runs_nothing(
     assert "\n" not in str(caught.value)
     assert path.name in str(caught.value)
     assert not Path("hostile-code-ran").exists()
+
+
+def test_the_command_writes_a_file_that_segment_takes_and_names_what_it_left_out(case: Any, tmp_path: Path) -> None:
+    system, _, state = case
+    out = tmp_path / "ours.safetensors"
+    arguments = ["weights", "import", str(checkpoint(tmp_path / "a.pth", state)), "--system", system, "-o", str(out)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "left out text_encoder.embeddings.position_ids: a constant" in result.output
+    model: Any = weights.load(out)
+    frames = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
+    clip = Clip(frames, ("0", "1"), (0.0, 0.1), (64, 96))
+    found = answer(model, clip, [Expression("dog")], Linking(), torch.device("cpu"))
+    assert found[0].logits.shape[1:] == (2, 16, 24)
+    assert json.loads(out.with_suffix(".json").read_text())["left_out"]
+
+
+def test_the_command_refuses_a_bad_file_in_one_line(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.pth"
+    bad.write_text("quota exceeded")
+    result = CliRunner().invoke(
+        app, ["weights", "import", str(bad), "--system", "soc", "-o", str(tmp_path / "o.safetensors")]
+    )
+    assert result.exit_code == 2
+    assert "bad.pth" in result.output
+    assert not (tmp_path / "o.safetensors").exists()
 
 
 def test_sizes_are_read_from_shapes() -> None:

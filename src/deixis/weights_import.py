@@ -109,6 +109,11 @@ _KINETICS_LEFT_OUT: Rows = (
     ("cls_head.*", "the classifier of actions"),
 )
 _COPIES: Rows = (("transformer.decoder.bbox_embed.*", "bbox_embed.*"),)
+# What PyTorch's reader raises on bytes that are no weights, beside UnpicklingError.
+_GARBAGE = (
+    RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError, struct.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
 _LARGEST_FILE = 8 << 30  # bytes (our choice: the published files with optimiser states stay below 3 GB)
 
 
@@ -249,7 +254,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except UnpicklingError as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else "not a weights file"
         raise DeixisError(f"{path} is not a file of weights, or would run code when opened: {first[:160]}") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, struct.error, zipfile.BadZipFile) as error:
+    except _GARBAGE as error:
         raise DeixisError(f"{path} cannot be read; it is cut off or not a PyTorch file") from error
     for name in ("model_state_dict", "state_dict", "model"):
         if isinstance(holds, dict) and isinstance(holds.get(name), dict):
