@@ -496,6 +496,34 @@ def _counting_bar(words: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+weights = typer.Typer(help="Checkpoints: read those of others.", no_args_is_help=True)
+app.add_typer(weights, name="weights")
+
+
+@weights.command("import")
+def import_weights(
+    file: Annotated[Path, typer.Argument(help="The authors' checkpoint (.pth).")],
+    system: Annotated[str, typer.Option(help="Whose it is: soc or soc_plus_plus.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .safetensors file; its config goes beside it.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hub name of the tokenizer to put into the file (roberta-base's).")
+    ] = None,
+) -> None:
+    """Turn a published checkpoint into one of ours, strictly; every key left out is listed with its reason."""
+    from deixis.types import DeixisError
+    from deixis.weights import save
+    from deixis.weights_import import import_checkpoint
+
+    if out.suffix != ".safetensors":
+        raise DeixisError(f"the output must end in .safetensors, got {out}")
+    done = import_checkpoint(file, system, tokenizer=tokenizer)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save(done.system, out, card={"imported_from": file.name, "left_out": done.left_out})
+    for key, reason in done.left_out.items():
+        typer.echo(f"left out {key}: {reason}")
+    typer.echo(f"wrote {out} and {out.with_suffix('.json')}")
+
+
 def main() -> None:
     """Run the command line; what a user caused ends in one line on stderr and exit status 2."""
     app()
