@@ -251,18 +251,8 @@ class Outer:
 
 
 def test_a_config_survives_json() -> None:
-    from dataclasses import asdict
-
-    config = Outer(
-        inner=Inner(depths=(1, 6, 2)),
-        size=(3, 4),
-        rate=1.0,
-        kind="b",
-        limit=7,
-        on=True,
-        stages=((1, 2), (3,)),
-        names=["x"],
-    )
+    inner = Inner(depths=(1, 6, 2))
+    config = Outer(inner=inner, size=(3, 4), rate=1.0, kind="b", limit=7, on=True, stages=((1, 2), (3,)), names=["x"])
     assert config_from(Outer, json.loads(json.dumps(asdict(config))), "here") == config
     assert config_from(Outer, {"rate": 2, "limit": None}, "here") == replace(Outer(), rate=2.0)
 

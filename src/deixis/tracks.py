@@ -158,7 +158,7 @@ class DiskRles(Sequence[Rle]):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Window:
-    """What stays in memory of one window and one expression.
+    """What is needed of one window and one expression to decide; waits on disk as ``pack`` writes it.
 
     number: of its first candidate's logits in the file; the others follow.  shape: (T, h, w) of each.
     fresh: index of its first frame that no earlier window has.  links: (candidates before, candidates here) IoU at
@@ -173,6 +173,45 @@ class Window:
     presence: float
     inside: tuple[float, float]
     links: np.ndarray | None
+
+    def pack(self) -> bytes:
+        before = 0 if self.links is None else len(self.links)
+        head = np.array([self.number, *self.shape, self.fresh, len(self.scores), before], np.int64)
+        links = np.zeros(0) if self.links is None else self.links.ravel()
+        numbers = np.concatenate([[self.presence, *self.inside], self.scores, self.frame_scores.ravel(), links])
+        return head.tobytes() + numbers.astype(np.float64).tobytes()
+
+    @staticmethod
+    def unpack(data: bytes) -> Window:
+        number, frames, h, w, fresh, count, before = (int(v) for v in np.frombuffer(data, np.int64, 7))
+        numbers = np.frombuffer(data, np.float64, offset=56)
+        facts, scores, frame_scores, links = np.split(numbers, np.cumsum([3, count, count * frames]))
+        return Window(
+            number, (frames, h, w), fresh, scores, frame_scores.reshape(count, frames), float(facts[0]),
+            (float(facts[1]), float(facts[2])), links.reshape(before, count) if before else None,
+        )  # fmt: skip
+
+
+class Names(Sequence[str]):
+    """Frame names, appended one by one, in one piece of memory: a list of strings would cost 60 bytes each."""
+
+    def __init__(self) -> None:
+        self._text, self._ends = bytearray(), array("q", [0])
+
+    def append(self, name: str) -> None:
+        self._text += name.encode()
+        self._ends.append(len(self._text))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        return self._text[self._ends[index] : self._ends[index + 1]].decode()
 
 
 class TrackBuilder:
@@ -190,29 +229,30 @@ class TrackBuilder:
         folder: Path | None = None,
     ) -> None:
         self.expressions, self.source_size, self.linking, self.folder = expressions, source_size, linking, folder
-        self.names: list[str] = []
-        self.times = array("d")
-        self._film: list[list[Window]] = [[] for _ in expressions]
-        self._logits = DiskFile(folder)
+        self.names, self.times = Names(), array("d")
+        # On disk, not in lists: small things that live long between large ones that do not keep freed memory from
+        # going back to the system.
+        self._logits, self._windows = DiskFile(folder), DiskFile(folder)
         self._last: list[np.ndarray] = [np.zeros(0)] * len(expressions)  # masks of the window before, bool
 
     def add(self, window: Sequence[Candidates], names: Sequence[str], times: Sequence[float], start: int) -> None:
         """The next window: one Candidates per expression; ``start`` is the film's index of its first frame."""
         repeated = len(self.names) - start
         assert 0 <= repeated < len(names), f"window at {start} after {len(self.names)} frames"
-        self.names.extend(names[repeated:])
+        first = not len(self.names)
+        for name in names[repeated:]:
+            self.names.append(name)
         self.times.extend(times[repeated:])
         for i, found in enumerate(window):
             masks = found.logits > ZERO  # (C, T, h, w)
-            links = self._links(self._last[i], masks, repeated) if self._film[i] else None
+            links = None if first else self._links(self._last[i], masks, repeated)
             self._last[i] = masks
             numbers = [self._logits.append(zlib.compress(logits.tobytes(), 1)) for logits in found.logits]
-            self._film[i].append(
-                Window(
-                    numbers[0], found.logits.shape[1:], repeated, found.scores, found.frame_scores, found.presence,
-                    found.inside, links,
-                )
+            known = Window(
+                numbers[0], found.logits.shape[1:], repeated, found.scores, found.frame_scores, found.presence,
+                found.inside, links,
             )  # fmt: skip
+            self._windows.append(known.pack())
 
     def _links(self, before: np.ndarray, here: np.ndarray, repeated: int) -> np.ndarray:
         """(C before, C here) IoU on the frames that both have, or of the last against the first."""
@@ -222,9 +262,12 @@ class TrackBuilder:
 
     def finish(self, judge: Presence) -> list[MaskTrack]:
         """One track per expression; below the judge's threshold its masks are empty."""
-        return [
-            self._track(expression, film, judge) for expression, film in zip(self.expressions, self._film, strict=True)
-        ]
+        return [self._track(e, self._film(i), judge) for i, e in enumerate(self.expressions)]
+
+    def _film(self, expression: int) -> list[Window]:
+        """The windows of one expression, read back."""
+        numbers = range(expression, len(self._windows), len(self.expressions))
+        return [Window.unpack(self._windows[number]) for number in numbers]
 
     def _track(self, expression: Expression, film: Sequence[Window], judge: Presence) -> MaskTrack:
         path, presence = decide(film, self.linking, judge)
@@ -261,7 +304,7 @@ class TrackBuilder:
 
         For protocols that let objects compete for pixels. The choices are those of ``finish``.
         """
-        return [self._soft_track(film, judge) for film in self._film]
+        return [self._soft_track(self._film(i), judge) for i in range(len(self.expressions))]
 
     def _soft_track(self, film: Sequence[Window], judge: Presence) -> Iterator[np.ndarray]:
         path, _ = decide(film, self.linking, judge)
