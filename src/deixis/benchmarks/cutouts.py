@@ -25,6 +25,7 @@ from deixis.benchmarks.vocabulary import (
     INDOOR_GROUPS,
     NOUNS,
     SAME_AS,
+    UNLABELLED_FOOD,
     VOC_NAMES,
     Noun,
 )
@@ -149,13 +150,14 @@ def _open_classes(set_name: str, present: set[str]) -> tuple[frozenset[str], fro
     """Classes that may be in a picture of this set without a label, and the words never certain there."""
     groups = {group for name in present if name in NOUNS for group in NOUNS[name].groups}
     indoor_picture = bool(groups & (INDOOR_GROUPS | {"furniture"})) or bool(present & {"cat", "potted plant", "tv"})
+    everywhere = EVERYWHERE | UNLABELLED_FOOD if indoor_picture else EVERYWHERE - _FOOD_WORDS
     if set_name == "coco_small":
-        return frozenset(), EVERYWHERE if indoor_picture else EVERYWHERE - _FOOD_WORDS
+        return frozenset(), everywhere
     labelled = VOC_NAMES if set_name == "voc_animals" else frozenset({"horse"})
     unlabelled = {name for name in COCO_NAMES - labelled if "animal" not in NOUNS[name].groups}
     if not indoor_picture:
         unlabelled = {name for name in unlabelled if not INDOOR_GROUPS & set(NOUNS[name].groups)}
-    return frozenset(unlabelled), EVERYWHERE if indoor_picture else EVERYWHERE - _FOOD_WORDS
+    return frozenset(unlabelled), everywhere
 
 
 class Library:

@@ -282,14 +282,27 @@ INDOOR_GROUPS = frozenset(
 )
 # Seen so often in any picture without a label that their absence is never certain.
 EVERYWHERE = frozenset({
-    "athletic shoe", "bag", "basket", "bell", "bin", "blossom", "boot", "box", "bread", "bucket", "building",
-    "camera", "candle", "cap", "cardboard box", "cart", "cherry blossom", "christmas tree", "coat", "door",
-    "dress", "fir tree", "flower", "food", "fruit", "furniture", "glasses", "gloves", "hat", "headphones",
-    "high-heeled shoe", "hiking boot", "house", "jar", "jeans", "key", "ladder", "lock", "mailbox", "meter",
-    "mirror", "package", "palm tree", "pants", "pen", "pencil", "pine tree", "plant", "plate", "pot", "printer",
-    "radio", "ring", "rock", "scarf", "screen", "shirt", "shoe", "sign", "sneaker", "socks", "stone", "telephone",
-    "tool", "trash can", "tree", "trousers", "vegetable", "watch",
+    "accordion", "athletic shoe", "bag", "balloon", "basket", "bath", "bathtub", "beer mug", "bell", "bin",
+    "blossom", "boot", "box", "bread", "broom", "bucket", "bug", "building", "camera", "candle", "cap",
+    "cardboard box", "cart", "castle", "cherry blossom", "christmas tree", "church", "coat", "door", "dress",
+    "drum", "factory", "fir tree", "fire extinguisher", "flower", "food", "fountain", "fruit", "furniture", "gift",
+    "glasses", "glove", "gloves", "guitar", "hammer", "hat", "headphones", "high-heeled shoe", "hiking boot",
+    "hospital", "house", "insect", "jar", "jeans", "key", "ladder", "lantern", "lock", "mailbox", "meter",
+    "microphone", "mirror", "mug", "mug of beer", "musical instrument", "package", "palm tree", "pants", "pen",
+    "pencil", "pine tree", "plant", "plate", "pot", "present", "printer", "pumpkin", "radio", "ring", "robot",
+    "rock", "roller skate", "saxophone", "scales", "scarf", "screen", "shirt", "shoe", "shopping cart", "sign",
+    "sneaker", "socks", "stone", "teapot", "telephone", "tent", "tool", "trash can", "tree", "trophy", "trousers",
+    "trumpet", "vegetable", "violin", "wand", "watch",
 })  # fmt: skip
+
+
+# Food that COCO and VOC do not label lies on many of their plates.
+UNLABELLED_FOOD = frozenset(
+    word
+    for noun in NOUNS.values()
+    if noun.name not in COCO_NAMES and {"food", "dish", "fruit", "vegetable"} & set(noun.groups)
+    for word in noun.true
+)
 
 
 def article(noun: str) -> str:
