@@ -293,7 +293,8 @@ def test_map_counts_all_answers_and_strict_map_the_one_a_user_sees(made, tmp_pat
     answers += [{**answer, "segmentation": nothing, "score": 0.95} for answer in answers[:3]]
     (out / "predictions.json").write_text(json.dumps(answers))
     summary = score_benchmark("refcoco", root, out).summary
-    assert summary["P@0.5"] == summary["mIoU"] == pytest.approx(0.5)
+    assert summary["P@0.5"] == 0.5
+    assert summary["mIoU"] == pytest.approx(0.5)
     assert summary["mAP"] > summary["strict mAP"] > 0
 
 
@@ -378,7 +379,7 @@ def linked_to_itself(file):
         ),
         (
             lambda f: shutil.copytree(f.parent, f.parents[1] / "9"),
-            "that mevis valid_u does not have, such as video01/9",
+            "mevis valid_u does not have, such as video01/9",
         ),
         (lambda f: shutil.copytree(f.parents[1], f.parents[2] / "dog"), "does not have, such as dog/0/00000.png"),
     ],
@@ -433,7 +434,7 @@ def test_a_zip_cannot_write_outside_its_folder(name, made, tmp_path):
     archive = tmp_path / "results.zip"
     with zipfile.ZipFile(archive, "w") as members:
         members.writestr(zipfile.ZipInfo(name), b"evil")
-    assert "would leave its folder" in refused("score", "mevis", made("mevis"), archive) or "may leave its folder"
+    assert "leave its folder" in refused("score", "mevis", made("mevis"), archive)
     assert not list(tmp_path.rglob("evil.png"))
 
 
@@ -541,7 +542,7 @@ def test_255_is_void_in_indexed_truth_even_when_it_comes_before_any_object(maps,
         (lambda r, t: (r / "clip/00002.png").unlink(), "results/clip/00002.png: the mask is missing"),
         (
             lambda r, t: shutil.copy(r / "clip/00002.png", r / "clip/00007.png"),
-            "00007.png: the truth has no such frame",
+            "00007.png: the truth has no such",
         ),
         (lambda r, t: shutil.copytree(r / "clip", r / "other"), "truth: the video other is missing"),
         (lambda r, t: shutil.copytree(t / "clip", t / "other"), "results: the video other is missing"),
@@ -552,7 +553,7 @@ def test_255_is_void_in_indexed_truth_even_when_it_comes_before_any_object(maps,
         (lambda r, t: write_ids(r / "clip/00002.png", np.zeros((8, 8), np.uint8)), "the mask is 8x8, the frame 60x80"),
         (
             lambda r, t: write_ids(r / "clip/00002.png", np.full((60, 80), 9, np.uint8)),
-            "object number 9, the truth has 1, 2",
+            "number 9, the truth has 1, 2",
         ),
         (lambda r, t: write_ids(r / "clip/00002.png", np.full((60, 80), 255, np.uint8)), "255 beside others"),
         (lambda r, t: [write_ids(f, np.zeros((60, 80), np.uint8)) for f in t.rglob("*.png")], "hold no object"),
