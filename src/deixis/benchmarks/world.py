@@ -80,8 +80,8 @@ class WorldConfig:
             count=10,
             most_none=0.15,
             weights=(
-                ("class", 0.12), ("colour", 0.16), ("texture", 0.06), ("size", 0.06), ("place", 0.14), ("motion", 0.2),
-                ("time", 0.2), ("relation", 0.3), ("several", 0.1), ("none", 0.12),
+                ("class", 0.12), ("colour", 0.16), ("texture", 0.06), ("size", 0.2), ("place", 0.14), ("motion", 0.2),
+                ("time", 0.3), ("relation", 0.3), ("several", 0.1), ("none", 0.12),
             ),
         )
     )  # fmt: skip
