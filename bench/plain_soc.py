@@ -20,7 +20,7 @@ from deixis.blocks.deformable import DeformableAttention, refine_box
 from deixis.blocks.fusion import hear_words, mean_of_words, text_for
 from deixis.blocks.levels import FramesFound, Scene, find_in_frames
 from deixis.blocks.mask_head import _split, _widths
-from deixis.blocks.multihead import Attention
+from deixis.blocks.multihead import Attention, FeedForward
 from deixis.blocks.positions import map_positions
 from deixis.blocks.query_heads import QueryHeads, join, score_logits
 from deixis.encoders.video_swin import Block, Size, WindowAttention
@@ -56,6 +56,11 @@ class PlainBlock(Block):
         x = x[:, : size[0], : size[1], : size[2]].reshape(b, -1, c)
         tokens = tokens + self._sometimes(x)
         return tokens + self._sometimes(self.mlp(self.norm2(tokens)))
+
+
+class PlainFeedForward(FeedForward):
+    def forward(self, x: Tensor) -> Tensor:
+        return self._rows(x)
 
 
 class PlainWindowAttention(WindowAttention):
@@ -237,6 +242,7 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     Block: PlainBlock,
     WindowAttention: PlainWindowAttention,
     Attention: PlainAttention,
+    FeedForward: PlainFeedForward,
     DeformableAttention: PlainDeformableAttention,
     QueryHeads: PlainQueryHeads,
 }

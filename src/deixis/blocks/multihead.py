@@ -5,6 +5,7 @@ N sequences, L queries, S keys, D width. ``padding`` is True where there is noth
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -47,6 +48,23 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
+PIECE = (
+    1 << 20
+)  # numbers between the layers of a network at once: 4 MB in fp32, about a CPU's nearest caches (measured)
+
+
+def in_pieces(function: Callable[[Tensor], Tensor], x: Tensor, hidden: int) -> Tensor:
+    """``function`` of x (..., D), row by row independent, a cacheful of rows at a time where that is faster.
+
+    hidden: width between its layers. On a GPU, and where gradients keep every intermediate anyway, all at once.
+    """
+    rows = x.flatten(0, -2)
+    step = max(PIECE // hidden, 1)
+    if torch.is_grad_enabled() or x.device.type != "cpu" or len(rows) <= step:
+        return function(x)
+    return torch.cat([function(piece) for piece in rows.split(step)]).view(x.shape)
+
+
 class FeedForward(nn.Module):
     """The residual two-layer network after an attention, post-norm, ReLU: LayerNorm(x + W2 relu(W1 x))."""
 
@@ -56,6 +74,9 @@ class FeedForward(nn.Module):
         self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        return in_pieces(self._rows, x, self.linear1.out_features)
+
+    def _rows(self, x: Tensor) -> Tensor:
         hidden = self.dropout(self.linear1(x).relu_())
         return self.norm(x + self.dropout(self.linear2(hidden)))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deixis.blocks.constants import constant
+from deixis.blocks.multihead import in_pieces
 
 Size = tuple[int, int, int]  # time, height, width, in tokens
 
@@ -123,6 +124,9 @@ class Block(nn.Module):
         """(B, N, C) -> (B, N, C), N tokens in the order of ``size``."""
         plan = plan_windows(size, self.window, self.shifted, tokens.device)
         tokens = tokens + self._sometimes(self.attn(self.norm1(tokens), plan))
+        return in_pieces(self._widen, tokens, 4 * tokens.shape[-1])
+
+    def _widen(self, tokens: Tensor) -> Tensor:
         return tokens + self._sometimes(self.mlp(self.norm2(tokens)))
 
     def _sometimes(self, change: Tensor) -> Tensor:
