@@ -160,6 +160,11 @@ def _open_classes(set_name: str, present: set[str]) -> tuple[frozenset[str], fro
     return frozenset(unlabelled), everywhere
 
 
+def _is_single(kind: str, name: str, names: list[str]) -> bool:
+    """Whether a region is exactly one object. Of VOC's lone sheep regions one in three is a flock (seen on a sheet)."""
+    return kind == "instance" or (names.count(name) == 1 and name != "sheep")
+
+
 class Library:
     """Pictures, cut-outs and videos of one split, found under ``root``. Deterministic order; decoded lazily.
 
@@ -201,9 +206,7 @@ class Library:
                 continue
             names = [SAME_AS.get(i["class"], i["class"]) for i in entry["instances"]]
             instances = tuple(
-                Instance(
-                    i["id"], NOUNS[name], tuple(i["box"]), i["area"], i["kind"] == "instance" or names.count(name) == 1
-                )
+                Instance(i["id"], NOUNS[name], tuple(i["box"]), i["area"], _is_single(i["kind"], name, names))
                 for i, name in zip(entry["instances"], names, strict=True)
             )
             size = (entry["height"], entry["width"])
