@@ -257,9 +257,8 @@ class _Trainer:
         clock = _Clock(config, world.size)
         stopped = "finished"
         while self.step < config.steps and stopped == "finished":
-            asked = bool(received) or clock.over_limit()
             clock.step_begins()
-            losses, norm, anyone_asked, waited = self._one_step(batches, asked)
+            losses, norm, anyone_asked, waited = self._one_step(batches, lambda: bool(received) or clock.over_limit())
             pace = clock.step_ends(waited)
             self.seconds += pace.seconds
             if anyone_asked:
@@ -273,7 +272,9 @@ class _Trainer:
                     self._save(self.last)
         return stopped
 
-    def _one_step(self, batches: Iterator[Any], asked_to_stop: bool) -> tuple[dict[str, float], float, bool, float]:
+    def _one_step(
+        self, batches: Iterator[Any], asked_to_stop: Callable[[], bool]
+    ) -> tuple[dict[str, float], float, bool, float]:
         """One optimiser step: loss parts (means over micro-batches and processes), gradient norm, whether any process
         was asked to stop, seconds without a batch."""
         config, world = self.config, self.world
@@ -301,7 +302,7 @@ class _Trainer:
         limit = config.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
         # One transfer a step: the numbers, and whether to stop, of all processes.
-        asked = torch.tensor(float(asked_to_stop), device=world.device)
+        asked = torch.tensor(float(asked_to_stop()), device=world.device)
         numbers = world.mean(torch.stack([asked, norm.float(), *sums.values()])).tolist()
         parts = dict(zip(sums, numbers[2:], strict=True))
         self._require_finite(parts, numbers[1])
@@ -439,7 +440,7 @@ class _Clock:
 
     def over_limit(self) -> bool:
         limit = self.config.time_limit_minutes * 60
-        return limit > 0 and time.monotonic() - self.began + self.smooth >= limit
+        return limit > 0 and time.monotonic() - self.began >= limit
 
     def step_begins(self) -> None:
         self.step_began = time.monotonic()
