@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from deixis.benchmarks.pngs import present_numbers
 from deixis.types import DeixisError
 
 log = logging.getLogger(__name__)
@@ -72,8 +73,8 @@ class FrameTruth:
     @staticmethod
     def from_ids(ids: np.ndarray, void_value: int | None = None) -> FrameTruth:
         """Split a (H, W) uint8 map of object numbers; 0 is background."""
-        present = np.flatnonzero(np.bincount(ids.ravel(), minlength=256))
-        masks = {str(i): ids == i for i in present.tolist() if i not in (0, void_value)}
+        present = present_numbers(ids)
+        masks = {str(i): ids == i for i in present if i != void_value}
         has_void = void_value is not None and void_value in present
         return FrameTruth(ids.shape, masks, ids == void_value if has_void else None)  # type: ignore[arg-type]
 

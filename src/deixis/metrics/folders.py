@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deixis.benchmarks.pngs import read_ids
+from deixis.benchmarks.pngs import present_numbers, read_ids
 from deixis.benchmarks.results import opened
 from deixis.benchmarks.samples import list_folder
 from deixis.metrics.region_contour import recall_and_decay, score_frame
@@ -95,10 +95,6 @@ def _score_masks_of(results: Path, truth: Path, drop_ends: bool, video: str) -> 
             binary[again.truth] = False
 
 
-def _numbers(values: np.ndarray) -> list[int]:
-    return [i for i in np.flatnonzero(np.bincount(values.ravel(), minlength=256)).tolist() if i]
-
-
 def _score_masks_once(
     results: Path, truth: Path, names: Sequence[str], binary_truth: bool, binary_results: bool
 ) -> list[Row]:
@@ -110,7 +106,7 @@ def _score_masks_once(
     objects: set[int] = set()
     with ThreadPoolExecutor(READERS) as pool:
         for name, (true, given) in zip(names, read_ahead(read, len(names), pool), strict=True):
-            true_numbers, given_numbers = _numbers(true), _numbers(given)
+            true_numbers, given_numbers = present_numbers(true), present_numbers(given)
             for binary, numbers, of_truth in (
                 (binary_truth, true_numbers, True), (binary_results, given_numbers, False)
             ):  # fmt: skip
@@ -118,9 +114,9 @@ def _score_masks_once(
                     raise _Again(of_truth)
             void = true == 255 if not binary_truth and 255 in true_numbers else None
             if binary_truth:
-                true, true_numbers = np.minimum(true, 1), [1] if true_numbers else []
+                true, true_numbers = (true > 0).view(np.uint8), [1] if true_numbers else []
             if binary_results:
-                given, given_numbers = np.minimum(given, 1), [1] if given_numbers else []
+                given, given_numbers = (given > 0).view(np.uint8), [1] if given_numbers else []
             elif max(given_numbers, default=0) == 255:
                 raise DeixisError(
                     f"{results / name}: object number 255 beside others; 255 is void, which only truth has"
