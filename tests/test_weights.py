@@ -217,6 +217,12 @@ def test_int8_rows_without_their_scales_are_refused(tmp_path: Path) -> None:
     one_line(rewrite(path, lambda h: h.update({"note.weight.other": h.pop("note.weight.scale")})), "one scale a row")
 
 
+def test_bytes_that_the_system_cannot_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Colours, "get_extra_state", lambda self: torch.zeros(3, dtype=torch.uint8))
+    save(colours(), tmp_path / "c.safetensors")
+    one_line(tmp_path / "c.safetensors", "cannot be loaded")
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

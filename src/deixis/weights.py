@@ -247,7 +247,10 @@ def _read(path: Path) -> nn.Module:
             tensors[key.removesuffix(".int8")] = restore(tensor, stored[key.removesuffix(".int8") + ".scale"])
         elif not (key.endswith(".scale") and key.removesuffix(".scale") + ".int8" in stored):
             tensors[key] = tensor
-    system.load_state_dict(tensors)
+    try:
+        system.load_state_dict(tensors)
+    except Exception as error:  # bytes that a module reads itself, a tokenizer's say, may fail in any way
+        raise DeixisError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from error
     return system
 
 
