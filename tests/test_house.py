@@ -24,7 +24,7 @@ FLOORS = {
     "benchmarks/predicates": 2, "benchmarks/vocabulary": 2, "benchmarks/cutouts": 2, "benchmarks/painting": 2,
     "systems": 3, "benchmarks": 3,
     "weights": 4, "weights_import": 4,
-    "segment": 5, "metrics/evaluate": 5, "metrics/folders": 5,
+    "segment": 5, "metrics/evaluate": 5, "metrics/folders": 5, "benchmarks/checking": 5,
     "metrics/report": 6, "predict": 6, "training": 6,
     "cli": 7, "__init__": 7, "__main__": 7, "serve": 7, "batch": 7,
 }  # fmt: skip
