@@ -17,7 +17,7 @@ from pycocotools import mask as coco
 from scipy.optimize import linear_sum_assignment
 
 from deixis.benchmarks import open_benchmark
-from deixis.benchmarks.pngs import checked_mask, read_ids
+from deixis.benchmarks.pngs import checked_mask, present_numbers, read_ids
 from deixis.benchmarks.results import (
     ANNOTATORS,
     ANSWERS,
@@ -284,106 +284,119 @@ def score_annotators_of(
 ) -> list[Row]:
     """Rows of one video: every object as each annotator named it, matched as DAVIS does (legacy) and not (strict).
 
-    Legacy: the DAVIS-2017 unsupervised tool. Answers are assigned to objects so that the mean of (J + F) / 2 is
-    highest, whatever they were asked for; strict: object i is compared with answer i. Void pixels are left out; the
-    number of objects is the highest number in the first frame's truth.
+    Void pixels are left out; the number of objects is the highest number in the first frame's truth.
     """
     video, truth_of = samples[0].video, benchmark.truth
     assert truth_of is not None
-    first = truth_of(video, 0)
-    count = max((int(key) for key in first.masks), default=0)
+    count = max((int(key) for key in truth_of(video, 0).masks), default=0)
     if not count:
         raise DeixisError(f"{video.id}: the truth of its first frame holds no object")
-    named = {(sample.objects[0], int(sample.id) % ANNOTATORS): sample for sample in samples if sample.objects}
+    named = {(int(sample.id) % ANNOTATORS, int(sample.objects[0])): sample for sample in samples if sample.objects}
+    asked = [[named.get((annotator, i)) for i in range(1, count + 1)] for annotator in range(ANNOTATORS)]
+    if any(sample is None for row in asked for sample in row):
+        raise DeixisError(f"{video.id}: its first frame shows {count} objects, and no expression names one of them")
 
     def read(index: int) -> tuple[FrameTruth, list[np.ndarray]]:
         truth = truth_of(video, index)
         paths = [results / davis_path(annotator, video, index) for annotator in range(ANNOTATORS)]
-        return truth, [read_ids(path, path, truth.size, ("P",)) for path in paths]
+        maps = [read_ids(path, path, truth.size, ("P",)) for path in paths]
+        for path, ids in zip(paths, maps, strict=True):
+            if ids.max() > MAX_PROPOSALS:
+                raise DeixisError(f"{path}: object number {ids.max()}; {MAX_PROPOSALS} is the most DAVIS allows")
+        return truth, maps
 
-    region = np.zeros((ANNOTATORS, len(video.names), MAX_PROPOSALS, count))
-    contour = np.zeros_like(region)
-    proposals = count
-    there = np.zeros((len(video.names), count), bool)
-    shown = np.zeros((ANNOTATORS, len(video.names), count), bool)
-    before: tuple[list[np.ndarray], list[np.ndarray]] | None = None
-    moves = np.zeros((ANNOTATORS, max(0, len(video.names) - 1), count, 2))  # of answer and object, frame to frame
-    for index, (truth, maps) in enumerate(read_ahead(read, len(video.names), pool)):
+    annotators = [_Annotator(annotator, count) for annotator in range(ANNOTATORS)]
+    for truth, maps in read_ahead(read, len(video.names), pool):
         nothing = np.zeros(truth.size, bool)
         objects = [truth.masks.get(str(i), nothing) for i in range(1, count + 1)]
-        for annotator, ids in enumerate(maps):
-            highest = int(ids.max())
-            if highest > MAX_PROPOSALS:
-                path = results / davis_path(annotator, video, index)
-                raise DeixisError(f"{path}: object number {highest}; {MAX_PROPOSALS} is the most DAVIS allows")
-            proposals = max(proposals, highest)
-            # What is not there in this frame scores as an empty mask does, so one empty mask stands for all of them.
-            here = [i for i in range(1, highest + 1) if (ids == i).any()]
-            j, f = score_pairs([ids == i for i in here] + [nothing], objects, truth.void)
-            region[annotator, index], contour[annotator, index] = j[-1], f[-1]
-            region[annotator, index, [i - 1 for i in here]] = j[:-1]
-            contour[annotator, index, [i - 1 for i in here]] = f[:-1]
-            shown[annotator, index, [i - 1 for i in here if i <= count]] = True
-            if before is not None:
-                for i in range(count):
-                    moves[annotator, index - 1, i] = (
-                        presence.neighbour_iou(before[0][annotator] == i + 1, ids == i + 1),
-                        presence.neighbour_iou(before[1][i], objects[i]),
+        for annotator, ids in zip(annotators, maps, strict=True):
+            annotator.add(ids, objects, truth.void)
+    return [
+        row
+        for annotator, row_samples in zip(annotators, asked, strict=True)
+        for row in annotator.rows([sample for sample in row_samples if sample is not None], results)
+    ]
+
+
+@dataclass
+class _Annotator:
+    """What is gathered of the answers to one annotator's expressions while their video goes by.
+
+    region, contour: a frame's J and F of every answer number (up to 20) against every object.
+    """
+
+    number: int
+    count: int
+    region: list[np.ndarray] = field(default_factory=list)
+    contour: list[np.ndarray] = field(default_factory=list)
+    shown: list[list[bool]] = field(default_factory=list)
+    there: list[list[bool]] = field(default_factory=list)
+    moves: list[list[tuple[float, float]]] = field(default_factory=list)
+    before: tuple[np.ndarray, Sequence[np.ndarray]] | None = None
+    answers: int = 0
+
+    def add(self, ids: np.ndarray, objects: Sequence[np.ndarray], void: np.ndarray | None) -> None:
+        here = present_numbers(ids)
+        self.answers = max([self.answers, self.count, *here])
+        # What is not shown in this frame scores as an empty mask does, so one empty mask stands for all of them.
+        j, f = score_pairs([*(ids == i for i in here), np.zeros_like(objects[0])], objects, void)
+        for values, found in ((self.region, j), (self.contour, f)):
+            values.append(np.tile(found[-1], (MAX_PROPOSALS, 1)))
+            values[-1][[i - 1 for i in here]] = found[:-1]
+        self.shown.append([i in here for i in range(1, self.count + 1)])
+        self.there.append([bool(mask.any()) for mask in objects])
+        if self.before is not None:
+            self.moves.append(
+                [
+                    (
+                        presence.neighbour_iou(self.before[0] == i + 1, ids == i + 1),
+                        presence.neighbour_iou(self.before[1][i], objects[i]),
                     )
-        there[index] = [mask.any() for mask in objects]
-        before = maps, objects
-    rows = []
-    for annotator in range(ANNOTATORS):
-        j, f = region[annotator, :, :proposals], contour[annotator, :, :proposals]  # (T, proposals, objects)
-        taken, wanted = linear_sum_assignment((j.mean(0) + f.mean(0)) / 2, maximize=True)
+                    for i in range(self.count)
+                ]
+            )
+        self.before = ids, objects
+
+    def rows(self, samples: Sequence[Sample], results: Path) -> list[Row]:
+        """One row for each object. Legacy: answers are assigned to objects so that the mean of (J + F) / 2 is highest,
+        whatever they were asked for (the DAVIS-2017 unsupervised tool); strict: object i is held against answer i.
+        """
+        region = np.stack(self.region)[:, : self.answers]  # (T, answers, objects)
+        contour = np.stack(self.contour)[:, : self.answers]
+        taken, wanted = linear_sum_assignment((region.mean(0) + contour.mean(0)) / 2, maximize=True)
         match = dict(zip(wanted.tolist(), taken.tolist(), strict=True))
-        for i in range(count):
-            sample = named.get((str(i + 1), annotator))
-            if sample is None:
-                raise DeixisError(f"{video.id}: its first frame shows object {i + 1}, which no expression names")
-            marker = read_marker(results, sample)
-            # In frames where answer i lies on an object (J above one half), which one: the change of it is a swap.
-            under = [str(row.argmax()) if row.max() > presence.SWAP_IOU and seen else None
-                     for row, seen in zip(region[annotator, :, i], shown[annotator, :, i], strict=True)]  # fmt: skip
-            extra: dict[str, Value] = {
-                "interval IoU": presence.interval_iou(shown[annotator, :, i].tolist(), there[:, i].tolist()),
-                "identity swaps": presence.identity_swaps(under),
-                "stability": presence.stability(*moves[annotator, :, i].T.tolist()),
-                "presence": None if marker is None else float(marker["presence"]),
-                "there": int(there[:, i].any()),
-            }
-            rows.append(_davis_row(annotator, i, match[i], j[:, :, i], f[:, :, i], sample, extra))
-    return rows
+        return [self._row(i, match[i], region, contour, sample, results) for i, sample in enumerate(samples)]
 
-
-def _davis_row(
-    annotator: int,
-    own: int,
-    match: int,
-    region: np.ndarray,
-    contour: np.ndarray,
-    sample: Sample,
-    extra: dict[str, Value],
-) -> Row:
-    legacy_j, legacy_f = region[:, match], contour[:, match]
-    strict_j, strict_f = region[:, own], contour[:, own]
-    values: dict[str, Value] = {
-        "legacy J&F": float((legacy_j.mean() + legacy_f.mean()) / 2),
-        "legacy J": float(legacy_j.mean()),
-        "legacy F": float(legacy_f.mean()),
-        "strict J&F": float((strict_j.mean() + strict_f.mean()) / 2),
-        "strict J": float(strict_j.mean()),
-        "strict F": float(strict_f.mean()),
-        "annotator": annotator,
-        "object": own + 1,
-        "matched answer": match + 1,
-        "frames": len(region),
-        **extra,
-    }
-    return Row(
-        video=sample.video.id, id=sample.id, text=sample.text,
-        tags=(f"annotator {annotator}",), values=values, worst=int(np.argmin(strict_j + strict_f)),
-    )  # fmt: skip
+    def _row(self, own: int, match: int, region: np.ndarray, contour: np.ndarray, sample: Sample, results: Path) -> Row:
+        legacy_j, legacy_f = region[:, match, own], contour[:, match, own]
+        strict_j, strict_f = region[:, own, own], contour[:, own, own]
+        shown, there = np.array(self.shown)[:, own], np.array(self.there)[:, own]
+        moves = np.array(self.moves).reshape(-1, self.count, 2)[:, own]
+        # Where answer i lies on an object (J above one half), which one it is: the change of it is a swap.
+        under = [
+            str(frame.argmax()) if seen and frame.max() > presence.SWAP_IOU else None
+            for frame, seen in zip(region[:, own], shown, strict=True)
+        ]
+        marker = read_marker(results, sample)
+        values: dict[str, Value] = {
+            "legacy J&F": float((legacy_j.mean() + legacy_f.mean()) / 2),
+            "legacy J": float(legacy_j.mean()),
+            "legacy F": float(legacy_f.mean()),
+            "strict J&F": float((strict_j.mean() + strict_f.mean()) / 2),
+            "strict J": float(strict_j.mean()),
+            "strict F": float(strict_f.mean()),
+            "annotator": self.number,
+            "object": own + 1,
+            "matched answer": match + 1,
+            "frames": len(region),
+            "there": int(there.any()),
+            "presence": None if marker is None else float(marker["presence"]),
+            "interval IoU": presence.interval_iou(shown.tolist(), there.tolist()),
+            "identity swaps": presence.identity_swaps(under),
+            "stability": presence.stability(moves[:, 0].tolist(), moves[:, 1].tolist()),
+        }
+        worst = int(np.argmin(strict_j + strict_f))
+        return Row(video=sample.video.id, id=sample.id, text=sample.text, tags=sample.tags, values=values, worst=worst)
 
 
 def summarise_davis(benchmark: Benchmark, rows: Sequence[Row]) -> Scores:

@@ -27,6 +27,10 @@ def as_json(scores: Scores, version: str) -> dict[str, Any]:
     """Everything, unrounded, and the version of deixis; what has no value is null."""
     table = asdict(scores)
     table["deixis"] = version
+    videos: dict[str, list[float]] = {}
+    for row in scores.rows:
+        videos.setdefault(row.video, []).append(row.number(scores.row_key) or 0.0)
+    table["videos"] = {video: sum(values) / len(values) for video, values in videos.items()}
     table["intervals_are"] = f"95%, bootstrap over videos, {DRAWS} draws, seed {SEED}"
     return table
 
