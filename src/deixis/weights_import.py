@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import RobertaModel
 
-from deixis.encoders.text import published_tokenizer
+from deixis.encoders.text import TextEncoder, published_tokenizer
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b, video_swin_t
 from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
@@ -275,6 +276,25 @@ def _numpy_scalars() -> list[Any]:
     kinds = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32", "bool")]
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *kinds]
+
+
+def load_roberta(text: TextEncoder, place: str) -> list[str]:
+    """Start the ears from roberta-base: a folder, or a name on the hub or in its cache; the tokenizer comes along.
+
+    Returns the keys that the files do not have: published ones commonly lack the pooler, which then stays random.
+    Raises DeixisError where nothing is found, and where anything but the pooler is missing or does not fit.
+    """
+    config = replace(text.config, tokenizer=place)
+    text.tokenizer = published_tokenizer(config)
+    try:
+        published: Any = RobertaModel.from_pretrained(place, add_pooling_layer=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DeixisError(f"no RoBERTa at {place!r}: {str(error).splitlines()[0][:160]}") from error
+    own = text.encoder.state_dict()
+    pooler = [key for key in own if key.startswith("pooler.")]
+    state = {**published.state_dict(), **{key: own[key] for key in pooler}}
+    load_strictly(text.encoder, state, place)
+    return pooler
 
 
 def load_kinetics(vision: VideoSwin, path: Path) -> dict[str, str]:

@@ -5,6 +5,8 @@ B expressions, L tokens, C width of the outside.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase, digits
@@ -123,12 +125,21 @@ def _checked(tokenizer: Tokenizer, config: TextConfig, name: str) -> Tokenizer:
 
 def letter_tokenizer() -> Tokenizer:
     """Spells in lower-case letters and digits, with RoBERTa's special tokens: 41 entries."""
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", *ascii_lowercase, *digits, "-"]
-    tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
+    split = pre_tokenizers.Split(Regex("."), "isolated")
+    return _of_pieces([*ascii_lowercase, *digits, "-"], [pre_tokenizers.WhitespaceSplit(), split])
+
+
+def word_tokenizer(texts: Sequence[str], most: int) -> Tokenizer:
+    """A token for each of the commonest words of ``texts``, ``most`` entries in all: for small models from scratch."""
+    counts = Counter(word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower()))
+    return _of_pieces([word for word, _ in counts.most_common(most - 4)], [pre_tokenizers.Whitespace()])
+
+
+def _of_pieces(pieces: Sequence[str], split: list[Any]) -> Tokenizer:
+    table = {piece: i for i, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *pieces])}
+    tokenizer = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("."), "isolated")]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", START), ("</s>", END)]
     )

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from deixis.training.light import light
 from deixis.training.loop import Run
+from deixis.training.soc import SOC_RECIPES
 from deixis.types import DeixisError
 
 
@@ -20,7 +21,7 @@ class Recipe(Protocol):
     def __call__(self, data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run: ...
 
 
-RECIPES: dict[str, Recipe] = {"light": light}
+RECIPES: dict[str, Recipe] = {"light": light, **SOC_RECIPES}
 
 
 def find_recipe(name: str) -> Recipe:
