@@ -114,7 +114,7 @@ PLUS_A2D = Schedule(lr=1e-4, backbone=5e-6, text=0.0, epochs=40, drops=(20,), ga
 PLUS_YTVOS = Schedule(lr=1e-4, backbone=1e-5, text=1e-5, epochs=30, drops=(20,), gamma=0.1, batch=8)
 # Such low rates suggest that the authors started from another run; none is released, so --data start=FILE is advised.
 PLUS_MEVIS = Schedule(lr=2e-5, backbone=2e-6, text=0.0, epochs=30, drops=(20,), gamma=0.1, batch=8)
-A2D_SIZE = {"short_side": 320, "long_side": 576}
+A2D_SIZE: dict[str, Any] = {"short_side": 320, "long_side": 576}
 
 
 def published(
@@ -125,7 +125,6 @@ def published(
     plan: Schedule,
     sources: Sequence[Source],
     model: Config,
-    clip: SocData,
 ) -> Run:
     """A published run. data: the benchmarks' folders; ``kinetics``, a Video Swin checkpoint to start the eyes from;
     ``roberta`` (default: the hub's roberta-base), a folder for the ears; or ``start``, one of our checkpoints instead.
@@ -140,7 +139,7 @@ def published(
             f"the recipe {name} needs --data kinetics=FILE.pth (Video Swin, Kinetics weights) or --data start=FILE, "
             "one of our checkpoints"
         )
-    text = replace(model.text, frozen=plan.text == 0)
+    text, clip = replace(model.text, frozen=plan.text == 0), SocData()
     places = tuple((source, str(data[source.data])) for source in sources)
     clips = sum(len(list_clips(source, place, clip.frames)) for source, place in places)
     micro = 1  # one clip at a time fits the smallest GPUs; more processes or a larger train.batch do the same sooner
@@ -396,39 +395,21 @@ def validate(data: WorldData, system: nn.Module) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in sorted(hits.items(), key=lambda item: item[0] != "right")}
 
 
-_ON_VIDEO = {"clip": SocData()}
+_PUBLISHED: tuple[tuple[str, Schedule, tuple[Source, ...], Config], ...] = (
+    ("soc_a2d", A2D_SCRATCH, (A2D,), SocConfig(**A2D_SIZE)),
+    ("soc_a2d_finetune", A2D_FINETUNE, (A2D,), SocConfig(**A2D_SIZE)),
+    ("soc_ref_youtube_vos", YTVOS_SCRATCH, (REF_YOUTUBE_VOS,), SocConfig()),
+    ("soc_ref_youtube_vos_finetune", YTVOS_FINETUNE, (REF_YOUTUBE_VOS,), SocConfig()),
+    ("soc_refcoco", STILLS_PRETRAIN, STILLS, SocConfig()),
+    ("soc_joint", JOINT, (REF_YOUTUBE_VOS, *PSEUDO), SocConfig()),
+    ("soc_plus_plus_a2d", PLUS_A2D, (A2D,), SocPlusPlusConfig(**A2D_SIZE)),
+    ("soc_plus_plus_ref_youtube_vos", PLUS_YTVOS, (REF_YOUTUBE_VOS,), SocPlusPlusConfig()),
+    ("soc_plus_plus_mevis", PLUS_MEVIS, (MEVIS,), SocPlusPlusConfig()),
+)
 SOC_RECIPES: dict[str, Any] = {
-    "soc_a2d": partial(
-        published, name="soc_a2d", plan=A2D_SCRATCH, sources=(A2D,), model=SocConfig(**A2D_SIZE), **_ON_VIDEO
-    ),
-    "soc_ref_youtube_vos": partial(
-        published, name="soc_ref_youtube_vos", plan=YTVOS_SCRATCH, sources=(REF_YOUTUBE_VOS,), model=SocConfig(),
-        **_ON_VIDEO,
-    ),
-    "soc_refcoco": partial(
-        published, name="soc_refcoco", plan=STILLS_PRETRAIN, sources=STILLS, model=SocConfig(), **_ON_VIDEO
-    ),
-    "soc_ref_youtube_vos_finetune": partial(
-        published, name="soc_ref_youtube_vos_finetune", plan=YTVOS_FINETUNE, sources=(REF_YOUTUBE_VOS,),
-        model=SocConfig(), **_ON_VIDEO,
-    ),
-    "soc_a2d_finetune": partial(
-        published, name="soc_a2d_finetune", plan=A2D_FINETUNE, sources=(A2D,), model=SocConfig(**A2D_SIZE), **_ON_VIDEO
-    ),
-    "soc_joint": partial(
-        published, name="soc_joint", plan=JOINT, sources=(REF_YOUTUBE_VOS, *PSEUDO), model=SocConfig(), **_ON_VIDEO
-    ),
-    "soc_plus_plus_a2d": partial(
-        published, name="soc_plus_plus_a2d", plan=PLUS_A2D, sources=(A2D,), model=SocPlusPlusConfig(**A2D_SIZE),
-        **_ON_VIDEO,
-    ),
-    "soc_plus_plus_ref_youtube_vos": partial(
-        published, name="soc_plus_plus_ref_youtube_vos", plan=PLUS_YTVOS, sources=(REF_YOUTUBE_VOS,),
-        model=SocPlusPlusConfig(), **_ON_VIDEO,
-    ),
-    "soc_plus_plus_mevis": partial(
-        published, name="soc_plus_plus_mevis", plan=PLUS_MEVIS, sources=(MEVIS,), model=SocPlusPlusConfig(), **_ON_VIDEO
-    ),
     "soc_world": partial(world, name="soc_world", model=SocConfig(**_SMALL)),
     "soc_plus_plus_world": partial(world, name="soc_plus_plus_world", model=SocPlusPlusConfig(**_SMALL, proxies=6)),
-}  # fmt: skip
+} | {
+    name: partial(published, name=name, plan=plan, sources=sources, model=model)
+    for name, plan, sources, model in _PUBLISHED
+}
