@@ -345,7 +345,7 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
 def start_small(config: Config, films: WorldData) -> nn.Module:
     """Random weights, and a tokenizer that knows the words of the first few hundred films."""
     model: Any = Soc(config) if isinstance(config, SocConfig) else SocPlusPlus(config)
-    made = (world_film(films, "train", i) for i in range(300))
+    made = (world_film(films, "train", i) for i in range(min(300, films.films)))
     texts = [sentence.text for film in made for sentence in film.sentences]
     model.text.tokenizer = word_tokenizer(texts, config.text.vocabulary)
     return model
