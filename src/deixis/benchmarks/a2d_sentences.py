@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
             if int(instance) in present:
                 key = f"v_{video_id}_f_{int(frame)}_i_{int(instance)}"
                 samples.append(Sample(video=video, id=key, text=text, objects=(str(int(instance)),), scored=(number,)))
-    twice = {s.id for s in samples if sum(o.id == s.id for o in samples) > 1} if _doubled(samples) else set()
+    twice = {key for key, times in Counter(sample.id for sample in samples).items() if times > 1}
     problems += [Problem(texts / "a2d_annotation.txt", f"the sentence of {key} stands twice") for key in sorted(twice)]
     samples = [sample for sample in samples if sample.id not in twice]
     counts = {
@@ -89,10 +90,6 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
         ),
         skip_bad,
     )  # fmt: skip
-
-
-def _doubled(samples: list[Sample]) -> bool:
-    return len({sample.id for sample in samples}) < len(samples)
 
 
 def _rows(path: Path) -> list[list[str]]:
