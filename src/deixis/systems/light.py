@@ -82,6 +82,7 @@ class LightConfig:
     )  # EfficientNet-lite2: repeats, kernel, stride, expansion, channels (read)  # fmt: skip
     net_head: int = 1280  # channels before its classifier (read)
     names: int = 1000  # of the classifier (read)
+    semantic_scale: float = 2.0  # the frame is enlarged so much for EfficientNet: it learned from objects that fill it
     text: MiniLmConfig = field(default_factory=MiniLmConfig)
     train_vision: bool = False  # False: both encoders frozen (what a CPU can train); True: at a low rate
     short_side: int = 224  # pixels; fourteen rows of stride-16 cells fill TinyViT's windows exactly
@@ -106,6 +107,7 @@ class LightFeatures(FeatureMaps):
     queries: (B, T, Q, D).  spare: (B, Q) bool, a query that repeats another.
     seen: (B, T, Q) logits of "this query shows an object, in this frame".
     names: (B, Q, names) probabilities.  colours: (B, Q, shades) shares.
+    places: (B, Q, PLACES) where each object is and how it moves, as numbers that can be ranked.
     """
 
     cells: Tensor
@@ -118,6 +120,7 @@ class LightFeatures(FeatureMaps):
     seen: Tensor
     names: Tensor
     colours: Tensor
+    places: Tensor
 
 
 class Light(nn.Module):
@@ -172,7 +175,7 @@ class Light(nn.Module):
             size=(frames.shape[-2], frames.shape[-1]),
             cells=cells.unflatten(0, (b, t)), pixels=pixels.unflatten(0, (b, t)), heat=heat.unflatten(0, (b, t)),
             chosen=chosen, masks=masks, queries=queries, spare=spare, seen=self.see(queries).squeeze(-1).float(),
-            names=names, colours=evidence["colours"].mean(1),
+            names=names, colours=evidence["colours"].mean(1), places=rankable(evidence["geometry"]),
         )  # fmt: skip
 
     def decode(
@@ -207,7 +210,10 @@ class Light(nn.Module):
             std, mean = frames.new_tensor(self.config.std), frames.new_tensor(self.config.mean)
             # EfficientNet-lite was trained on (x - 127) / 128 for x in 0..255.
             scale, shift = std * (255 / 128), (mean * 255 - 127) / 128
-            (_, half, quarter), classes = self.efficient_net(frames * scale[:, None, None] + shift[:, None, None])
+            enlarged = frames * scale[:, None, None] + shift[:, None, None]
+            if self.config.semantic_scale != 1:
+                enlarged = F.interpolate(enlarged, scale_factor=self.config.semantic_scale, mode="bilinear")
+            (_, half, quarter), classes = self.efficient_net(enlarged)
         return fine, middle, deep, (half, quarter), classes
 
     def paint_at(self, cells: Tensor, pixels: Tensor, chosen: Tensor, columns: int) -> Tensor:
@@ -269,11 +275,13 @@ class CellMap(nn.Module):
         """-> (N, S, D). classes: (N, names, rows/2, columns/2) probabilities; nothing: (N, rows, columns) padding."""
         rows, columns = deep.shape[-2:]
         spoken = torch.einsum("nkhw,kc->nchw", classes.to(names.dtype), names)
-        coarse = self.coarse(semantic[1]) + self.bridge(spoken)
-        x = self.deep(deep) + self.middle(semantic[0]) + F.interpolate(coarse, size=(rows, columns), mode="nearest")
+        x = self.deep(deep)
+        for part, level in ((self.middle, semantic[0]), (self.coarse, semantic[1]), (self.bridge, spoken)):
+            x = x + part(F.adaptive_avg_pool2d(level, (rows, columns)))
+        x = x.flatten(2).transpose(1, 2)
         y, x_ = (torch.linspace(-1, 1, n, device=deep.device) for n in (rows, columns))
         grid = torch.stack(torch.meshgrid(y, x_, indexing="ij"), dim=-1)
-        x = x.flatten(2).transpose(1, 2) + self.place(frequencies(grid, 6)).flatten(0, 1)
+        x = x + self.place(frequencies(grid, 6)).flatten(0, 1)
         empty = nothing.flatten(1) if bool(nothing.any()) else None
         for layer in self.layers:
             x = layer(x, (rows, columns), empty)
@@ -381,8 +389,8 @@ class Describe(nn.Module):
     ) -> dict[str, Tensor]:  # fmt: skip
         """What lies under each of (N, Q, h, w) masks; no gradient, so that words do not bend masks."""
         soft = masks.sigmoid()
-        half, coarse = F.avg_pool2d(soft, 4), F.avg_pool2d(soft, 8)  # at 16 and at 32
-        w16, w32 = (m.flatten(2) / m.flatten(2).sum(-1, keepdim=True).clamp(min=1e-3) for m in (half, coarse))
+        grids = (F.avg_pool2d(soft, 4), F.adaptive_avg_pool2d(soft, (classes.shape[-2], classes.shape[-1])))
+        w16, named_at = (m.flatten(2) / m.flatten(2).sum(-1, keepdim=True).clamp(min=1e-3) for m in grids)
         rgb = F.avg_pool2d(frames.float(), 4) * cells.new_tensor(config.std).view(3, 1, 1).float()
         rgb = (rgb + cells.new_tensor(config.mean).view(3, 1, 1).float()).clamp(0, 1)
         apart = torch.cdist(lab(rgb.permute(0, 2, 3, 1)).flatten(1, 2), self.shades)  # (N, hw, shades)
@@ -390,8 +398,8 @@ class Describe(nn.Module):
         hard = (soft.flatten(2) > 0.5).float() + 1e-4
         colours = (hard / hard.sum(-1, keepdim=True)) @ named
         return {
-            "inside": w16 @ cells.float(), "semantic": w32 @ semantic.float().flatten(2).transpose(1, 2),
-            "classes": w32 @ classes.float().flatten(2).transpose(1, 2), "colours": colours,
+            "inside": w16 @ cells.float(), "semantic": named_at @ semantic.float().flatten(2).transpose(1, 2),
+            "classes": named_at @ classes.float().flatten(2).transpose(1, 2), "colours": colours,
             "geometry": moments(soft), "heat": heat.flatten(1).gather(1, chosen),
         }  # fmt: skip
 
@@ -443,6 +451,17 @@ def trajectory(geometry: Tensor) -> Tensor:
     facts = torch.cat([facts, (facts * torch.pi / 2).sin(), (facts * torch.pi).sin()], dim=-1)
     when = torch.linspace(-1, 1, t, device=geometry.device).view(1, t, 1, 1).expand(b, t, q, 1)
     return torch.cat([facts, when], dim=-1)
+
+
+PLACES = 7
+
+
+def rankable(geometry: Tensor) -> Tensor:
+    """(B, T, Q, 5) geometry -> (B, Q, PLACES): mean x, y, size; how far it went in x, y, size; length of its path."""
+    place = geometry[..., [0, 1, 4]]
+    steps = place[:, 1:, :, :2] - place[:, :-1, :, :2]
+    path = steps.norm(dim=-1).sum(1)[..., None]
+    return torch.cat([place.mean(1), place[:, -1] - place[:, 0], path], dim=-1)
 
 
 @torch.no_grad()
@@ -513,6 +532,31 @@ class HearLayer(nn.Module):
         return x + self.think(x)
 
 
+class Rank(nn.Module):
+    """Tell each object how it ranks among those that may be meant: the leftmost, the largest, the fastest of them.
+
+    Superlatives compare, and attention over tokens learns to compare slowly; here the comparison is a soft rank, and
+    what is learned is who takes part and what a rank is worth.
+    """
+
+    GAINS = (4.0, 20.0)  # a difference of a quarter, or of a twentieth, of half the frame is clear (our choice)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.takes_part = nn.Linear(width, 1)
+        numbers = PLACES * (1 + len(self.GAINS))
+        self.worth = nn.Sequential(nn.Linear(numbers, width), nn.GELU(), nn.Linear(width, width))
+        nn.init.zeros_(self.worth[2].get_parameter("weight"))
+
+    def forward(self, objects: Tensor, places: Tensor, spare: Tensor) -> Tensor:
+        """objects: (K, Q, D).  places: (K, Q, PLACES).  spare: (K, Q) bool.  -> (K, Q, D), to be added."""
+        part = self.takes_part(objects).float().sigmoid() * ~spare[..., None]  # (K, Q, 1)
+        apart = places[:, :, None] - places[:, None]  # (K, Q, Q, PLACES): mine minus theirs
+        ranks = [(part[:, None] * (apart * gain).tanh()).sum(2) for gain in self.GAINS]
+        among = part.sum(1, keepdim=True) + 0.1
+        return self.worth(torch.cat([places, *(rank / among for rank in ranks)], dim=-1))
+
+
 class Hear(nn.Module):
     """Queries hear the words, are clustered over time into objects, and the objects are weighed against each other."""
 
@@ -526,6 +570,7 @@ class Hear(nn.Module):
         self.evidence = nn.Sequential(nn.Linear(7, d), nn.GELU(), nn.Linear(d, d))
         self.none = nn.Parameter(torch.zeros(1, 1, d))
         self.layers = nn.ModuleList(HearLayer(d, config.heads) for _ in range(config.hear_layers))
+        self.ranks = nn.ModuleList(Rank(d) for _ in range(config.hear_layers))
         self.norm = nn.LayerNorm(d)
         self.match, self.absent = nn.Linear(d, 1), nn.Linear(d, 1)
         self.compare = nn.Linear(d, d)
@@ -550,8 +595,10 @@ class Hear(nn.Module):
         objects = objects + self.evidence(self.bridges(maps, which, heard.sentence, heads, colours, names))
         x = torch.cat([self.none.expand(k, -1, -1) + (sentence + head)[:, None], objects], dim=1)
         spare = F.pad(spare, (1, 0), value=False)
-        for layer in self.layers:
+        places = maps.places[which]
+        for layer, rank in zip(self.layers, self.ranks, strict=True):
             x = layer(x, spare, words, padding)
+            x = torch.cat([x[:, :1], x[:, 1:] + rank(x[:, 1:], places, spare[:, 1:])], dim=1)
         x = self.norm(x).float()
         none, objects = x[:, 0], x[:, 1:]
         likeness = torch.einsum("kqd,kd->kq", self.compare(objects).float(), (sentence + head).float())
