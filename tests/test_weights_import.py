@@ -190,10 +190,12 @@ def test_the_command_writes_a_file_that_segment_takes_and_names_what_it_left_out
     system, _, state = case
     out = tmp_path / "ours.safetensors"
     arguments = ["weights", "import", str(checkpoint(tmp_path / "a.pth", state)), "--system", system, "-o", str(out)]
+    arguments += ["--set", "short_side=48", "--set", "painted=2"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "left out text_encoder.embeddings.position_ids: a constant" in result.output
     model: Any = weights.load(out)
+    assert (model.config.short_side, model.config.painted) == (48, 2)
     frames = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
     clip = Clip(frames, ("0", "1"), (0.0, 0.1), (64, 96))
     found = answer(model, clip, [Expression("dog")], Linking(), torch.device("cpu"))
@@ -210,6 +212,19 @@ def test_the_command_refuses_a_bad_file_in_one_line(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "bad.pth" in result.output
     assert not (tmp_path / "o.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"width": "8"}, "'width' cannot be set on import; known: eval_level"),
+        ({"eval_level": "first"}, "eval_level must be one of last, official, got 'first'"),
+        ({"window": "many"}, "window must be a whole number, got 'many'"),
+    ],
+)
+def test_settings_change_how_a_checkpoint_is_used_and_nothing_else(setting: dict[str, str], said: str) -> None:
+    with pytest.raises(DeixisError, match=said):
+        weights_import.with_settings(SocConfig(), setting)
 
 
 def test_sizes_are_read_from_shapes() -> None:

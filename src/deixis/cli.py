@@ -508,6 +508,10 @@ def import_weights(
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder or hub name of the tokenizer to put into the file (roberta-base's).")
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="How it is used: window, short_side, eval_level, ..."),
+    ] = None,
 ) -> None:
     """Turn a published checkpoint into one of ours, strictly; every key left out is listed with its reason."""
     from deixis.types import DeixisError
@@ -516,7 +520,7 @@ def import_weights(
 
     if out.suffix != ".safetensors":
         raise DeixisError(f"the output must end in .safetensors, got {out}")
-    done = import_checkpoint(file, system, tokenizer=tokenizer)
+    done = import_checkpoint(file, system, tokenizer=tokenizer, settings=_pairs(settings, "--set FIELD=VALUE"))
     out.parent.mkdir(parents=True, exist_ok=True)
     save(done.system, out, card={"imported_from": file.name, "left_out": done.left_out})
     for key, reason in done.left_out.items():

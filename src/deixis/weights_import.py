@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -126,17 +126,28 @@ class Imported:
     left_out: dict[str, str]
 
 
-def import_checkpoint(path: Path, system: str, *, tokenizer: str | None = None) -> Imported:
+# Fields of a config that may differ from what a checkpoint was made with: they change its use, not its weights.
+USES: dict[str, Callable[[str], Any]] = {
+    "eval_level": str, "score_order": str, "proxy_key": str, "painted": int, "frames_at_once": int, "short_side": int,
+    "long_side": int, "window": int,
+}  # fmt: skip
+
+
+def import_checkpoint(
+    path: Path, system: str, *, tokenizer: str | None = None, settings: Mapping[str, str] | None = None
+) -> Imported:
     """The authors' checkpoint ``path`` (.pth) of "soc" or "soc_plus_plus", with the official behaviours on.
 
     T or B and the number of classes are read from shapes. tokenizer: a folder or hub name, to be put into the model;
-    without it, the model looks for roberta-base's when it hears its first text.
+    without it, the model looks for roberta-base's when it hears its first text.  settings: fields of USES to their
+    values as text, such as {"short_side": "320"} for a checkpoint trained on A2D.
     Raises DeixisError for a file that is missing, cut off, not weights, or whose keys or shapes do not all fit.
     """
     if system not in TABLES:
         raise DeixisError(f"unknown system {system!r}; authors' checkpoints are read for {', '.join(TABLES)}")
     official = read_state(path)
     model = build_for(official, system, path)
+    model.config = with_settings(model.config, settings or {})
     if tokenizer is not None:
         config = replace(model.config.text, tokenizer=tokenizer)
         model.config = replace(model.config, text=config)
@@ -145,6 +156,22 @@ def import_checkpoint(path: Path, system: str, *, tokenizer: str | None = None) 
     state, left_out = rename(official, system, path)
     load_strictly(model, state, path)
     return Imported(model.eval(), left_out)
+
+
+def with_settings(config: Any, settings: Mapping[str, str]) -> Any:
+    """The config with the fields named, values given as text. Raises DeixisError for what is no such field or value."""
+    known = [name for name in USES if hasattr(config, name)]
+    for name, text in settings.items():
+        if name not in known:
+            raise DeixisError(f"{name!r} cannot be set on import; known: {', '.join(known)}")
+        allowed = get_args(get_type_hints(type(config))[name])  # of a Literal
+        if allowed and text not in allowed:
+            raise DeixisError(f"{name} must be one of {', '.join(allowed)}, got {text!r}")
+        try:
+            config = replace(config, **{name: USES[name](text)})
+        except ValueError as error:
+            raise DeixisError(f"{name} must be a whole number, got {text!r}") from error
+    return config
 
 
 def build_for(official: Mapping[str, Tensor], system: str, path: Path) -> Any:
