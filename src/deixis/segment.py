@@ -47,8 +47,8 @@ def segment(
 
     film: a path, a folder of frames, or a Film (which can begin late, end early, or skip frames).
     model: a name that ``deixis models`` lists, a checkpoint file, or a system.  device: auto, cpu, cuda or mps.
-    precision: fp32, bf16, or auto (bf16 where the device has it).  size: pixels of the short side that the model sees (default:
-    what it was trained for).  threshold: presence below which a track stays empty (default: the model's own).
+    precision: fp32, bf16, or auto (bf16 where the device has it).  size: pixels of the short side that the model sees
+    (default: what it was trained for).  threshold: presence below which a track stays empty (default: the model's own).
     folder: where masks and scores are kept while they grow; None keeps the finished RLE in memory.
     progress: called with the number of frames answered so far.  stop: asked after every window; True ends the film
     there. Raises DeixisError for everything that the caller can set right.
