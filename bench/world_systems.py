@@ -1,6 +1,6 @@
 """SOC without its video-level cluster, SOC, and SOC++, small and from scratch, on generated films: scores and curves.
 
-    python bench/world_systems.py OUT --steps 1500 --seeds 0 1 2      # goes on where it was stopped
+    python bench/world_systems.py OUT --steps 600 --seeds 0 1 2       # goes on where it was stopped
     python bench/world_systems.py OUT --table                         # prints the table of what is done
 
 Each run is ``deixis train soc_world`` or ``soc_plus_plus_world``; OUT/<variant>-<seed> holds its metrics and model. The
@@ -114,7 +114,7 @@ def slug(variant: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

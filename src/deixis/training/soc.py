@@ -295,7 +295,7 @@ def collate(model: Config, items: Sequence[tuple[TrainingClip, tuple[int, int]]]
 class WorldData:
     """Generated films for a small model. All numbers are our choice."""
 
-    size: tuple[int, int] = (64, 96)  # H, W in pixels
+    size: tuple[int, int] = (48, 80)  # H, W in pixels
     frames: int = 6  # T
     films: int = 3000  # different films to train on
     objects: tuple[int, int] = (2, 3)  # least and most a film
@@ -310,8 +310,8 @@ _SMALL: dict[str, Any] = {
         vocabulary=512, width=64, layers=2, heads=4, hidden=128, positions=66, dropout=0.0, frozen=False,
         tokenizer="letters",
     ),
-    "width": 64, "queries": 6, "layers": 2, "heads": 4, "points": 4, "hidden": 128, "dropout": 0.0, "norm_groups": 8,
-    "pixel_groups": 2, "short_side": 64, "long_side": 96, "window": 6,
+    "width": 64, "queries": 6, "layers": 2, "heads": 4, "points": 2, "hidden": 128, "dropout": 0.0, "norm_groups": 8,
+    "pixel_groups": 2, "short_side": 48, "long_side": 80, "window": 6,
 }  # fmt: skip
 
 
@@ -324,7 +324,7 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
         model=model,
         data=WorldData(),
         train=TrainConfig(
-            steps=1500, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50,
+            steps=600, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50,
             find_unused_parameters=True,
         ),
     )  # fmt: skip
@@ -351,7 +351,7 @@ def start_small(config: Config, films: WorldData) -> nn.Module:
     return model
 
 
-@lru_cache(maxsize=4000)  # 110 kB a film at the default size
+@lru_cache(maxsize=4000)  # about 70 kB a film at the default size
 def world_film(data: WorldData, split: str, index: int) -> WorldFilm:
     mix = SentenceMix(count=6, most_none=0.0, weights=data.sentences)
     config = WorldConfig(
