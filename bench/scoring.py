@@ -3,11 +3,11 @@
     python bench/scoring.py [--quick] [--json FILE]
 
 1. J and F of one object and frame: the fast form against the plain form of the official algorithm (boundary map, disc
-   dilation with OpenCV on the whole frame), one thread each, in turns; 480p and 1080p, small and large objects, smooth
-   and ragged outlines.
-2. `score masks` on folders of PNG: reading alone, scoring alone, and both as they run (reading overlaps); 1 and 2
-   processes.
-3. Peak memory of `score masks` for 4, 8, 16 videos, each in a process of its own.
+   dilation with OpenCV on the whole frame), one thread each (its CPU time), in turns; 480p and 1080p, small and large
+   objects, smooth and ragged outlines.
+2. `score masks` on folders of PNG: reading alone, scoring alone, and both as they run (reading overlaps).
+3. 1 and 2 processes: what they take to start, and what each further frame takes (two sizes of folder, subtracted).
+4. Peak memory of `score masks` for 4, 8, 16 videos, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ def plain_scores(prediction: np.ndarray, truth: np.ndarray) -> tuple[float, floa
     return plain_region(prediction, truth), plain_contour(prediction, truth)
 
 
-def milliseconds(work: Callable[[], object], repeats: int) -> float:
-    began = time.perf_counter()
+def milliseconds(work: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    began = clock()
     for _ in range(repeats):
         work()
-    return (time.perf_counter() - began) / repeats * 1e3
+    return (clock() - began) / repeats * 1e3
 
 
 def metric(rounds: int) -> list[dict[str, object]]:
@@ -81,7 +81,8 @@ def metric(rounds: int) -> list[dict[str, object]]:
                     truth, prediction = ragged(truth, rng), ragged(prediction, rng)
                 plain, fast = partial(plain_scores, prediction, truth), partial(score_frame, prediction, truth)
                 assert plain() == fast()
-                times = [(milliseconds(plain, 5), milliseconds(fast, 20)) for _ in range(rounds)]  # in turns
+                cpu = time.thread_time  # of this thread: what else runs on the machine matters less
+                times = [(milliseconds(plain, 5, cpu), milliseconds(fast, 20, cpu)) for _ in range(rounds)]  # in turns
                 slow_ms, fast_ms = (statistics.median(column) for column in zip(*times, strict=True))
                 ratio = statistics.median(a / b for a, b in times)
                 j, f = fast()
@@ -114,7 +115,6 @@ def folders(videos: int, frames: int, rounds: int) -> dict[str, float]:
             "scoring alone": lambda: [score_frame(p, g) for p, g in pairs],
             "plain scoring alone": lambda: [plain_scores(p, g) for p, g in pairs],
             "both, 1 process": lambda: score_masks(root / "results", root / "truth"),
-            "both, 2 processes": lambda: score_masks(root / "results", root / "truth", workers=2),
         }
         times: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(rounds):
@@ -122,11 +122,32 @@ def folders(videos: int, frames: int, rounds: int) -> dict[str, float]:
                 times[name].append(milliseconds(work, 1) / len(pairs))
         found = {f"{name}, ms a frame": round(statistics.median(values), 3) for name, values in times.items()}
         alone, plain = times["scoring alone"], times["plain scoring alone"]
-        one, two = times["both, 1 process"], times["both, 2 processes"]
+        one = times["both, 1 process"]
         apart = [r + s for r, s in zip(times["reading alone"], alone, strict=True)]
         found["plain scoring / scoring"] = round(statistics.median(map(truediv, plain, alone)), 1)
         found["(reading + scoring) / both"] = round(statistics.median(map(truediv, apart, one)), 2)
-        found["1 process / 2 processes"] = round(statistics.median(map(truediv, one, two)), 2)
+        return found
+
+
+def processes(videos: int, frames: int, rounds: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as small, tempfile.TemporaryDirectory() as large:
+        write_folders(Path(small), videos, frames)
+        write_folders(Path(large), 4 * videos, frames)
+        each: dict[int, list[float]] = {1: [], 2: []}
+        starts: dict[int, list[float]] = {1: [], 2: []}
+        for _ in range(rounds):
+            for workers in each:
+                few, many = (
+                    milliseconds(lambda p=Path(p), w=workers: score_masks(p / "results", p / "truth", workers=w), 1)
+                    for p in (small, large)
+                )
+                each[workers].append((many - few) / (3 * videos * frames))
+                starts[workers].append(few - each[workers][-1] * videos * frames)
+        found = {}
+        for workers, words in ((1, "1 process"), (2, "2 processes")):
+            found[f"{words}: ms to start"] = round(statistics.median(starts[workers]))
+            found[f"{words}: ms a further frame"] = round(statistics.median(each[workers]), 3)
+        found["1 process / 2 processes, a further frame"] = round(statistics.median(map(truediv, each[1], each[2])), 2)
         return found
 
 
@@ -165,6 +186,7 @@ def main() -> None:
     result = {
         "metric": metric(rounds),
         "folders": folders(4 if options.quick else 8, 10 if options.quick else 40, 2 if options.quick else 5),
+        "processes": processes(4 if options.quick else 10, 10 if options.quick else 40, 1 if options.quick else 5),
         "memory": memory((2, 4) if options.quick else (4, 8, 16), 10 if options.quick else 40),
         "load": os.getloadavg(),
         "command": " ".join(sys.argv),
@@ -174,7 +196,7 @@ def main() -> None:
     }
     for row in result["metric"]:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
-    for key, value in result["folders"].items():
+    for key, value in (result["folders"] | result["processes"]).items():
         print(f"{key}: {value}")
     for row in result["memory"]:
         print("  ".join(f"{key} {value}" for key, value in row.items()))

@@ -12,7 +12,7 @@ from deixis.benchmarks import BENCHMARKS, a2d_sentences, jhmdb_sentences, mevis,
 from deixis.benchmarks import write_fixture as write
 from deixis.benchmarks.checking import check
 from deixis.benchmarks.fixtures import tiny_videos
-from deixis.benchmarks.pngs import checked_mask, davis_palette, read_ids, write_ids
+from deixis.benchmarks.pngs import checked_mask, davis_palette, polygon_mask, read_ids, write_ids
 from deixis.benchmarks.ref_davis17 import TEXTS, build, merge_objects
 from deixis.benchmarks.ref_youtube_vos import holdout_ids
 from deixis.benchmarks.training_clips import (
@@ -225,6 +225,14 @@ def test_every_true_rle_is_taken(made):
         assert np.array_equal(checked_mask(rle, size, "here"), mask)
 
 
+@pytest.mark.parametrize(
+    "polygons", [[], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5]], [[0, 0, 9e9, 0, 9, 9]], [["a"] * 6], [None], [[[1, 2]] * 6]]
+)
+def test_polygons_that_are_none_are_refused(polygons):
+    with pytest.raises(DeixisError, match="here: a mask must be polygons of three corners"):
+        polygon_mask(polygons, (48, 32), "here")
+
+
 # --- Ref-DAVIS17 -----------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +331,17 @@ def test_jhmdb_paths_of_the_lists_author_lead_nowhere_else(made):
         open_benchmark("jhmdb-sentences", root)
 
 
+def test_jhmdb_films_listed_with_two_lengths_are_reported(made):
+    root = made("jhmdb-sentences")
+    file = root / jhmdb_sentences.LISTS["mttr"]
+    rows = json.loads(file.read_text())
+    rows[1][3] = 3
+    file.write_text(json.dumps(rows))
+    with pytest.raises(DeixisError, match="listed with another length"):
+        open_benchmark("jhmdb-sentences", root)
+    assert len(open_benchmark("jhmdb-sentences", root, skip_bad=True).samples) == 8
+
+
 # --- VISOR -----------------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +371,12 @@ def test_visor_is_built_with_later_objects_over_earlier_ones(tmp_path):
     assert hand[250, 300]  # 1080p (562, 674): inside both polygons; the hand comes later
     assert plate[100, 100]
     assert said["plate"].video.names[0].endswith("0000000000")  # sorted by image path
+
+
+@pytest.mark.parametrize("segment", [[[1, 2], [3]], "ab", [["x", "y"]], [[1e300, 2], [3, 4], [5, 6]]])
+def test_visor_segments_that_are_no_polygons_are_refused(segment):
+    with pytest.raises(DeixisError, match="object 'plate': a segment"):
+        visor.rasterise([{"name": "plate", "segments": [segment]}], {"plate": 1})
 
 
 def test_visor_knows_the_kitchens_that_training_never_sees(made):

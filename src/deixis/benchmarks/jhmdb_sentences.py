@@ -62,8 +62,13 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
         video = videos[key]
         if video is None:
             continue
-        if not 1 <= frame <= count:
-            problems.append(Problem(root / "Rename_Images" / folder / video_id, f"it has no frame {frame}, of {count}"))
+        if not 1 <= frame <= count or count != len(video.names):
+            problems.append(
+                Problem(
+                    root / "Rename_Images" / folder / video_id,
+                    f"it has no frame {frame} of {count}, or is listed with another length",
+                )
+            )
             continue
         sample_id = f"v_{video_id}_f_{frame}"
         samples.append(Sample(video=video, id=sample_id, text=text, objects=("1",), scored=(frame - 1,)))

@@ -88,6 +88,8 @@ def checked_mask(rle: Any, size: tuple[int, int], name: str) -> np.ndarray:
         if tuple(rle["size"]) != size:
             raise ValueError(f"it is {rle['size']}, the frame {list(size)} (height, width)")
         if isinstance(rle["counts"], list):
+            if not all(isinstance(run, int) and 0 <= run <= size[0] * size[1] for run in rle["counts"]):
+                raise ValueError("a run must be a whole number of pixels")
             rle = coco.frPyObjects({"size": list(size), "counts": rle["counts"]}, *size)
         elif not isinstance(rle["counts"], str):
             raise TypeError("counts must be text")
@@ -96,6 +98,24 @@ def checked_mask(rle: Any, size: tuple[int, int], name: str) -> np.ndarray:
         return decode_rle(rle)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError, UnicodeError) as error:
         raise DeixisError(f"{name}: bad RLE ({str(error)[:100]})") from error
+
+
+def polygon_mask(polygons: Any, size: tuple[int, int], name: str) -> np.ndarray:
+    """The bool mask of polygons from a file, [[x, y, x, y, ...], ...], filled as COCO's tool fills them.
+
+    Raises DeixisError that begins with ``name`` unless each has three corners or more near the frame of size (H, W).
+    """
+    reach = 4 * max(size)  # COCO's tool does not check: far corners would cost memory or worse
+    good = isinstance(polygons, list) and polygons
+    if not good or not all(
+        isinstance(p, list)
+        and len(p) >= 6
+        and len(p) % 2 == 0
+        and all(isinstance(v, int | float) and abs(v) <= reach for v in p)
+        for p in polygons
+    ):
+        raise DeixisError(f"{name}: a mask must be polygons of three corners or more, [[x, y, ...], ...], or an RLE")
+    return coco.decode(coco.merge(coco.frPyObjects(polygons, *size))).astype(bool)
 
 
 def _runs(counts: str | bytes) -> int:

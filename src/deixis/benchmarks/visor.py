@@ -45,6 +45,7 @@ UNSEEN = frozenset(  # read: the kitchens that training never sees
 )
 LEAST_FRAMES = {"train": 3, "val": 2}  # read
 SOURCE_SIZE, SIZE = (1080, 1920), (480, 854)  # height, width in pixels (read)
+FARTHEST = 10_000  # pixels from the frame's corner at which a polygon's corner may lie (our choice)
 HAND_WORDS = frozenset({"hand", "hands", "glove", "gloves"})
 
 
@@ -167,11 +168,20 @@ def rasterise(objects: Sequence[Mapping[str, Any]], numbers: Mapping[str, int]) 
     """(480, 854) uint8 object numbers from polygons at 1920x1080: one fill an object, later ones over earlier."""
     ids = np.zeros(SOURCE_SIZE, np.uint8)
     for labelled in objects:
-        polygons = [
-            np.asarray(points, np.float64).reshape(-1, 2).astype(np.int32) for points in labelled["segments"] if points
-        ]
+        polygons = [_corners(points, labelled["name"]) for points in labelled["segments"] if points]
         cv2.fillPoly(ids, polygons, numbers[labelled["name"]])
     return cv2.resize(ids, SIZE[::-1], interpolation=cv2.INTER_NEAREST)
+
+
+def _corners(points: Any, name: str) -> np.ndarray:
+    """(n, 2) int32 x, y of a polygon given as [[x, y], ...]."""
+    try:
+        corners = np.asarray(points, np.float64).reshape(-1, 2)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DeixisError(f"object {name!r}: a segment must be a list of corners [x, y]") from error
+    if not (np.abs(corners) <= FARTHEST).all():
+        raise DeixisError(f"object {name!r}: a segment has a corner far outside the frame")
+    return corners.astype(np.int32)
 
 
 def write_fixture(out: Path) -> None:
