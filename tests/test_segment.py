@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ import torch
 from films import Colours, ColoursConfig, colours, moving, square, write_film, write_folder
 
 import deixis
-from deixis.segment import answer, choose_device, choose_precision, model_size, segment
-from deixis.tracks import Candidates, DiskRles, Linking, Presence, TrackBuilder, best_path, select, to_source
+from deixis.segment import answer, choose_device, choose_precision, cpu_has_bf16, model_size, segment
+from deixis.tracks import Candidates, DiskRles, Linking, Presence, TrackBuilder, Window, best_path, select, to_source
 from deixis.types import DeixisError, Expression, Prediction, encode_rle
 from deixis.video import Film
 
@@ -136,7 +135,7 @@ def test_auto_takes_what_the_machine_has() -> None:
     expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert choose_device("auto").type == expected
     assert choose_precision("auto", torch.device("cuda"))
-    assert not choose_precision("auto", CPU)
+    assert choose_precision("auto", CPU) == cpu_has_bf16()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -249,26 +248,55 @@ def test_shared_frames_link_two_objects_that_cross_at_the_seam() -> None:
     assert [int(np.flatnonzero(m.any(0))[0]) for m in track.masks] == [2, 5, 8, 11, 14, 17]
 
 
+def test_an_object_that_its_query_loses_is_found_again_by_another() -> None:
+    lost = np.concatenate([blob(8, 2, 2), blob(20, 40, 2, size=3)])  # the query jumps away after two frames
+    other = np.concatenate([blob(0, 30, 2), blob(8, 2, 2)])  # while another comes to where it was
+    track = follow([window((LEFT, 3.0)), window((lost, 3.0), (other, 0.0)), window((LEFT, 3.0))])
+    assert all(mask[10, 5] and mask.sum() == 16 * 16 for mask in track.masks)
+
+
+def test_a_fast_object_stays_its_query_when_nothing_else_is_where_it_was() -> None:
+    fast = np.concatenate([blob(8, 16 * t, 1, size=8) for t in range(3)])
+    track = follow([window((np.concatenate([fast, fast[-1:]]), 3.0), (blob(0, 40, 4, size=8), 0.0))])
+    assert [int(np.flatnonzero(m.any(0))[0]) for m in track.masks] == [0, 16, 32, 32]
+
+
 def test_the_best_path_is_the_best_of_all_paths() -> None:
     rng = np.random.default_rng(3)
     linking = Linking()
     for _ in range(20):
-        choices = [np.log(rng.uniform(0.05, 1, 2)) for _ in range(4)]
-        absent = np.log(rng.uniform(0.05, 1, 4))
-        links = [rng.uniform(0, 1, (2, 2)) for _ in range(3)]
+        film = [
+            Window(
+                0, (2, 4, 4), 0, np.sort(rng.normal(size=2))[::-1], np.zeros((2, 2)), 0.0, (4.0, 4.0),
+                rng.uniform(0, 1, (1, 2, 2)), rng.uniform(0, 1, (2, 2)) if w else None,
+            )
+            for w in range(3)
+        ]  # fmt: skip
+        present, absent = np.log(rng.uniform(0.05, 1, (2, 3)))
 
-        def worth(path: tuple[int, ...], choices=choices, absent=absent, links=links) -> float:
-            total = sum(absent[w] if s < 0 else choices[w][s] for w, s in enumerate(path))
-            for w, (a, b) in enumerate(pairwise(path)):
-                if a >= 0 and b >= 0:
-                    total += linking.seam * np.log(max(links[w][a, b], linking.floor))
-                elif a != b:
-                    total -= linking.leave if b < 0 else linking.enter
+        def worth(path: tuple[int, ...], film=film, present=present, absent=absent) -> float:
+            total = 0.0
+            for t, state in enumerate(path):
+                window = film[t // 2]
+                relative = np.log((1 + np.exp(-window.scores[0])) / (1 + np.exp(-window.scores)))
+                total += absent[t // 2] / 2 if state < 0 else (present[t // 2] + relative[state]) / 2
+                if t == 0:
+                    continue
+                before, seam = path[t - 1], t % 2 == 0
+                if before >= 0 and state >= 0:
+                    row = (window.links if seam else window.steps[0])[before]
+                    costs = -linking.seam * np.log(np.clip(row / linking.same, linking.floor, 1))
+                    cost = costs[state] - costs.min()
+                    if not seam:
+                        cost = min(cost, linking.hold) if before == state else cost + linking.switch
+                    total -= cost
+                elif before != state:
+                    total -= (linking.leave if state < 0 else linking.enter) if seam else np.inf
             return total
 
-        paths = [tuple(p) for p in np.stack(np.meshgrid(*[[-1, 0, 1]] * 4), -1).reshape(-1, 4)]
-        best = max(paths, key=worth)
-        assert worth(tuple(best_path(choices, absent, links, linking))) == pytest.approx(worth(best))
+        paths = [tuple(p) for p in np.stack(np.meshgrid(*[[-1, 0, 1]] * 6), -1).reshape(-1, 6).tolist()]
+        found = tuple(np.concatenate(best_path(film, present, absent, linking)).tolist())
+        assert worth(found) == pytest.approx(max(worth(path) for path in paths))
 
 
 # --- from logits to masks --------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """From predictions of windows to mask tracks of a film: select, remember, link, decide, resize.
 
 A window is answered with many candidate objects. Which of them is *the* object, and whether it is there at all, is
-decided once, when the film has ended: one path through the windows (Viterbi) that keeps to one object where the seams
-between windows say so, may leave and return, and is judged against the presence threshold as a whole. Until then a
+decided once, when the film has ended: one path through its frames (Viterbi) that keeps to one object where the masks of
+neighbouring frames say so, may leave and return, and is judged against the presence threshold as a whole. Until then a
 window's best few candidates wait in a temporary file as small compressed logits, so memory stays flat.
 
 K expressions, T frames of a window, Q queries, C candidates kept, W windows, h w cells of a mask, H W source pixels.
@@ -38,9 +38,12 @@ class Linking:
     keep: float = 0.02  # of them, those whose probability is at least this share of the best one's
     overlap: int = 0  # frames that neighbouring windows share; 0: the seam is last frame against first frame
     score: float = 1.0  # weight of a candidate's log probability, relative to the window's best
-    seam: float = 2.0  # weight of the log of the mask IoU at the seam of two windows
-    floor: float = 0.02  # IoU at the seam below which two masks are simply different objects
-    blank: float = 0.3  # stands for the IoU when one of the two masks, or both, are empty at the seam
+    seam: float = 2.0  # weight of the log of the IoU of a mask and the next frame's
+    same: float = 0.5  # IoU of neighbouring frames' masks from which on they are as good as one object
+    floor: float = 0.02  # share of it below which they are simply different objects
+    blank: float = 0.3  # stands for the IoU when one of the two masks, or both, are empty
+    hold: float = 3.0  # cost at most of staying with a query where another one continues its mask
+    switch: float = 1.0  # cost of changing the query inside a window: the model says that a query is one object
     leave: float = 1.5  # cost of becoming absent from one window to the next
     enter: float = 1.5  # cost of appearing
     presence_share: float = 1 / 3  # the film's presence is the mean logit over this share of its windows, the surest
@@ -161,8 +164,8 @@ class Window:
     """What is needed of one window and one expression to decide; waits on disk as ``pack`` writes it.
 
     number: of its first candidate's logits in the file; the others follow.  shape: (T, h, w) of each.
-    fresh: index of its first frame that no earlier window has.  links: (candidates before, candidates here) IoU at
-    the seam; None for the first.
+    fresh: index of its first frame that no earlier window has.  steps: (T - 1, C, C) IoU of every candidate with
+    every candidate of the next frame.  links: (C before, C) IoU at the seam; None for the first window.
     """
 
     number: int
@@ -172,23 +175,27 @@ class Window:
     frame_scores: np.ndarray
     presence: float
     inside: tuple[float, float]
+    steps: np.ndarray
     links: np.ndarray | None
 
     def pack(self) -> bytes:
         before = 0 if self.links is None else len(self.links)
         head = np.array([self.number, *self.shape, self.fresh, len(self.scores), before], np.int64)
         links = np.zeros(0) if self.links is None else self.links.ravel()
-        numbers = np.concatenate([[self.presence, *self.inside], self.scores, self.frame_scores.ravel(), links])
+        facts = [self.presence, *self.inside]
+        numbers = np.concatenate([facts, self.scores, self.frame_scores.ravel(), self.steps.ravel(), links])
         return head.tobytes() + numbers.astype(np.float64).tobytes()
 
     @staticmethod
     def unpack(data: bytes) -> Window:
         number, frames, h, w, fresh, count, before = (int(v) for v in np.frombuffer(data, np.int64, 7))
         numbers = np.frombuffer(data, np.float64, offset=56)
-        facts, scores, frame_scores, links = np.split(numbers, np.cumsum([3, count, count * frames]))
+        lengths = [3, count, count * frames, (frames - 1) * count * count]
+        facts, scores, frame_scores, steps, links = np.split(numbers, np.cumsum(lengths))
         return Window(
             number, (frames, h, w), fresh, scores, frame_scores.reshape(count, frames), float(facts[0]),
-            (float(facts[1]), float(facts[2])), links.reshape(before, count) if before else None,
+            (float(facts[1]), float(facts[2])), steps.reshape(frames - 1, count, count),
+            links.reshape(before, count) if before else None,
         )  # fmt: skip
 
 
@@ -250,9 +257,15 @@ class TrackBuilder:
             numbers = [self._logits.append(zlib.compress(logits.tobytes(), 1)) for logits in found.logits]
             known = Window(
                 numbers[0], found.logits.shape[1:], repeated, found.scores, found.frame_scores, found.presence,
-                found.inside, links,
+                found.inside, self._steps(masks), links,
             )  # fmt: skip
             self._windows.append(known.pack())
+
+    def _steps(self, masks: np.ndarray) -> np.ndarray:
+        """(T - 1, C, C) IoU from frame to frame of (C, T, h, w) masks."""
+        count, frames = masks.shape[:2]
+        steps = [seam_iou(masks[:, t : t + 1], masks[:, t + 1 : t + 2], self.linking.blank) for t in range(frames - 1)]
+        return np.stack(steps) if steps else np.zeros((0, count, count))
 
     def _links(self, before: np.ndarray, here: np.ndarray, repeated: int) -> np.ndarray:
         """(C before, C here) IoU on the frames that both have, or of the last against the first."""
@@ -274,17 +287,16 @@ class TrackBuilder:
         rles: DiskRles | list[Rle] = [] if self.folder is None else DiskRles(self.source_size, self.folder)
         empty = encode_rle(np.zeros(self.source_size, dtype=bool))
         scores = array("f")
-        for window, choice in zip(film, path, strict=True):
-            frame_scores = window.frame_scores[max(choice, 0), window.fresh :]
-            seen = sigmoid(judge.calibrated(frame_scores))
-            scores.extend(seen if choice >= 0 else np.minimum(seen, sigmoid(judge.calibrated(window.presence))))
-            if choice < 0:
-                for _ in frame_scores:
+        for window, choices in zip(film, path, strict=True):
+            at = np.arange(window.fresh, window.shape[0])
+            seen = sigmoid(judge.calibrated(window.frame_scores[np.maximum(choices, 0), at]))
+            least = sigmoid(judge.calibrated(window.presence))
+            scores.extend(np.where(choices >= 0, seen, np.minimum(seen, least)))
+            for frame in self._chosen_logits(window, choices):
+                if frame is None or frame.max() <= ZERO:
                     rles.append(empty)
-                continue
-            for frame in self._fresh_logits(window, choice):
-                seen_here = frame.max() > ZERO
-                rles.append(encode_rle(to_source(frame, window.inside, self.source_size)) if seen_here else empty)
+                else:
+                    rles.append(encode_rle(to_source(frame, window.inside, self.source_size)))
         return MaskTrack(
             expression,
             RleMasks(rles, self.source_size),
@@ -294,10 +306,14 @@ class TrackBuilder:
             self.times,
         )
 
-    def _fresh_logits(self, window: Window, choice: int) -> np.ndarray:
-        """(T, h, w) uint8 logits of a candidate, in the frames that no earlier window has."""
-        packed = self._logits[window.number + choice]
-        return np.frombuffer(zlib.decompress(packed), np.uint8).reshape(window.shape)[window.fresh :]
+    def _chosen_logits(self, window: Window, choices: np.ndarray) -> Iterator[np.ndarray | None]:
+        """(h, w) uint8 logits of the chosen candidate in every fresh frame of a window; None where it is away."""
+        unpacked: dict[int, np.ndarray] = {}
+        for t, choice in enumerate(choices.tolist(), start=window.fresh):
+            if choice >= 0 and choice not in unpacked:
+                data = zlib.decompress(self._logits[window.number + choice])
+                unpacked[choice] = np.frombuffer(data, np.uint8).reshape(window.shape)
+            yield unpacked[choice][t] if choice >= 0 else None
 
     def soft(self, judge: Presence) -> list[Iterator[np.ndarray]]:
         """For every expression, its mask in every frame as (H, W) float32 probabilities; zeros where it is away.
@@ -308,17 +324,16 @@ class TrackBuilder:
 
     def _soft_track(self, film: Sequence[Window], judge: Presence) -> Iterator[np.ndarray]:
         path, _ = decide(film, self.linking, judge)
-        for window, choice in zip(film, path, strict=True):
-            if choice < 0:
-                for _ in range(window.shape[0] - window.fresh):
+        for window, choices in zip(film, path, strict=True):
+            for frame in self._chosen_logits(window, choices):
+                if frame is None:
                     yield np.zeros(self.source_size, np.float32)
-                continue
-            for frame in self._fresh_logits(window, choice):
-                yield PROBABILITIES[enlarge(frame, window.inside, self.source_size)].T
+                else:
+                    yield PROBABILITIES[enlarge(frame, window.inside, self.source_size)].T
 
 
-def decide(film: Sequence[Window], linking: Linking, judge: Presence) -> tuple[list[int], float]:
-    """(the chosen candidate of every window, -1 for absent; the film's presence in 0..1) for one expression.
+def decide(film: Sequence[Window], linking: Linking, judge: Presence) -> tuple[list[np.ndarray], float]:
+    """(for every window, the chosen candidate of each fresh frame, -1 for absent; the film's presence in 0..1).
 
     The film's presence is the mean logit of its surest windows, so that an object may be away for most of a film.
     """
@@ -326,47 +341,80 @@ def decide(film: Sequence[Window], linking: Linking, judge: Presence) -> tuple[l
     surest = np.sort(logits)[::-1][: max(1, round(len(logits) * linking.presence_share))]
     presence = float(sigmoid(surest.mean()))
     if presence < judge.threshold:
-        return [-1] * len(film), presence
+        return [np.full(window.shape[0] - window.fresh, -1) for window in film], presence
     # Shifted so that "present" and "absent" tie at the threshold: one window alone then agrees with the film's verdict.
     shifted = logits - np.log(judge.threshold / (1 - judge.threshold))
-    choices = [
-        log_sigmoid(shift) + linking.score * (log_sigmoid(w.scores) - log_sigmoid(w.scores[0]))
-        for shift, w in zip(shifted, film, strict=True)
-    ]
-    absent = log_sigmoid(-shifted)
-    links = [window.links for window in film[1:]]
-    path = best_path(choices, absent, links, linking)
-    if max(path) < 0:  # the film says present, yet no window alone is worth the cost of entering
-        path = best_path(choices, np.full(len(film), -np.inf), links, linking)
+    path = best_path(film, log_sigmoid(shifted), log_sigmoid(-shifted), linking)
+    if max(choices.max() for choices in path) < 0:  # present, yet no window alone is worth the cost of entering
+        path = best_path(film, log_sigmoid(shifted), np.full(len(film), -np.inf), linking)
     return path, presence
 
 
-def best_path(
-    choices: Sequence[np.ndarray], absent: np.ndarray, links: Sequence[np.ndarray | None], linking: Linking
-) -> list[int]:
-    """The most likely sequence of candidates (Viterbi); -1 where the object is away.
+def best_path(film: Sequence[Window], present: np.ndarray, absent: np.ndarray, linking: Linking) -> list[np.ndarray]:
+    """The most likely candidate of every fresh frame (Viterbi), an array a window; -1 where the object is away.
 
-    choices: W arrays (C,) log probability of each candidate.  absent: (W,) log probability of absence.
-    links: W - 1 arrays (C before, C here) of IoU at the seams.
+    present, absent: (W,) log probability of each window that the object is there, or is not. An object comes and goes
+    at seams only; the log probability of a window's candidate is spread evenly over its frames.
     """
-    total = np.append(choices[0], absent[0])  # (C + 1,): the last state is "absent"
-    steps: list[np.ndarray] = []
-    for here, away, iou in zip(choices[1:], absent[1:], links, strict=True):
-        assert iou is not None
-        cost = np.zeros((len(total), len(here) + 1))
-        cost[:-1, :-1] = linking.seam * np.log(np.maximum(iou, linking.floor))
-        cost[:-1, -1] = -linking.leave
-        cost[-1, :-1] = -linking.enter
-        reached = total[:, None] + cost  # (before, here)
-        steps.append(reached.argmax(0))
-        total = reached.max(0) + np.append(here, away)
-    state = int(total.argmax())
-    states = [state]
+    total = np.zeros(0)  # best log probability of every path so far, by its last state; "absent" is the last state
+    steps: list[np.ndarray] = []  # for every frame but the first, the state before of the best path to each state
+    for number, window in enumerate(film):
+        frames = window.shape[0] - window.fresh
+        relative = linking.score * (log_sigmoid(window.scores) - log_sigmoid(window.scores[0]))
+        worth = np.append(present[number] + relative, absent[number]) / frames  # (C + 1,) a frame
+        for t in range(window.fresh, window.shape[0]):
+            if not len(total):
+                total = worth
+                continue
+            cost = seam_cost(window.links, linking) if t == window.fresh else step_cost(window.steps[t - 1], linking)
+            reached = total[:, None] - cost  # (before, here)
+            steps.append(reached.argmax(0).astype(np.int16))
+            total = reached.max(0) + worth
+    states = [int(total.argmax())]
     for step in reversed(steps):
-        state = int(step[state])
-        states.append(state)
+        states.append(int(step[states[-1]]))
     states.reverse()
-    return [s if s < len(c) else -1 for s, c in zip(states, choices, strict=True)]
+    path, first = [], 0
+    for window in film:
+        frames = window.shape[0] - window.fresh
+        chosen = np.array(states[first : first + frames])
+        path.append(np.where(chosen < len(window.scores), chosen, -1))
+        first += frames
+    return path
+
+
+def apart(iou: np.ndarray, linking: Linking) -> np.ndarray:
+    """Cost of calling two masks of neighbouring frames one object, by their IoU: 0 from ``linking.same`` on."""
+    return -linking.seam * np.log(np.clip(iou / linking.same, linking.floor, 1))
+
+
+def seam_cost(iou: np.ndarray | None, linking: Linking) -> np.ndarray:
+    """(C before + 1, C here + 1) cost of every change of state from one window to the next; the last is absence.
+
+    Costs are what a change is worse than the best one from the same candidate: an object so fast that it overlaps with
+    nothing pays nothing for it, and does not lose to one that stands still.
+    """
+    assert iou is not None, "only a film's first window has no seam before it"
+    cost = np.zeros((iou.shape[0] + 1, iou.shape[1] + 1))
+    distance = apart(iou, linking)
+    cost[:-1, :-1] = distance - distance.min(1, keepdims=True)
+    cost[:-1, -1], cost[-1, :-1] = linking.leave, linking.enter
+    return cost
+
+
+def step_cost(iou: np.ndarray, linking: Linking) -> np.ndarray:
+    """(C + 1, C + 1) cost of every change of state from one frame to the next inside a window.
+
+    Staying with a query costs something only where another one continues its mask better.
+    """
+    count = len(iou)
+    distance = apart(iou, linking)
+    cost = np.full((count + 1, count + 1), np.inf)
+    cost[:-1, :-1] = distance - distance.min(1, keepdims=True) + linking.switch
+    stays = np.arange(count)
+    cost[stays, stays] = np.minimum(cost[stays, stays] - linking.switch, linking.hold)
+    cost[-1, -1] = 0
+    return cost
 
 
 def seam_iou(before: np.ndarray, here: np.ndarray, blank: float) -> np.ndarray:
