@@ -23,7 +23,7 @@ from deixis.blocks.mask_head import _split, _widths
 from deixis.blocks.multihead import Attention, FeedForward
 from deixis.blocks.positions import map_positions
 from deixis.blocks.query_heads import QueryHeads, join, score_logits
-from deixis.encoders.video_swin import Block, Size, WindowAttention
+from deixis.encoders.video_swin import Block, WindowAttention, WindowPlan
 from deixis.systems.soc import Soc
 from deixis.types import Expression, FeatureMaps, Prediction, TextFeatures
 
@@ -36,8 +36,9 @@ def plainly(soc: Soc) -> Soc:
 
 
 class PlainBlock(Block):
-    def forward(self, tokens: Tensor, size: Size) -> Tensor:
+    def forward(self, tokens: Tensor, plan: WindowPlan) -> Tensor:
         b, _, c = tokens.shape
+        size = plan.size
         window = tuple(min(s, w) for s, w in zip(size, self.window, strict=True))
         shift = tuple(w // 2 if self.shifted and s > w else 0 for s, w in zip(size, self.window, strict=True))
         x = self.norm1(tokens).view(b, *size, c)

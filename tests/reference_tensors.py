@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from deixis.encoders.video_swin import video_swin_b, video_swin_t
 from deixis.losses.set_loss import SetLossConfig, set_loss
 from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
-from deixis.types import Batch, Expression, Prediction, Target
+from deixis.types import Batch, Expression, FeatureMaps, Prediction, Target
 from deixis.weights_import import flat_patch, official_name
 
 PUBLISHED = SetLossConfig(invisible="official")
@@ -115,8 +115,7 @@ def make_batch(clip: dict[str, Any]) -> Batch:
         h, w = film.shape[-2:]
         frames[i, :, :, :h, :w] = torch.from_numpy(film)
         padding[i, :, :h, :w] = False
-    wanted = tuple(sorted(set(clip["wanted"]))) if clip["mode"] == "wanted" else None
-    assert wanted is None or len(wanted) == 1
+    wanted = tuple(clip["wanted"][:1]) if clip["mode"] == "wanted" else None
     expressions = tuple(Expression(tokens) for tokens in clip["tokens"])
     targets = (make_target(clip["visible"], height, width),) if "visible" in clip else None
     return Batch(frames, padding, expressions, tuple((s[2], s[3]) for s in shapes), wanted, targets)
@@ -138,7 +137,7 @@ def run_case(model: Any, clip: dict[str, Any], name: str) -> dict[str, Tensor]:
     batch = make_batch(clip)
     results: dict[str, Tensor] = {}
     with torch.no_grad():
-        seen, answer = watch(model.eval(), batch)
+        seen, answer = watch(model.eval(), batch, clip.get("wanted", ()))
     results |= {f"{name}/eval/{k}": v for k, v in (named_outputs(answer) | inner_tensors(seen, batch)).items()}
     if clip["mode"] != "clip":
         return results
@@ -163,18 +162,27 @@ def run_case(model: Any, clip: dict[str, Any], name: str) -> dict[str, Tensor]:
     return results
 
 
-def watch(model: Any, batch: Batch) -> tuple[dict[str, list[Any]], Prediction]:
-    """The prediction, and what the parts returned on the way to it."""
+def watch(model: Any, batch: Batch, wanted: Sequence[int] = ()) -> tuple[dict[str, list[Any]], Prediction]:
+    """The prediction, and what the parts returned on the way to it. wanted: one frame a clip, which may differ."""
     seen: dict[str, list[Any]] = {name: [] for name in ("find", "cluster", "pixels", "text")}
 
     def keep(name: str) -> Callable[..., None]:
         return lambda _module, _inputs, output: seen[name].append(output)
 
     hooks = [getattr(model, name).register_forward_hook(keep(name)) for name in seen]
-    answer = model(batch)
+    answer = (
+        model(batch) if len(set(wanted)) < 2 else model.decode(encode_each(model, batch, wanted), batch.expressions)
+    )
     for hook in hooks:
         hook.remove()
     return seen, answer
+
+
+def encode_each(model: Any, batch: Batch, wanted: Sequence[int]) -> FeatureMaps:
+    """The maps of a batch whose clips want different frames."""
+    parts = [model.encode(batch.frames[i : i + 1], batch.padding[i : i + 1], (w,)) for i, w in enumerate(wanted)]
+    levels = tuple(torch.cat(level) for level in zip(*(p.levels for p in parts), strict=True))
+    return FeatureMaps(levels, parts[0].strides, torch.cat([p.padding for p in parts]), parts[0].size)
 
 
 def named_outputs(p: Prediction) -> dict[str, Tensor]:

@@ -70,8 +70,9 @@ class VideoSwin(nn.Module):
             assert isinstance(blocks, nn.ModuleList)
             size = (x.shape[1], x.shape[2], x.shape[3])
             tokens = x.flatten(1, 3)  # (B, N, C)
-            for block in blocks:
-                tokens = block(tokens, size)
+            for block in blocks.children():
+                assert isinstance(block, Block)
+                tokens = block(tokens, plan_windows(size, block.window, block.shifted, tokens.device))
             x = tokens.unflatten(1, size)
             levels.append(x.permute(0, 1, 4, 2, 3))  # a view: channels stay innermost in memory
             if i < len(self.merge):
@@ -120,9 +121,8 @@ class Block(nn.Module):
         self.attn = WindowAttention(width, heads, window)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, tokens: Tensor, size: Size) -> Tensor:
-        """(B, N, C) -> (B, N, C), N tokens in the order of ``size``."""
-        plan = plan_windows(size, self.window, self.shifted, tokens.device)
+    def forward(self, tokens: Tensor, plan: WindowPlan) -> Tensor:
+        """(B, N, C) -> (B, N, C), N tokens in the order of the plan's size."""
         tokens = tokens + self._sometimes(self.attn(self.norm1(tokens), plan))
         return in_pieces(self._widen, tokens, 4 * tokens.shape[-1])
 
@@ -182,6 +182,7 @@ class WindowPlan:
 
     gather: (W n,) token of each place of each window, windows sorted by kind.  holes: places that are padding, or None.
     scatter: (N,) place of each token.  length: n.  kinds: (how many windows, border mask (n, n) or None) one a kind.
+    size: of the clip.
     """
 
     gather: Tensor
@@ -189,6 +190,7 @@ class WindowPlan:
     scatter: Tensor
     length: int
     kinds: tuple[tuple[int, Tensor | None], ...]
+    size: Size
 
 
 @constant
@@ -220,9 +222,8 @@ def plan_windows(size: Size, window: Size, shifted: bool, device: torch.device) 
         (int(count), _border_mask(int(number), cut, shift, device))
         for number, count in zip(*kind.unique(return_counts=True), strict=True)
     )
-    return WindowPlan(
-        token.clamp(min=0).to(device), holes.to(device) if len(holes) else None, scatter.to(device), length, kinds
-    )
+    where = holes.to(device) if len(holes) else None
+    return WindowPlan(token.clamp(min=0).to(device), where, scatter.to(device), length, kinds, size)
 
 
 def _cut(grid_values: Tensor, grid: Size, cut: Size) -> Tensor:
