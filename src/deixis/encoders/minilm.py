@@ -35,7 +35,11 @@ class MiniLmConfig:
 
 
 class MiniLm(nn.Module):
-    """Texts -> word features (B, L, C), padding (B, L), sentence vectors (B, C) of length one (the mean over words)."""
+    """Texts -> word features (B, L, 2C), padding (B, L), sentence vectors (B, C) of length one (the mean over words).
+
+    A word's first C features are what it means here (the last layer), the others which word it is (the embedding): the
+    last layer of a sentence encoder hardly tells "left" from "right".
+    """
 
     def __init__(self, config: MiniLmConfig) -> None:
         super().__init__()
@@ -95,10 +99,12 @@ class MiniLm(nn.Module):
         for row, i in zip(there, ids, strict=True):
             row[: len(i)] = 1
         with torch.autocast(device.type, enabled=False):
-            words = self.bert(input_ids=tokens, attention_mask=there).last_hidden_state.float()
+            layers = self.bert(input_ids=tokens, attention_mask=there, output_hidden_states=True).hidden_states
+            words, spelt = layers[-1].float(), layers[0].float()
         weight = there[..., None].float()
         sentences = nn.functional.normalize((words * weight).sum(1) / weight.sum(1), dim=-1)
-        for text, i, word, sentence in zip(texts, ids, words, sentences, strict=True):
+        both = torch.cat([words, spelt], dim=-1)
+        for text, i, word, sentence in zip(texts, ids, both, sentences, strict=True):
             self.heard[text] = (word[: len(i)].clone(), sentence.clone())
 
 

@@ -548,13 +548,14 @@ class Rank(nn.Module):
         self.worth = nn.Sequential(nn.Linear(numbers, width), nn.GELU(), nn.Linear(width, width))
         nn.init.zeros_(self.worth[2].get_parameter("weight"))
 
-    def forward(self, objects: Tensor, places: Tensor, spare: Tensor) -> Tensor:
-        """objects: (K, Q, D).  places: (K, Q, PLACES).  spare: (K, Q) bool.  -> (K, Q, D), to be added."""
+    def forward(self, objects: Tensor, places: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
+        """objects: (K, Q, D).  places: (K, Q, PLACES).  spare: (K, Q) bool.  -> (K, Q, D) to be added, and the ranks."""
         part = self.takes_part(objects).float().sigmoid() * ~spare[..., None]  # (K, Q, 1)
         apart = places[:, :, None] - places[:, None]  # (K, Q, Q, PLACES): mine minus theirs
         ranks = [(part[:, None] * (apart * gain).tanh()).sum(2) for gain in self.GAINS]
         among = part.sum(1, keepdim=True) + 0.1
-        return self.worth(torch.cat([places, *(rank / among for rank in ranks)], dim=-1))
+        ranks = torch.cat([places, *(rank / among for rank in ranks)], dim=-1)
+        return self.worth(ranks), ranks
 
 
 class Hear(nn.Module):
@@ -563,7 +564,10 @@ class Hear(nn.Module):
     def __init__(self, config: LightConfig) -> None:
         super().__init__()
         d = config.width
-        self.words, self.sentence, self.head = (nn.Linear(config.text.width, d) for _ in range(3))
+        self.words = nn.Linear(2 * config.text.width, d)
+        self.sentence, self.head = nn.Linear(config.text.width, d), nn.Linear(config.text.width, d)
+        self.wish = nn.Linear(config.text.width, PLACES * (1 + len(Rank.GAINS)))
+        nn.init.zeros_(self.wish.weight)
         self.named_colours = nn.Linear(len(COLOURS), d)
         self.frame_words, self.frame_think = CrossAttention(d, config.heads), FeedForward(d, 2)
         self.weight = nn.Linear(d, 1)
@@ -598,11 +602,15 @@ class Hear(nn.Module):
         places = maps.places[which]
         for layer, rank in zip(self.layers, self.ranks, strict=True):
             x = layer(x, spare, words, padding)
-            x = torch.cat([x[:, :1], x[:, 1:] + rank(x[:, 1:], places, spare[:, 1:])], dim=1)
+            worth, ranks = rank(x[:, 1:], places, spare[:, 1:])
+            x = torch.cat([x[:, :1], x[:, 1:] + worth], dim=1)
         x = self.norm(x).float()
         none, objects = x[:, 0], x[:, 1:]
         likeness = torch.einsum("kqd,kd->kq", self.compare(objects).float(), (sentence + head).float())
         similarity = self.match(objects).squeeze(-1) + likeness / objects.shape[-1] ** 0.5
+        # Which ranks the words wish for: linear in the words, so that "left" is soon the opposite of "right".
+        spelt = heard.words[..., heard.sentence.shape[-1] :] * ~heard.padding[..., None]
+        similarity = similarity + torch.einsum("kqf,kf->kq", ranks.float(), self.wish(spelt.sum(1) / 4).float())
         scores = self.frame(F.gelu(frames + objects[:, None])).squeeze(-1)
         return scores.float(), similarity.float(), self.absent(none).squeeze(-1).float()
 
