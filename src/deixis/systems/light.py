@@ -549,7 +549,7 @@ class Rank(nn.Module):
         nn.init.zeros_(self.worth[2].get_parameter("weight"))
 
     def forward(self, objects: Tensor, places: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
-        """objects: (K, Q, D).  places: (K, Q, PLACES).  spare: (K, Q) bool.  -> (K, Q, D) to be added, and the ranks."""
+        """objects: (K, Q, D).  places: (K, Q, PLACES).  spare: (K, Q) bool.  -> (K, Q, D) to add, and the ranks."""
         part = self.takes_part(objects).float().sigmoid() * ~spare[..., None]  # (K, Q, 1)
         apart = places[:, :, None] - places[:, None]  # (K, Q, Q, PLACES): mine minus theirs
         ranks = [(part[:, None] * (apart * gain).tanh()).sum(2) for gain in self.GAINS]
