@@ -552,9 +552,9 @@ class Rank(nn.Module):
         """objects: (K, Q, D).  places: (K, Q, PLACES).  spare: (K, Q) bool.  -> (K, Q, D) to add, and the ranks."""
         part = self.takes_part(objects).float().sigmoid() * ~spare[..., None]  # (K, Q, 1)
         apart = places[:, :, None] - places[:, None]  # (K, Q, Q, PLACES): mine minus theirs
-        ranks = [(part[:, None] * (apart * gain).tanh()).sum(2) for gain in self.GAINS]
+        soft = [(part[:, None] * (apart * gain).tanh()).sum(2) for gain in self.GAINS]
         among = part.sum(1, keepdim=True) + 0.1
-        ranks = torch.cat([places, *(rank / among for rank in ranks)], dim=-1)
+        ranks = torch.cat([places, *(rank / among for rank in soft)], dim=-1)
         return self.worth(ranks), ranks
 
 
