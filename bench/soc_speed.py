@@ -87,7 +87,8 @@ class Clock:
 
     PARTS = (
         ("vision", "backbone"), ("project", "projections"), ("text", "text encoder"), ("vision_gate", "vision gates"),
-        ("text_gate", "text gates"), ("pixels", "mask features"), ("cluster", "video cluster"), ("heads", "heads, masks"),
+        ("text_gate", "text gates"), ("pixels", "mask features"), ("cluster", "video cluster"),
+        ("heads", "heads, masks"),
     )  # fmt: skip
 
     def __init__(self, device: str) -> None:
