@@ -307,7 +307,11 @@ def test_ctrl_c_while_drawing_keeps_and_names_what_is_finished(
         time.sleep(1)
 
     monkeypatch.setattr(writers.Overlay, "add", pressed)
-    result = run(film, place, "--as", "overlay,rle")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        result = run(film, place, "--as", "overlay,rle")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert result.exit_code == 130
     assert [p.name for p in (place / "out").iterdir()] == ["masks.json"]
     assert f"wrote {place / 'out' / 'masks.json'}" in result.stdout
