@@ -56,7 +56,7 @@ KNOWN: dict[str, Checkpoint] = {
             name="light",
             preset="light",
             place=ASSETS / "light.safetensors",
-            sha256="",
+            sha256="2d3e972e0bd3dd04a1864503599b8e9770b575989d98fa537c52ceb77b1fe1ed",
             licence="Apache-2.0 (its parts: see the card)",
         ),
     )
