@@ -370,7 +370,6 @@ class Describe(nn.Module):
     def __init__(self, config: LightConfig, semantic: int) -> None:
         super().__init__()
         d = config.width
-        self.heads = config.heads
         self.cell, self.inside = nn.Linear(d, d), nn.Linear(d, d)
         self.semantic, self.bridge = nn.Linear(semantic, d), nn.Linear(config.text.width, d)
         self.semantic_norm = nn.LayerNorm(semantic)
