@@ -335,6 +335,8 @@ class FilmWriter:
         if self._below or self._right:
             picture = np.pad(picture, ((0, self._below), (0, self._right), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=layout)
+        # One thread: on several, libswscale leaves half-transparent patches in an alpha plane of odd height.
+        frame = frame.reformat(format=self._stream.pix_fmt, threads=1)
         # A film may repeat a time or step back; a written one may not.
         self._last_tick = max(round((seconds - self._first) * TICKS), self._last_tick + 1)
         frame.pts, frame.time_base = self._last_tick, Fraction(1, TICKS)
