@@ -8,9 +8,10 @@ queries of successive frames are linked, so that one query index is one object o
 small: the queries hear its words, are clustered over time into Q objects, and these are compared with one another, the
 sentence and "none of them".
 
-Two bridges carry names and colours into the space of the words. The 1,000 names of an ImageNet classifier were read
+Bridges carry names, colours and ranks into the space of the words. The 1,000 names of an ImageNet classifier were read
 by the text encoder once, so what the classifier says of an object becomes a vector among sentences; the eleven basic
-colour words are counted over an object's pixels.
+colour words are counted over an object's pixels; and who is leftmost, largest or fastest is a soft rank that words
+may wish for.
 """
 
 from __future__ import annotations

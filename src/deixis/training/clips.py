@@ -16,7 +16,7 @@ from deixis.types import Target
 @dataclass(frozen=True, eq=False)
 class ClipBatch:
     """frames: (B, T, 3, H, W) uint8.  unknown: (B, T, H, W) bool, pixels whose truth is not known.
-    targets: B of them (``referred`` is not used).  texts: K.  which: (K,) the clip of each.  kinds: K.
+    targets: B of them (``referred`` is not used).  texts: K.  which: (K,) the clip of each.
     referred: K tuples of object indices, () where the named object is absent.
     """
 
@@ -25,7 +25,6 @@ class ClipBatch:
     targets: tuple[Target, ...]
     texts: tuple[str, ...]
     which: Tensor
-    kinds: tuple[str, ...]
     referred: tuple[tuple[int, ...], ...]
 
     def to(self, device: torch.device | str) -> ClipBatch:
@@ -35,7 +34,6 @@ class ClipBatch:
             tuple(t.to(device) for t in self.targets),
             self.texts,
             self.which.to(device),
-            self.kinds,
             self.referred,
         )
 
@@ -69,6 +67,5 @@ def gather_clips(films: Sequence[WorldFilm]) -> ClipBatch:
         tuple(target_of(f) for f in films),
         tuple(s.text for _, s in sentences),
         torch.tensor([i for i, _ in sentences], dtype=torch.long),
-        tuple(s.kind for _, s in sentences),
         tuple(tuple(s.objects) for _, s in sentences),
     )
