@@ -3,7 +3,8 @@
 A checkpoint is one safetensors file. Its header's metadata holds one JSON under ``deixis``: format, system, config;
 the system is rebuilt from it and loaded strictly. Rows stored as int8 lie under ``KEY.int8`` with ``KEY.scale`` (one a
 row); other tensors under their own key. A file is checked (header, sizes, shapes) before anything of its size is
-allocated, and nothing in it is ever executed.
+allocated, and nothing in it is ever executed. Frozen towers that have a name are not in it (encoders/frozen.py): they
+are read from their own place after it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from deixis import systems
+from deixis.encoders.frozen import fill_towers
 from deixis.types import DeixisError
 
 FORMAT = 1
@@ -67,14 +69,14 @@ def load(model: str | Path, device: torch.device | str = "cpu") -> nn.Module:
     """A system by the name of a checkpoint, the name of a ``_debug`` preset (random weights), or a checkpoint file.
 
     In evaluation mode. Raises DeixisError for an unknown name, a file that is missing, cut off, hostile or of another
-    kind, and weights that do not fit the system that the file names.
+    kind, weights that do not fit the system that the file names, and frozen towers that are not where it says.
     """
     path = find(model)
     if path is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # the same random weights every time
             return systems.PRESETS[str(model)]().to(device).eval()
-    return _read(path).to(device).eval()
+    return fill_towers(_read(path), path.parent).to(device).eval()
 
 
 def find(model: str | Path) -> Path | None:
