@@ -124,6 +124,10 @@ class LightFeatures(FeatureMaps):
     places: Tensor
 
 
+# Maps at 4, 8, 16 of TinyViT; those at 16, 32 and the logits of names at 32 of EfficientNet.
+Looked = tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], Tensor]
+
+
 class Light(nn.Module):
     """Find, in every frame, the object an expression names: small enough for two CPU cores."""
 
@@ -151,8 +155,12 @@ class Light(nn.Module):
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> LightFeatures:
         """frames: (B, T, 3, H, W), ImageNet-normalised, H and W multiples of 32; padding: (B, T, H, W)."""
+        return self.propose(self.look(frames.flatten(0, 1)), frames, padding)
+
+    def propose(self, looked: Looked, frames: Tensor, padding: Tensor) -> LightFeatures:
+        """The rest of ``encode``, from what both encoders see in the B T frames (``look``)."""
         b, t = frames.shape[:2]
-        fine, middle, deep, semantic, classes = self.look(frames.flatten(0, 1))
+        fine, middle, deep, semantic, classes = looked
         nothing = F.max_pool2d(padding.flatten(0, 1).float(), 16) > 0
         cells = self.map(deep, semantic, classes.softmax(1), self.name_vectors, nothing)  # (BT, S, D)
         rows, columns = deep.shape[-2:]
@@ -202,7 +210,7 @@ class Light(nn.Module):
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding), batch.expressions, batch.wanted)
 
-    def look(self, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], Tensor]:
+    def look(self, frames: Tensor) -> Looked:
         """(N, 3, H, W) -> maps at 4, 8, 16 of TinyViT, maps at 16, 32 and name logits at 32 of EfficientNet."""
         layout = torch.channels_last if frames.device.type == "cpu" else torch.contiguous_format
         frames = frames.contiguous(memory_format=layout)

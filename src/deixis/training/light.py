@@ -1,14 +1,17 @@
 """The recipe of the bundled model: light, from licence-clean parts, on films rendered from real pictures.
 
 Both vision encoders and the text encoder stay frozen by default, which two CPU cores can afford; with
-``--set model.train_vision=true`` (a GPU) they train at a low rate. B clips, T frames, K sentences.
+``--set model.train_vision=true`` (a GPU) they train at a low rate. Frozen encoders see the same in the same film, and
+they cost three quarters of a step, so every film is used several times, far apart, and what they saw is remembered.
+B clips, T frames, K sentences.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,7 +38,7 @@ from deixis.losses.proposals import (
     truth_of,
 )
 from deixis.metrics.choice import right_object
-from deixis.systems.light import Light, LightConfig
+from deixis.systems.light import Light, LightConfig, Looked
 from deixis.training.clips import ClipBatch, gather_clips
 from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
@@ -48,14 +51,64 @@ log = logging.getLogger(__name__)
 class LightData:
     """What light is trained on. All numbers are our choice."""
 
-    frames: int = 4  # T of a training clip
+    frames: tuple[int, ...] = (8, 4, 6, 8, 6)  # T of a training clip, one a shape
     sizes: tuple[int, ...] = (224, 384, 224, 416, 224, 384, 256, 320, 320, 224)  # heights and widths in turn, pixels
+    pool: int = 240  # films that take turns before new ones come; about 16 MB of memory each
+    uses: int = 6  # times each of them is trained on
     held_out_films: int = 60  # of the validation while it trains
     loss: ProposalWeights = field(default_factory=ProposalWeights)
 
-    def size_of(self, turn: int) -> tuple[int, int]:
-        pairs = [(self.sizes[i], self.sizes[i + 1]) for i in range(0, len(self.sizes), 2)]
-        return pairs[turn % len(pairs)]
+    def __post_init__(self) -> None:
+        if len(self.sizes) != 2 * len(self.frames) or not self.frames:
+            raise DeixisError(
+                f"data.sizes needs a height and a width for each of the {len(self.frames)} data.frames, "
+                f"got {len(self.sizes)} numbers"
+            )
+
+    def shape(self, lane: int) -> tuple[tuple[int, int], int]:
+        """((H, W), T) of the films of a lane; lanes take turns, batch by batch."""
+        return (self.sizes[2 * lane], self.sizes[2 * lane + 1]), self.frames[lane]
+
+
+def film_number(data: LightData, batch: int, seed: int, index: int) -> tuple[int, int]:
+    """(number of the film, lane) of a sample index: each chunk of ``pool`` films is gone through ``uses`` times, each
+    time in another order, and all films of a batch have one shape."""
+    turn, place = divmod(index, batch)
+    lanes = len(data.frames)
+    batches = max(1, data.pool // (lanes * batch))  # of one lane in one round
+    turn, lane = divmod(turn, lanes)
+    rounds, row = divmod(turn, batches)
+    chunk = rounds // data.uses
+    order = np.random.default_rng([seed, rounds, lane]).permutation(batches * batch)
+    return (chunk * lanes + lane) * batches * batch + int(order[row * batch + place]), lane
+
+
+class Memory:
+    """What frozen encoders saw in the last ``films`` clips, by the clips' pixels; nothing where they train."""
+
+    def __init__(self, films: int) -> None:
+        self.films, self.seen = films, OrderedDict[bytes, Looked]()
+
+    def look(self, system: Light, frames: Tensor, pixels: Tensor) -> Looked:
+        """``system.look`` of frames (B, T, 3, H, W). pixels: the same frames as uint8, on any device."""
+        if system.config.train_vision:
+            return system.look(frames.flatten(0, 1))
+        clips = [self._clip(system, *pair) for pair in zip(frames, pixels, strict=True)]
+        fine, middle, deep, pairs, classes = zip(*clips, strict=True)
+        half, quarter = zip(*pairs, strict=True)
+        semantic = torch.cat(half), torch.cat(quarter)
+        return torch.cat(fine), torch.cat(middle), torch.cat(deep), semantic, torch.cat(classes)
+
+    def _clip(self, system: Light, frames: Tensor, pixels: Tensor) -> Looked:
+        key = hashlib.blake2b(pixels.cpu().contiguous().numpy().data, digest_size=16).digest()
+        if key not in self.seen:
+            fine, middle, deep, (half, quarter), classes = system.look(frames)
+            kind = torch.bfloat16 if torch.is_autocast_enabled(frames.device.type) else frames.dtype
+            maps = [x.detach().to(kind) for x in (fine, middle, deep, half, quarter, classes)]
+            self.seen[key] = (maps[0], maps[1], maps[2], (maps[3], maps[4]), maps[5])
+            if len(self.seen) > self.films:
+                self.seen.popitem(last=False)
+        return self.seen[key]
 
 
 def light(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
@@ -83,7 +136,7 @@ def light(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
         system=partial(build, model, dict(data)),
         samples=partial(training_film, str(data["pictures"]), films, train.batch, train.seed),
         collate=gather_clips,
-        losses=partial(light_losses, films.loss),
+        losses=partial(light_losses, films.loss, Memory(films.pool)),
         groups=lambda system: parameter_groups(
             system, {"tiny_vit.": 0.15, "efficient_net.": 0.05} if model.train_vision else None
         ),
@@ -147,15 +200,16 @@ def _mixture(pictures: str, split: str, size: tuple[int, int], frames: int) -> M
 
 
 def training_film(pictures: str, data: LightData, batch: int, seed: int, index: int) -> WorldFilm:
-    """The film of a sample index; those of one batch have one size."""
-    size = data.size_of(index // batch)
-    return _mixture(pictures, "train", size, data.frames).film(seed * 1_000_000_007 + index)
+    """The film of a sample index; those of one batch have one shape."""
+    number, lane = film_number(data, batch, seed, index)
+    size, frames = data.shape(lane)
+    return _mixture(pictures, "train", size, frames).film(seed * 1_000_000_007 + number)
 
 
-def light_losses(weights: ProposalWeights, system: Light, batch: ClipBatch) -> dict[str, Tensor]:
+def light_losses(weights: ProposalWeights, memory: Memory, system: Light, batch: ClipBatch) -> dict[str, Tensor]:
     """All terms of one batch, weighted."""
     frames, padding = batch.pixels(system.config.mean, system.config.std)
-    maps = system.encode(frames, padding)
+    maps = system.propose(memory.look(system, frames, batch.frames), frames, padding)
     truth = truth_of(batch.targets)
     columns = maps.heat.shape[-1]
     cells, pixels = maps.cells.flatten(0, 1), maps.pixels.flatten(0, 1)
@@ -185,7 +239,7 @@ def validate(pictures: str, data: LightData, system: nn.Module) -> dict[str, flo
     device = system.name_vectors.device
     hits: dict[str, list[float]] = defaultdict(list)
     for seed in range(data.held_out_films):
-        film = _mixture(pictures, "held_out", (224, 384), data.frames).film(seed)
+        film = _mixture(pictures, "held_out", (224, 384), 8).film(seed)
         if not film.sentences:
             continue
         batch = gather_clips([film]).to(device)
