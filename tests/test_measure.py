@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deixis.metrics.choice import overlap_with_each, right_object
-from deixis.training.measure import changes_object, fair_threshold, fit_presence, wilson
+from deixis.training.measure import changes_object, chosen_threshold, fit_presence, wilson
 
 
 def two_objects(frames=16):
@@ -59,7 +59,14 @@ def test_calibration_starts_from_the_calibration_that_told():
 def test_the_threshold_parts_present_from_absent():
     found = [(p, True) for p in np.linspace(0.4, 1.0, 50)]
     absent = list(np.linspace(0.0, 0.2, 50))
-    assert 0.2 < fair_threshold(found, absent) <= 0.4
+    assert 0.2 < chosen_threshold(found, absent, 1.0) <= 0.4
+
+
+def test_the_threshold_is_no_higher_than_the_wanted_share_of_absent_needs():
+    found = [(p, True) for p in np.linspace(0.3, 1.0, 50)]
+    absent = [*np.linspace(0.0, 0.2, 95), 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert chosen_threshold(found, absent, 0.95) == pytest.approx(0.21)
+    assert chosen_threshold(found, absent, 0.5) == pytest.approx(0.11)
 
 
 def test_wilson_intervals_hold_the_share_and_narrow_with_more_answers():

@@ -264,6 +264,7 @@ def validate(pictures: str, data: LightData, system: nn.Module) -> dict[str, flo
     return {"mean": float(np.mean(kinds)), **scores}
 
 
+LEFT_EMPTY = 0.9  # share of absent objects that the threshold should leave empty (our choice)
 FROZEN = ("tiny_vit.", "efficient_net.", "text.", "name_vectors")
 
 
@@ -281,10 +282,9 @@ def export(pictures: str, system: nn.Module, path: Path) -> None:
 def calibrated(pictures: str, system: Light, films: int = 150) -> LightConfig:
     """The config with presence fitted on held-out films of seed 1 and held-out stills of even number.
 
-    Temperature and shift make the told probability agree with the facts; the threshold is where present objects
-    rightly shown and absent ones left empty are, together, the most.
+    Temperature and shift make the told probability agree with the facts; the threshold is ``chosen_threshold``'s.
     """
-    from deixis.training.measure import answers, fair_threshold, fit_presence
+    from deixis.training.measure import answers, chosen_threshold, fit_presence
 
     def films_of() -> Iterator[WorldFilm]:
         yield from mixture.composites(pictures, seed=1, films=films)
@@ -302,9 +302,8 @@ def calibrated(pictures: str, system: Light, films: int = 150) -> LightConfig:
         raw = (np.log(p / (1 - p)) - config.presence_shift) * config.presence_temperature
         return float(1 / (1 + np.exp(-(raw / temperature + shift))))
 
-    threshold = fair_threshold(
-        [(again(a.presence), a.right) for a in told if a.there], [again(a.presence) for a in told if not a.there]
-    )
+    found = [(again(a.presence), a.right) for a in told if a.there]
+    threshold = chosen_threshold(found, [again(a.presence) for a in told if not a.there], LEFT_EMPTY)
     log.info("presence: temperature %.3f, shift %.3f, threshold %.2f", temperature, shift, threshold)
     return replace(
         config, presence_temperature=temperature, presence_shift=shift, presence_threshold=round(threshold, 3)

@@ -129,14 +129,16 @@ def fit_presence(told: np.ndarray, there: np.ndarray, temperature: float, shift:
     return float(1 / max(slope, 1e-2)), float(offset)
 
 
-def fair_threshold(found: list[tuple[float, bool]], absent: list[float]) -> float:
-    """The presence threshold at which (share of present objects rightly answered + share of absent ones left empty)
-    is greatest. found: (presence, whether the right object would be shown).  absent: presences of absent ones."""
+def chosen_threshold(found: list[tuple[float, bool]], absent: list[float], left_empty: float) -> float:
+    """The presence threshold: where (share of present objects rightly answered + share of absent ones left empty) is
+    greatest, but no higher than is needed to leave the share ``left_empty`` of the absent ones empty, since who asks
+    for something mostly sees it. found: (presence, whether the right object would be shown).  absent: presences."""
     candidates = np.linspace(0.05, 0.95, 91)
     p, right, away = np.array([f[0] for f in found]), np.array([f[1] for f in found]), np.array(absent)
     gains = [((p >= c) & right).mean() + (away < c).mean() for c in candidates]
     best = max(gains)
-    return float(np.median([c for c, g in zip(candidates, gains, strict=True) if g >= best - 0.003]))
+    fair = float(np.median([c for c, g in zip(candidates, gains, strict=True) if g >= best - 0.003]))
+    return min([fair, *(float(c) for c in candidates if (away < c).mean() >= left_empty)])
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
