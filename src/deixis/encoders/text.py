@@ -63,7 +63,10 @@ class TextEncoder(nn.Module):
         self.tokenizer: Tokenizer | None = letter_tokenizer() if config.tokenizer == "letters" else None
 
     def forward(self, texts: Sequence[str]) -> TextFeatures:
-        tokens, padding = self.tokens(texts)
+        return self.hear(*self.tokens(texts))
+
+    def hear(self, tokens: Tensor, padding: Tensor) -> TextFeatures:
+        """The features of token ids (B, L) with their padding (B, L), as ``tokens`` gives them."""
         mask = (~padding).long()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             heard = self.encoder(input_ids=tokens, attention_mask=mask)
