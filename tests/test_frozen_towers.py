@@ -42,7 +42,7 @@ class Eye(FrozenTower):
 
     def read_weights(self, place: str, beside: Path | None) -> TowerWeights:
         path = find_file(place, beside)
-        return read_own(path, "Eye") or TowerWeights(read_tensors(path))
+        return read_own(path, "Eye", self.config) or TowerWeights(read_tensors(path))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.whole(x)
@@ -165,7 +165,9 @@ def test_a_tower_file_tells_its_kind_and_config(place: str, tmp_path: Path) -> N
     assert facts is not None
     assert (facts["kind"], facts["config"]) == ("Eye", {"width": 4, "place": ""})
     with pytest.raises(DeixisError, match="kind Eye, expected Ear"):
-        read_own(Path(place), "Ear")
+        read_own(Path(place), "Ear", EyeConfig())
+    with pytest.raises(DeixisError, match="with width 4, expected 5"):
+        read_own(Path(place), "Eye", EyeConfig(width=5))
     save_file({"x": torch.zeros(1)}, tmp_path / "plain.safetensors")
     assert tower_facts(tmp_path / "plain.safetensors") is None
 

@@ -309,13 +309,21 @@ def tower_facts(path: Path) -> dict[str, Any] | None:
     return facts
 
 
-def read_own(path: Path, kind: str) -> TowerWeights | None:
-    """What ``save_tower`` wrote; None where the file is not of ours. DeixisError for a tower of another kind."""
+def read_own(path: Path, kind: str, config: Any) -> TowerWeights | None:
+    """What ``save_tower`` wrote; None where the file is not of ours.
+
+    Raises DeixisError for a tower of another kind, or of another config than ``config`` (places aside).
+    """
     facts = tower_facts(path)
     if facts is None:
         return None
     if facts["kind"] != kind:
         raise DeixisError(f"{path} holds a tower of kind {facts['kind']}, expected {kind}")
+    wanted = json.loads(json.dumps({**dataclasses.asdict(config), "place": ""}))
+    for name in sorted(wanted.keys() | facts["config"].keys()):
+        here, there = wanted.get(name), facts["config"].get(name)
+        if here != there:
+            raise DeixisError(f"{path} holds a tower with {name} {there}, expected {here}")
     stored = read_tensors(path)
     tokenizer = tokenizer_of(stored.pop(_TOKENIZER)) if _TOKENIZER in stored else None
     return TowerWeights({key.removeprefix("body."): value for key, value in stored.items()}, tokenizer)
