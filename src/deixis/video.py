@@ -89,7 +89,7 @@ class Film:
         self.start = 0.0 if start is None else start
         self.end = math.inf if end is None else end
         self.warnings: list[str] = []
-        _check_stretch(self.start, self.end, every, fps)
+        check_stretch(self.start, self.end, every, fps)
         if not self.path.exists():
             raise DeixisError(f"no such file or folder: {self.path}")
         if self.path.is_dir() or self.path.suffix.lower() in PICTURES:
@@ -182,7 +182,8 @@ def _gone() -> np.ndarray:
     raise AssertionError("the pixels of this frame were let go")
 
 
-def _check_stretch(start: float, end: float, every: int, fps: float) -> None:
+def check_stretch(start: float, end: float, every: int, fps: float) -> None:
+    """Raise DeixisError unless the seconds, the step and the rate can be those of a stretch of a film."""
     if not (0 <= start < math.inf):
         raise DeixisError(f"start must be 0 seconds or more, got {start}")
     if not end > start:
