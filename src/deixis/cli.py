@@ -109,6 +109,58 @@ def demo(
 
 
 @app.command()
+def batch(
+    manifest: Annotated[str, typer.Argument(help="A CSV or JSONL of films, sentences and options; a path or a URL.")],
+    out: Annotated[str, typer.Option("--out", "-o", help="Folder (or URL) for the results; it is taken up there.")],
+    formats: FormatOption = "overlay,rle",
+    model: ModelOption = "light",
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    start: Annotated[float | None, typer.Option(help="Begin at this second.")] = None,
+    end: Annotated[float | None, typer.Option(help="End before this second.")] = None,
+    every: Annotated[int, typer.Option(help="Look at each Nth frame.")] = 1,
+    size: Annotated[int | None, typer.Option(help="Short side that the model sees, pixels.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Presence below which masks stay empty, 0..1.")] = None,
+    fps: Annotated[float, typer.Option(help="Frames per second of a folder of frames.")] = 24.0,
+    max_pixels: Annotated[int, typer.Option(help="Refuse frames that hold more pixels.")] = 50_000_000,
+    engine: Annotated[str, typer.Option(help="local: this machine; ray: a Ray cluster (extra `cluster`).")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of the Ray cluster (default: one is started here).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Films at once (default: a GPU or a core each).")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of a worker (default: cores / workers).")] = None,
+    tries: Annotated[int, typer.Option(help="Workers that a film may kill before it is given up.")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and how long it takes.")] = False,
+    rate_from: Annotated[str | None, typer.Option(help="With --dry-run: a results.jsonl whose speed counts.")] = None,
+) -> None:
+    """Run `segment` on every film of MANIFEST; finished films are passed over. A row's own options go first."""
+    from deixis import batch as films
+    from deixis.writers import check_formats
+
+    planned = films.plan(
+        manifest, out, model=model, device=device, precision=precision, engine=engine, address=address,
+        workers=workers, threads=threads, tries=tries,
+        defaults=films.Options(
+            formats=check_formats(formats), start=start, end=end, every=every, size=size, threshold=threshold,
+            fps=fps, max_pixels=max_pixels,
+        ),
+    )  # fmt: skip
+    if dry_run:
+        for line in films.forecast_lines(films.foresee(planned, rate_from)):
+            typer.echo(line)
+        return
+    with _counting_bar("films") as progress:
+        summary = films.batch(planned, progress=progress)
+    for line in summary.failed:
+        typer.echo(f"failed: {line['film']} (row {line['row']}): {line['reason']}", err=True)
+    for line in films.summary_lines(summary, out):
+        typer.echo(line)
+    if summary.stopped:
+        typer.echo("deixis: stopped; what is finished is kept, and the same command goes on from there", err=True)
+        raise typer.Exit(130)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def models() -> None:
     """List systems, presets and checkpoints, their licences, and where each file lies."""
     from deixis.systems import PRESETS, SYSTEMS
@@ -221,6 +273,41 @@ def _frames_bar(words: str, frames: int | None) -> Iterator[Callable[[int], None
 
 
 @app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")] = 7860,
+    model: Annotated[
+        list[str] | None, typer.Option(help="A model that visitors may choose; repeatable (default: light).")
+    ] = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    folder: Annotated[
+        Path | None, typer.Option(help="Where films and results lie; emptied at start and end (default: in the cache).")
+    ] = None,
+    max_bytes: Annotated[int, typer.Option(help="Of one film.")] = 200_000_000,
+    max_pixels: Annotated[int, typer.Option(help="Of one frame.")] = 10_000_000,
+    max_seconds: Annotated[float, typer.Option(help="Of one film.")] = 120.0,
+    max_sentences: Annotated[int, typer.Option(help="Of one job.")] = 8,
+    max_jobs: Annotated[int, typer.Option(help="That wait, besides the one at work.")] = 8,
+    max_work: Annotated[float, typer.Option(help="Seconds that one job may take.")] = 1800.0,
+    max_room: Annotated[int, typer.Option(help="Bytes of all films and results together.")] = 10_000_000_000,
+    keep: Annotated[float, typer.Option(help="Seconds that a film and its results stay after the job.")] = 1800.0,
+) -> None:
+    """Serve a web page: drop a film, write what to look for, see where and when it is (extra `web`)."""
+    from deixis.jobs import Limits
+    from deixis.serve import serve as serve_page
+
+    limits = Limits(
+        bytes=max_bytes, pixels=max_pixels, seconds=max_seconds, sentences=max_sentences, jobs=max_jobs,
+        work=max_work, keep=keep, room=max_room,
+    )  # fmt: skip
+    serve_page(
+        host=host, port=port, models=model or ["light"], limits=limits, device=device, precision=precision,
+        folder=folder, say=typer.echo, warn=lambda line: typer.echo(line, err=True),
+    )  # fmt: skip
+
+
+@app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="What to train, on what: a name in deixis.training.recipes.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoints, metrics and the model.")],
@@ -243,6 +330,8 @@ def train(
         outcome = train_run(run, out, device=device, resume=resume, report=report)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"{outcome.stopped} at step {outcome.step} of {run.train.steps}; the model: {outcome.model}")
+        for name, number in outcome.counts.items():
+            typer.echo(f"{name.replace('_', ' ')}: {number:g}")
     if outcome.stopped.startswith("SIG"):
         raise typer.Exit(128 + getattr(signal, outcome.stopped))
 

@@ -99,9 +99,10 @@ class Run:
     """A whole training, as functions. Recipes return one.
 
     system: builds the model (the generators are seeded before).  samples: index -> sample; a pure function of its
-    index, called in background processes.  collate: samples -> a batch with ``.to(device)``.  losses: named and
-    already weighted terms, the same names at every step; they are summed.  groups: see ``parameter_groups``; what is
-    left out is frozen.  validate: scores, higher is better, the first picks ``best``; gets the averaged weights in
+    index, called in background processes.  collate: samples -> a batch with ``.to(device)``; if it has ``counts`` (name
+    to number, films left out say; the same names at every step), their sums over the run go to metrics.jsonl.
+    losses: named and already weighted terms, the same names at every step; they are summed.  groups: see
+    ``parameter_groups``; what is left out is frozen.  validate: scores, higher is better, the first picks ``best``; gets the averaged weights in
     eval mode without gradients.  config: the system's config, kept as JSON.  export: writes the final model; gets it as
     validate does.
     """
@@ -137,12 +138,13 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How ``train`` ended. stopped: "finished", "time limit", "SIGTERM" or "SIGINT"."""
+    """How ``train`` ended. stopped: "finished", "time limit", "SIGTERM" or "SIGINT".  counts: sums over the run."""
 
     step: int
     stopped: str
     best_score: float | None
     model: Path
+    counts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class NotFiniteError(DeixisError):
@@ -210,6 +212,7 @@ class _Trainer:
         self.average = WeightAverage(self.parameters, self.config.ema) if self.config.ema else None
         self.step, self.seconds = 0, 0.0
         self.best_score: float | None = None
+        self.counts: dict[str, float] = {}  # sums, over the run and all processes, of what batches count
         self.recent: list[dict[str, float]] = []  # loss parts of the steps since the last line of metrics.jsonl
         if resumed:
             self._restore()
@@ -248,7 +251,11 @@ class _Trainer:
                 self.run.export(self.system, self.out / "model.safetensors")
         world.wait()
         return Outcome(
-            step=self.step, stopped=stopped, best_score=self.best_score, model=self.out / "model.safetensors"
+            step=self.step,
+            stopped=stopped,
+            best_score=self.best_score,
+            model=self.out / "model.safetensors",
+            counts=self.counts,
         )
 
     def _steps(self, batches: Iterator[Any], received: list[str], report: Callable[[Progress], None] | None) -> str:
@@ -282,11 +289,14 @@ class _Trainer:
         set_learning_rate(self.optimizer, lr)
         self.module.train()
         sums: dict[str, Tensor] = {}
+        counted: dict[str, float] = {}
         waited = 0.0
         for micro in range(config.accumulate):
             began = time.perf_counter()
             batch = next(batches).to(world.device)
             waited += time.perf_counter() - began
+            for name, number in getattr(batch, "counts", {}).items():
+                counted[name] = counted.get(name, 0.0) + number
             seed_everything(config.seed, 2, self.step, micro, world.rank)
             last = micro == config.accumulate - 1
             together = nullcontext() if last or world.size == 1 else self.module.no_sync()  # type: ignore[operator]
@@ -303,8 +313,11 @@ class _Trainer:
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
         # One transfer a step: the numbers, and whether to stop, of all processes.
         asked = torch.tensor(float(asked_to_stop()), device=world.device)
-        numbers = world.mean(torch.stack([asked, norm.float(), *sums.values()])).tolist()
-        parts = dict(zip(sums, numbers[2:], strict=True))
+        told = torch.tensor(list(counted.values()), device=world.device)
+        numbers = world.mean(torch.cat([torch.stack([asked, norm.float(), *sums.values()]), told])).tolist()
+        parts = dict(zip(sums, numbers[2 : 2 + len(sums)], strict=True))
+        for name, number in zip(counted, numbers[2 + len(sums) :], strict=True):
+            self.counts[name] = self.counts.get(name, 0) + round(number * world.size)
         self._require_finite(parts, numbers[1])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -359,6 +372,7 @@ class _Trainer:
             self.recent.clear()
             values = {"losses": means, "total": sum(means.values()), "lr": lr, "grad_norm": norm}
             values |= {"samples_per_second": pace.samples_per_second, "waiting": pace.waiting, "seconds": self.seconds}
+            values |= {"counts": dict(self.counts)} if self.counts else {}
             self.record.add("train", self.step, values)
         if scores:
             self.record.add("validate", self.step, {"scores": scores})
@@ -388,6 +402,7 @@ class _Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "best_score": self.best_score,
+            "counts": self.counts,
             "processes": self.world.size,
             "config": plain(self.run.config),
             "train": plain(self.config),
@@ -414,6 +429,7 @@ class _Trainer:
             log.warning("resumed with %d processes instead of %d", now["processes"], facts["processes"])
         unpack(tensors, self.system, self.optimizer, self.average)
         self.step, self.seconds, self.best_score = facts["step"], facts["seconds"], facts["best_score"]
+        self.counts = dict(facts.get("counts", {}))
         log.info("resumed %s at step %d", self.last, self.step)
 
     def close(self) -> None:
