@@ -122,7 +122,7 @@ def test_a_text_is_heard_alike_alone_and_beside_a_longer_one(tower: ClipVit) -> 
 def test_a_layer_taken_apart_is_the_layer_itself(published: Any, tower: ClipVit) -> None:
     x = torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(3))
     theirs = published[1].vision_model.encoder.layers[1](x, None)
-    ours = tower.layers()[1]
+    ours = tower.layers(4, 4)[1]
     close(ours(x), theirs)
     y = ours.norm(x)
     few = ours.attend(y, y, torch.tensor([True] * 4 + [False] * 3).view(1, 1, 1, 7))
@@ -135,8 +135,8 @@ def test_gradients_go_through_the_frozen_towers_to_what_is_put_in(tower: ClipVit
     assert prompts.grad is not None
     assert prompts.grad.abs().sum() > 0
     extra = torch.randn(1, 3, 32, requires_grad=True)
-    x = torch.cat([tower.patches(torch.randn(1, 3, 32, 32)), extra], dim=1)
-    for layer in tower.layers():
+    x = torch.cat([tower.patches(torch.randn(1, 3, 32, 32)).flatten(2).mT, extra], dim=1)
+    for layer in tower.layers(4, 4):
         x = layer(x)
     x[:, 0].sum().backward()
     assert extra.grad is not None

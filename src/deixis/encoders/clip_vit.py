@@ -132,6 +132,9 @@ class OpenLayer:
         """The norm before the attention."""
         return self.layer.layer_norm1(x)
 
+    def mask(self, extra: int) -> None:
+        """None: nothing is added to a picture's attention, however many tokens were appended."""
+
     def attend(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """(N, S, C) from normed queries (N, S, C) and keys (N, K, C), with the layer's own projections.
 
@@ -167,33 +170,39 @@ class ClipVit(FrozenTower):
 
     # --- pictures
 
-    def layers(self) -> list[OpenLayer]:
-        """The vision layers, in order."""
+    def layers(self, height: int, width: int) -> list[OpenLayer]:
+        """The vision layers for pictures of height x width patches (the same for all), in order."""
         return [OpenLayer(layer) for layer in self.whole.vision_model.encoder.layers]
 
+    def start(self, height: int, width: int) -> Tensor:
+        """(C,): the CLS token as the first layer gets it; the same for every picture."""
+        body = self.whole.vision_model
+        return body.pre_layrnorm(body.embeddings.class_embedding + body.embeddings.position_embedding.weight[0])
+
     def patches(self, pictures: Tensor) -> Tensor:
-        """(N, 1 + h w, C), what the first layer gets, from (N, 3, H, W) whose sides are multiples of the patch."""
+        """(N, C, h, w), what the first layer gets, from (N, 3, H, W) whose sides are multiples of the patch."""
         body = self.whole.vision_model
         cells = body.embeddings.patch_embedding(pictures)  # (N, C, h, w)
-        height, width = cells.shape[-2:]
-        cls = body.embeddings.class_embedding.expand(len(cells), 1, -1)
-        tokens = torch.cat([cls, cells.flatten(2).transpose(1, 2)], dim=1)
-        return body.pre_layrnorm(tokens + self._places(height, width).to(tokens.dtype))
+        placed = cells.permute(0, 2, 3, 1) + self._places(*cells.shape[-2:]).to(cells.dtype)
+        return body.pre_layrnorm(placed).permute(0, 3, 1, 2)
 
     def _places(self, height: int, width: int) -> Tensor:
-        """(1 + h w, C): the position embeddings, resized bicubically where the map is not the trained one's."""
-        table = self.whole.vision_model.embeddings.position_embedding.weight
+        """(h, w, C): the position embeddings of patches, resized bicubically where the map is not the trained one's."""
         side = self.config.image // self.config.patch
+        grid = self.whole.vision_model.embeddings.position_embedding.weight[1:].unflatten(0, (side, side))
         if (height, width) == (side, side):
-            return table
-        grid = table[1:].t().reshape(1, -1, side, side)
-        resized = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
-        return torch.cat([table[:1], resized[0].flatten(1).t()])
+            return grid
+        grid = F.interpolate(
+            grid.permute(2, 0, 1)[None], size=(height, width), mode="bicubic", align_corners=False
+        )
+        return grid[0].permute(1, 2, 0)
 
     def see(self, pictures: Tensor, taps: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
         """The tokens (N, 1 + h w, C) that leave each of the layers ``taps``; no norm after the last."""
-        x, left = self.patches(pictures), []
-        for layer in self.layers():
+        cells, left = self.patches(pictures), []
+        h, w = cells.shape[-2:]
+        x = torch.cat([self.start(h, w).to(cells.dtype).expand(len(cells), 1, -1), cells.flatten(2).mT], dim=1)
+        for layer in self.layers(h, w):
             x = layer(x)
             left.append(x)
         return tuple(left[tap] for tap in taps)
