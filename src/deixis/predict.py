@@ -25,7 +25,7 @@ from deixis.benchmarks.ref_davis17 import merge_objects
 from deixis.benchmarks.results import ANNOTATORS, ANSWERS, SIDECAR, davis_path, due_files, marker_path, mask_path
 from deixis.benchmarks.samples import Benchmark, Sample, Video, read_json, write_json
 from deixis.benchmarks.training_clips import centred_window, film_index, read_frames
-from deixis.segment import answer, choose_device, choose_precision, model_size, segment
+from deixis.segment import answer, choose_device, choose_precision, film_answers, model_size, segment
 from deixis.tracks import Linking, Presence, TrackBuilder, sigmoid, to_source
 from deixis.types import Clip, DeixisError, Expression, MaskTrack, encode_rle
 from deixis.video import Film, resize
@@ -33,6 +33,7 @@ from deixis.video import Film, resize
 log = logging.getLogger(__name__)
 
 ALWAYS = 1e-6  # presence threshold where every expression names something: published code always answers
+SEVERAL = ("mevis", "world")  # benchmarks whose expressions may name several objects
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,12 +49,18 @@ class Asking:
 
     def judge(self, benchmark: Benchmark) -> Presence:
         config: Any = self.system.config
-        usual = getattr(config, "presence_threshold", 0.5) if benchmark.absent_possible else ALWAYS
+        judged = benchmark.absent_possible or self.linking(benchmark).several
+        usual = getattr(config, "presence_threshold", 0.5) if judged else ALWAYS
         return Presence(
             threshold=usual if self.threshold is None else self.threshold,
             temperature=getattr(config, "presence_temperature", 1.0),
             shift=getattr(config, "presence_shift", 0.0),
         )
+
+    def linking(self, benchmark: Benchmark) -> Linking:
+        """Several objects are shown together only where the benchmark and the system both know of several."""
+        config: Any = self.system.config
+        return Linking(several=benchmark.name in SEVERAL and getattr(config, "several", False))
 
 
 def predict(
@@ -165,7 +172,7 @@ def _ask_film(benchmark: Benchmark, samples: Sequence[Sample], results: Path, as
         tracks = segment(
             film, [Expression(sample.text, sample.id) for sample in samples], model=asking.system,
             device=str(asking.device), precision="bf16" if asking.reduced else "fp32", threshold=judge.threshold,
-            folder=Path(scratch),
+            linking=asking.linking(benchmark), folder=Path(scratch),
         )  # fmt: skip
         for sample, track in zip(samples, tracks, strict=True):
             _check_length(video, len(track))
@@ -211,10 +218,13 @@ def _ask_annotators(benchmark: Benchmark, samples: Sequence[Sample], results: Pa
 def _answer_film(film: Film, expressions: Sequence[Expression], asking: Asking) -> TrackBuilder:
     """All windows of a film, remembered; as ``segment`` does, before it decides."""
     config: Any = asking.system.config
-    linking = Linking()
+    linking, size = Linking(), model_size(film.source_size, config)
     builder = TrackBuilder(expressions, film.source_size, linking)
-    for clip in film.windows(config.window, size=model_size(film.source_size, config), overlap=linking.overlap):
-        found = answer(asking.system, clip, expressions, linking, asking.device, asking.reduced)
+
+    def windows(overlap: int) -> Iterator[Clip]:
+        return film.windows(config.window, size=size, overlap=overlap)
+
+    for clip, found in film_answers(asking.system, windows, expressions, linking, asking.device, asking.reduced):
         builder.add(found, clip.names, clip.times, clip.start)
     return builder
 

@@ -4,13 +4,20 @@ film --video.windows--> Clip --encode--> features --decode(features, expressions
 
 A thread decodes ahead, the network answers, another thread remembers; a window is encoded once, whatever the number
 of expressions, and nothing but the tracks' RLE grows with the film's length.
+
+A system that carries something through a film has, beside ``decode``, one or three methods. Nothing is changed in
+place; the memory is the system's own affair, None at the film's start, one for each group of expressions:
+
+    follow(maps, expressions, memory) -> (Prediction, memory)   instead of decode, window after window
+    gather(maps, expressions, memory) -> memory                 window after window, in a first pass over the whole film
+    conclude(memory, expressions) -> memory                     after that pass; follow then answers in a second one
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -60,18 +67,22 @@ def segment(
     system = model if isinstance(model, nn.Module) else weights.load(model)
     system = system.to(where).eval()
     config: Any = system.config
-    linking = linking or Linking()
+    linking = linking or Linking(several=getattr(config, "several", False))
     judge = Presence(
         threshold=getattr(config, "presence_threshold", 0.5) if threshold is None else threshold,
         temperature=getattr(config, "presence_temperature", 1.0),
         shift=getattr(config, "presence_shift", 0.0),
     )
     builder = TrackBuilder(asked, source.source_size, linking, folder)
-    windows = source.windows(config.window, size=model_size(source.source_size, config, size), overlap=linking.overlap)
-    with ThreadPoolExecutor(1, "deixis-remember") as memory, closing(ahead(windows)) as clips:
+    seen = model_size(source.source_size, config, size)
+
+    def windows(overlap: int) -> Iterator[Clip]:
+        return source.windows(config.window, size=seen, overlap=overlap)
+
+    answers = film_answers(system, windows, asked, linking, where, reduced, stop)
+    with ThreadPoolExecutor(1, "deixis-remember") as memory, closing(answers):
         pending: deque[Future] = deque()
-        for clip in clips:
-            found = answer(system, clip, asked, linking, where, reduced)
+        for clip, found in answers:
             pending.append(memory.submit(builder.add, found, clip.names, clip.times, clip.start))
             if len(pending) > 2:
                 pending.popleft().result()
@@ -84,6 +95,40 @@ def segment(
     return builder.finish(judge)
 
 
+def film_answers(
+    system: Any,
+    windows: Callable[[int], Iterator[Clip]],
+    expressions: Sequence[Expression],
+    linking: Linking,
+    device: torch.device,
+    reduced: bool = False,
+    stop: Callable[[], bool] | None = None,
+) -> Generator[tuple[Clip, list[Candidates]]]:
+    """Every window of a film, in order, with the candidates of every expression.
+
+    windows: opens the film anew, its windows overlapping by so many frames.  stop: asked after every window of a first
+    pass; True ends that one there.
+    """
+    groups = in_groups(expressions)
+    carried: list[Any] = [None] * len(groups)
+    if hasattr(system, "gather"):
+        with closing(ahead(windows(0))) as clips:
+            for clip in clips:
+                carried = _gather(system, clip, groups, carried, device, reduced)
+                if stop is not None and stop():
+                    break
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=reduced):
+            carried = [system.conclude(memory, group) for group, memory in zip(groups, carried, strict=True)]
+    with closing(ahead(windows(linking.overlap))) as clips:
+        for clip in clips:
+            found, carried = _follow(system, clip, groups, carried, linking, device, reduced)
+            yield clip, found
+
+
+def in_groups(expressions: Sequence[Expression]) -> list[Sequence[Expression]]:
+    return [expressions[first : first + AT_ONCE] for first in range(0, len(expressions), AT_ONCE)]
+
+
 @torch.inference_mode()
 def answer(
     system: Any,
@@ -93,17 +138,50 @@ def answer(
     device: torch.device,
     reduced: bool = False,
 ) -> list[Candidates]:
-    """The candidates of one clip for every expression; the clip is encoded once. reduced: compute in bf16."""
+    """The candidates of one clip by itself for every expression; it is encoded once. reduced: compute in bf16."""
+    found: list[Candidates] = []
+    with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
+        maps, size, padded = _encode(system, clip, device)
+        for group in in_groups(expressions):
+            found += select(system.decode(maps, group), linking, size, padded)
+    return found
+
+
+@torch.inference_mode()
+def _follow(
+    system: Any, clip: Clip, groups: Sequence[Sequence[Expression]], carried: Sequence[Any], linking: Linking,
+    device: torch.device, reduced: bool,
+) -> tuple[list[Candidates], list[Any]]:  # fmt: skip
+    """As ``answer``, and what each group's memory has become, where the system has one."""
+    if not hasattr(system, "follow"):
+        return answer(system, clip, [e for group in groups for e in group], linking, device, reduced), list(carried)
+    found: list[Candidates] = []
+    kept = []
+    with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
+        maps, size, padded = _encode(system, clip, device)
+        for group, before in zip(groups, carried, strict=True):
+            prediction, memory = system.follow(maps, group, before)
+            found += select(prediction, linking, size, padded)
+            kept.append(memory)
+    return found, kept
+
+
+@torch.inference_mode()
+def _gather(
+    system: Any, clip: Clip, groups: Sequence[Sequence[Expression]], carried: Sequence[Any], device: torch.device,
+    reduced: bool,
+) -> list[Any]:  # fmt: skip
+    with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
+        maps, _, _ = _encode(system, clip, device)
+        return [system.gather(maps, group, memory) for group, memory in zip(groups, carried, strict=True)]
+
+
+def _encode(system: Any, clip: Clip, device: torch.device) -> tuple[Any, Size, Size]:
+    """(the system's maps of a clip, the picture's size, the same with its padding)."""
     config = system.config
     frames, padding = normalise(clip, mean=config.mean, std=config.std, multiple=config.multiple, device=device)
     size, padded = (clip.frames.shape[-2], clip.frames.shape[-1]), (frames.shape[-2], frames.shape[-1])
-    found: list[Candidates] = []
-    with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
-        maps = system.encode(frames, padding)
-        for first in range(0, len(expressions), AT_ONCE):
-            prediction = system.decode(maps, expressions[first : first + AT_ONCE])
-            found += select(prediction, linking, size, padded)
-    return found
+    return system.encode(frames, padding), size, padded
 
 
 def as_expressions(expressions: str | Expression | Sequence[str | Expression]) -> list[Expression]:

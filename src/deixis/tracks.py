@@ -15,6 +15,7 @@ import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -41,6 +42,7 @@ class Linking:
 
     candidates: int = 6  # queries of an expression that are remembered of every window
     keep: float = 0.01  # of them, those whose probability is at least this share of the best one's
+    several: bool = False  # True: no choice; every query above the presence threshold, together (MeViS's rule)
     overlap: int = 0  # frames that neighbouring windows share; 0: the seam is last frame against first frame
     score: float = 1.0  # weight of a candidate's log probability, relative to the window's best
     seam: float = 2.0  # weight of the log of the IoU of a mask and the next frame's
@@ -100,7 +102,7 @@ def select(
     """
     k, _, q, h, w = prediction.masks.shape
     frame_scores = prediction.scores.float()  # (K, T, Q)
-    scores, order = frame_scores.mean(1).topk(min(linking.candidates, q), dim=1)  # (K, C)
+    scores, order = frame_scores.mean(1).topk(q if linking.several else min(linking.candidates, q), dim=1)  # (K, C)
     inside = (h * size[0] / padded[0], w * size[1] / padded[1])
     rows, columns = min(h, int(np.ceil(inside[0]))), min(w, int(np.ceil(inside[1])))
     expression = torch.arange(k, device=order.device)[:, None]
@@ -257,8 +259,10 @@ class TrackBuilder:
         self.times.extend(times[repeated:])
         for i, found in enumerate(window):
             masks = found.logits > ZERO  # (C, T, h, w)
-            links = None if first else self._links(self._last[i], masks, repeated)
-            self._last[i] = masks
+            links = None
+            if not self.linking.several:
+                links = None if first else self._links(self._last[i], masks, repeated)
+                self._last[i] = masks
             numbers = [self._logits.append(zlib.compress(logits.tobytes(), 1)) for logits in found.logits]
             known = Window(
                 numbers[0], found.logits.shape[1:], repeated, found.scores, found.frame_scores, found.presence,
@@ -269,6 +273,8 @@ class TrackBuilder:
     def _steps(self, masks: np.ndarray) -> np.ndarray:
         """(T - 1, C, C) IoU from frame to frame of (C, T, h, w) masks."""
         count, frames = masks.shape[:2]
+        if self.linking.several:  # nobody asks
+            return np.zeros((frames - 1, count, count))
         steps = [seam_iou(masks[:, t : t + 1], masks[:, t + 1 : t + 2], self.linking.blank) for t in range(frames - 1)]
         return np.stack(steps) if steps else np.zeros((0, count, count))
 
@@ -288,20 +294,19 @@ class TrackBuilder:
         return [Window.unpack(self._windows[number]) for number in numbers]
 
     def _track(self, expression: Expression, film: Sequence[Window], judge: Presence) -> MaskTrack:
-        path, presence = decide(film, self.linking, judge)
+        path, presence = self._decide(film, judge)
         rles: DiskRles | list[Rle] = [] if self.folder is None else DiskRles(self.source_size, self.folder)
         empty = encode_rle(np.zeros(self.source_size, dtype=bool))
         scores = array("f")
         for window, choices in zip(film, path, strict=True):
-            at = np.arange(window.fresh, window.shape[0])
-            seen = sigmoid(judge.calibrated(window.frame_scores[np.maximum(choices, 0), at]))
-            least = sigmoid(judge.calibrated(window.presence))
-            scores.extend(np.where(choices >= 0, seen, np.minimum(seen, least)))
-            for frame in self._chosen_logits(window, choices):
-                if frame is None or frame.max() <= ZERO:
-                    rles.append(empty)
-                else:
-                    rles.append(encode_rle(to_source(frame, window.inside, self.source_size)))
+            at, there = np.arange(window.fresh, window.shape[0]), choices >= 0
+            logits = window.frame_scores[np.maximum(choices, 0), at[:, None]]  # (fresh frames, choices)
+            seen = np.where(there, sigmoid(judge.calibrated(logits)), 0).max(1, initial=0)
+            best, least = (sigmoid(judge.calibrated(x)) for x in (window.frame_scores[0, at], window.presence))
+            scores.extend(np.where(there.any(1), seen, np.minimum(best, least)))
+            for frames in self._chosen_logits(window, choices):
+                masks = [to_source(f, window.inside, self.source_size) for f in frames if f.max() > ZERO]
+                rles.append(encode_rle(reduce(np.logical_or, masks)) if masks else empty)
         return MaskTrack(
             expression,
             RleMasks(rles, self.source_size),
@@ -311,14 +316,21 @@ class TrackBuilder:
             self.times,
         )
 
-    def _chosen_logits(self, window: Window, choices: np.ndarray) -> Iterator[np.ndarray | None]:
-        """(h, w) uint8 logits of the chosen candidate in every fresh frame of a window; None where it is away."""
+    def _decide(self, film: Sequence[Window], judge: Presence) -> tuple[list[np.ndarray], float]:
+        """(for every window, the chosen candidates of each fresh frame (frames, choices), -1 for none; presence)."""
+        if self.linking.several:
+            return decide_together(film, self.linking, judge)
+        path, presence = decide(film, self.linking, judge)
+        return [choices[:, None] for choices in path], presence
+
+    def _chosen_logits(self, window: Window, choices: np.ndarray) -> Iterator[list[np.ndarray]]:
+        """(h, w) uint8 logits of the chosen candidates in every fresh frame of a window; [] where all are away."""
         unpacked: dict[int, np.ndarray] = {}
-        for t, choice in enumerate(choices.tolist(), start=window.fresh):
-            if choice >= 0 and choice not in unpacked:
-                data = zlib.decompress(self._logits[window.number + choice])
-                unpacked[choice] = np.frombuffer(data, np.uint8).reshape(window.shape)
-            yield unpacked[choice][t] if choice >= 0 else None
+        for choice in np.unique(choices[choices >= 0]).tolist():
+            data = zlib.decompress(self._logits[window.number + choice])
+            unpacked[choice] = np.frombuffer(data, np.uint8).reshape(window.shape)
+        for t, chosen in enumerate(choices.tolist(), start=window.fresh):
+            yield [unpacked[choice][t] for choice in chosen if choice >= 0]
 
     def soft(self, judge: Presence) -> list[Iterator[np.ndarray]]:
         """For every expression, its mask in every frame as (H, W) float32 probabilities; zeros where it is away.
@@ -328,31 +340,49 @@ class TrackBuilder:
         return [self._soft_track(self._film(i), judge) for i in range(len(self.expressions))]
 
     def _soft_track(self, film: Sequence[Window], judge: Presence) -> Iterator[np.ndarray]:
-        path, _ = decide(film, self.linking, judge)
+        path, _ = self._decide(film, judge)
         for window, choices in zip(film, path, strict=True):
-            for frame in self._chosen_logits(window, choices):
-                if frame is None:
-                    yield np.zeros(self.source_size, np.float32)
+            for frames in self._chosen_logits(window, choices):
+                enlarged = [enlarge(frame, window.inside, self.source_size) for frame in frames]
+                if enlarged:
+                    yield PROBABILITIES[reduce(np.maximum, enlarged)].T
                 else:
-                    yield PROBABILITIES[enlarge(frame, window.inside, self.source_size)].T
+                    yield np.zeros(self.source_size, np.float32)
 
 
 def decide(film: Sequence[Window], linking: Linking, judge: Presence) -> tuple[list[np.ndarray], float]:
-    """(for every window, the chosen candidate of each fresh frame, -1 for absent; the film's presence in 0..1).
-
-    The film's presence is the mean logit of its surest windows, so that an object may be away for most of a film.
-    """
-    logits = judge.calibrated(np.array([window.presence for window in film]))  # (W,)
-    surest = np.sort(logits)[::-1][: max(1, round(len(logits) * linking.presence_share))]
-    presence = float(sigmoid(surest.mean()))
+    """(for every window, the chosen candidate of each fresh frame, -1 for absent; the film's presence in 0..1)."""
+    presence = film_presence(film, linking, judge)
     if presence < judge.threshold:
         return [np.full(window.shape[0] - window.fresh, -1) for window in film], presence
+    logits = judge.calibrated(np.array([window.presence for window in film]))  # (W,)
     # Shifted so that "present" and "absent" tie at the threshold: one window alone then agrees with the film's verdict.
     shifted = logits - np.log(judge.threshold / (1 - judge.threshold))
     path = best_path(film, log_sigmoid(shifted), log_sigmoid(-shifted), linking)
     if max(choices.max() for choices in path) < 0:  # present, yet no window alone is worth the cost of entering
         path = best_path(film, log_sigmoid(shifted), np.full(len(film), -np.inf), linking)
     return path, presence
+
+
+def decide_together(film: Sequence[Window], linking: Linking, judge: Presence) -> tuple[list[np.ndarray], float]:
+    """(for every window, its candidates above the threshold, (fresh frames, kept); the film's presence in 0..1).
+
+    Presence is judged as in ``decide``; below the threshold nothing is kept.
+    """
+    presence = film_presence(film, linking, judge)
+    path = []
+    for window in film:
+        kept = np.nonzero(sigmoid(judge.calibrated(window.scores)) >= judge.threshold)[0]
+        kept = kept if presence >= judge.threshold else kept[:0]
+        path.append(np.broadcast_to(kept, (window.shape[0] - window.fresh, len(kept))))
+    return path, presence
+
+
+def film_presence(film: Sequence[Window], linking: Linking, judge: Presence) -> float:
+    """0..1: of the mean logit of the film's surest windows, so that an object may be away for most of a film."""
+    logits = judge.calibrated(np.array([window.presence for window in film]))  # (W,)
+    surest = np.sort(logits)[::-1][: max(1, round(len(logits) * linking.presence_share))]
+    return float(sigmoid(surest.mean()))
 
 
 def best_path(film: Sequence[Window], present: np.ndarray, absent: np.ndarray, linking: Linking) -> list[np.ndarray]:
