@@ -70,7 +70,7 @@ def test_a_mirror_turns_frames_masks_boxes_and_words(tmp_path: Path) -> None:
 
 
 def test_every_epoch_shows_all_clips_once_in_its_own_order() -> None:
-    first, second = soc._order(42, 0, 50), soc._order(42, 1, 50)
+    first, second = soc.epoch_order(42, 0, 50), soc.epoch_order(42, 1, 50)
     assert sorted(first) == sorted(second) == list(range(50))
     assert not np.array_equal(first, second)
 

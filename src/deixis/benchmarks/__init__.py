@@ -23,6 +23,7 @@ BENCHMARKS = {
     "refcoco": ("refcoco", "open_split"),
     "visor": ("visor", "open_split"),
     "world": ("mevis", "open_world"),
+    "folder": ("folder", "open_split"),
 }
 
 
@@ -44,6 +45,8 @@ def splits_of(name: str, root: Path) -> tuple[str, ...]:
         raise DeixisError(f"unknown benchmark {name!r}; deixis knows {', '.join(BENCHMARKS)}")
     if name == "world":
         return import_module("deixis.benchmarks.mevis").world_splits(Path(root))
+    if name == "folder":
+        return import_module("deixis.benchmarks.folder").splits(Path(root))
     return import_module(f"deixis.benchmarks.{BENCHMARKS[name][0]}").SPLITS
 
 

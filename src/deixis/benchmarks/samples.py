@@ -29,12 +29,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 class Video:
     """A film of a benchmark. frames: one image file a frame, in order, or the path of a film file.
 
-    names: the frames' names in the benchmark's results (for a film file: those of the labelled frames only).
+    names: the frames' names in the benchmark's results (for a film file: their numbers, perhaps of the labelled only).
+    first: the number that the first frame of a film file has.
     """
 
     id: str
     names: tuple[str, ...]
     frames: tuple[Path, ...] | Path
+    first: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,8 +105,8 @@ def _read_image(path: str) -> np.ndarray:
 
 
 def film_index(sample: Sample, index: int) -> int:
-    """Which frame of the film the video's frame ``index`` is: frame names of film files count from 1."""
-    return index if isinstance(sample.video.frames, tuple) else int(sample.video.names[index]) - 1
+    """Which frame of the film, from 0, the video's frame ``index`` is; frame names of film files are numbers."""
+    return index if isinstance(sample.video.frames, tuple) else int(sample.video.names[index]) - sample.video.first
 
 
 @dataclass(frozen=True, eq=False)

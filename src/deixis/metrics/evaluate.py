@@ -171,23 +171,25 @@ class _Track:
 def score_expressions_of(
     benchmark: Benchmark, samples: Sequence[Sample], results: Path, least_pixels: int, pool: ThreadPoolExecutor
 ) -> list[Row]:
-    """Rows of one video's expressions. J and F are means over all its frames, those without the object included."""
+    """Rows of one video's expressions. J and F are means over its scored frames, those without the object included."""
     video, truth_of = samples[0].video, benchmark.truth
     assert truth_of is not None
+    scored = range(len(video.names)) if samples[0].scored is None else samples[0].scored
 
-    def read(index: int) -> tuple[FrameTruth, list[np.ndarray]]:
+    def read(number: int) -> tuple[FrameTruth, list[np.ndarray]]:
+        index = scored[number]
         truth = truth_of(video, index)
         paths = [results / mask_path(benchmark, sample, video.names[index]) for sample in samples]
         return truth, [read_ids(path, path, truth.size) > 0 for path in paths]
 
     tracks = [_Track() for _ in samples]
-    for truth, predictions in read_ahead(read, len(video.names), pool):
+    for truth, predictions in read_ahead(read, len(scored), pool):
         for track, sample, prediction in zip(tracks, samples, predictions, strict=True):
             track.add(prediction, sample, truth)
-    return [_row(track, sample, results, least_pixels) for track, sample in zip(tracks, samples, strict=True)]
+    return [_row(track, sample, results, least_pixels, scored) for track, sample in zip(tracks, samples, strict=True)]
 
 
-def _row(track: _Track, sample: Sample, results: Path, least_pixels: int) -> Row:
+def _row(track: _Track, sample: Sample, results: Path, least_pixels: int, scored: Sequence[int]) -> Row:
     j, f = float(np.mean(track.region)), float(np.mean(track.contour))
     marker = read_marker(results, sample)
     moves = np.array(track.moves).reshape(-1, 2)
@@ -204,7 +206,7 @@ def _row(track: _Track, sample: Sample, results: Path, least_pixels: int) -> Row
         "identity swaps": presence.identity_swaps(track.under),
         "stability": presence.stability(moves[:, 0].tolist(), moves[:, 1].tolist()),
     }
-    worst = int(np.argmin(np.add(track.region, track.contour)))
+    worst = scored[int(np.argmin(np.add(track.region, track.contour)))]
     return Row(video=sample.video.id, id=sample.id, text=sample.text, tags=sample.tags, values=values, worst=worst)
 
 

@@ -12,11 +12,12 @@ import hashlib
 import json
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -43,6 +44,9 @@ from deixis.training.clips import ClipBatch, gather_clips
 from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
 from deixis.types import DeixisError
+
+if TYPE_CHECKING:
+    from deixis.training.measure import Answer
 
 log = logging.getLogger(__name__)
 
@@ -284,14 +288,20 @@ def calibrated(pictures: str, system: Light, films: int = 150) -> LightConfig:
 
     Temperature and shift make the told probability agree with the facts; the threshold is ``chosen_threshold``'s.
     """
-    from deixis.training.measure import answers, chosen_threshold, fit_presence
+    from deixis.training.measure import answers
 
     def films_of() -> Iterator[WorldFilm]:
         yield from mixture.composites(pictures, seed=1, films=films)
         yield from (film for i, film in enumerate(mixture.stills(pictures)) if i % 2 == 0)
 
-    told = list(answers(system, films_of(), threshold=1e-6))  # everything is shown, so that what would be is known
-    config = system.config
+    # Everything is shown, so that what would be is known.
+    return with_fitted_presence(system.config, list(answers(system, films_of(), threshold=1e-6)))
+
+
+def with_fitted_presence(config: LightConfig, told: Sequence[Answer]) -> LightConfig:
+    """The config with temperature, shift and threshold fitted on answers of which none was kept back."""
+    from deixis.training.measure import chosen_threshold, fit_presence
+
     there = np.array([a.there for a in told])
     temperature, shift = fit_presence(
         np.array([a.presence for a in told]), there, config.presence_temperature, config.presence_shift

@@ -47,6 +47,7 @@ def answers(
     words: Callable[[int, WorldFilm], tuple[str, ...]] | None = None,
     threshold: float | None = None,
     precision: str = "auto",
+    device: str = "auto",
 ) -> Iterator[Answer]:
     """Ask every film all of its sentences.
 
@@ -60,7 +61,9 @@ def answers(
             texts = tuple(s.text for s in film.sentences) if words is None else words(number, film)
             place = Path(folder) / str(number)
             write_frames(film, place)
-            tracks = segment(place, list(texts), model=system, threshold=threshold, precision=precision)
+            tracks = segment(
+                place, list(texts), model=system, threshold=threshold, precision=precision, device=device
+            )
             for sentence, track in zip(film.sentences, tracks, strict=True):
                 yield judge(film, sentence, track)
             for file in place.iterdir():

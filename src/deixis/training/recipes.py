@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from deixis.training.folder import light_folder, soc_folder
 from deixis.training.light import light
 from deixis.training.loop import Run
+from deixis.training.slvp import SLVP_RECIPES
 from deixis.training.soc import SOC_RECIPES
 from deixis.types import DeixisError
 
@@ -21,7 +23,7 @@ class Recipe(Protocol):
     def __call__(self, data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run: ...
 
 
-RECIPES: dict[str, Recipe] = {"light": light, **SOC_RECIPES}
+RECIPES: dict[str, Recipe] = {"light": light, "light_folder": light_folder, "soc_folder": soc_folder, **SLVP_RECIPES, **SOC_RECIPES}
 
 
 def find_recipe(name: str) -> Recipe:

@@ -220,7 +220,7 @@ def sample(
     tables = [list_clips(source, place, config.frames) for source, place in places]
     total = sum(len(table) for table in tables)
     epoch, turn = divmod(index, total)
-    order = _order(seed, epoch, total)
+    order = epoch_order(seed, epoch, total)
     for step in range(100):
         number = int(order[(turn + step) % total])
         for (source, place), table in zip(places, tables, strict=True):
@@ -234,7 +234,7 @@ def sample(
 
 
 @lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, total: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, total: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(total)
 
 
@@ -304,7 +304,7 @@ class WorldData:
     loss: SetLossConfig = field(default_factory=SetLossConfig)
 
 
-_SMALL: dict[str, Any] = {
+SMALL: dict[str, Any] = {
     "vision": VideoSwinConfig(dim=24, depths=(1, 1, 2, 1), heads=(1, 2, 4, 8), window=(6, 4, 4), drop_path=0.0),
     "text": TextConfig(
         vocabulary=512, width=64, layers=2, heads=4, hidden=128, positions=66, dropout=0.0, frozen=False,
@@ -407,8 +407,8 @@ _PUBLISHED: tuple[tuple[str, Schedule, tuple[Source, ...], Config], ...] = (
     ("soc_plus_plus_mevis", PLUS_MEVIS, (MEVIS,), SocPlusPlusConfig()),
 )
 SOC_RECIPES: dict[str, Any] = {
-    "soc_world": partial(world, name="soc_world", model=SocConfig(**_SMALL)),
-    "soc_plus_plus_world": partial(world, name="soc_plus_plus_world", model=SocPlusPlusConfig(**_SMALL, proxies=6)),
+    "soc_world": partial(world, name="soc_world", model=SocConfig(**SMALL)),
+    "soc_plus_plus_world": partial(world, name="soc_plus_plus_world", model=SocPlusPlusConfig(**SMALL, proxies=6)),
 } | {
     name: partial(published, name=name, plan=plan, sources=sources, model=model)
     for name, plan, sources, model in _PUBLISHED

@@ -1,0 +1,503 @@
+"""Recipes for your own data, ``deixis.benchmarks.folder``: fine-tune the bundled light, or train SOC.
+
+Both train on the labelled frames of the split ``train`` and are judged on those of ``valid``, if there is one, through
+``deixis.segment``. Labelled frames of film files are kept as pictures in the cache (DEIXIS_CACHE), so that no film is
+decoded twice. T frames of a clip, N objects, H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+from torch import nn
+
+from deixis import weights
+from deixis.benchmarks import splits_of
+from deixis.benchmarks.augment import AugmentConfig, augment, resize
+from deixis.benchmarks.folder import Truth, open_split
+from deixis.benchmarks.pngs import png_size
+from deixis.benchmarks.predicates import Sentence, WorldFilm
+from deixis.benchmarks.samples import Sample, Video, cache_path
+from deixis.benchmarks.training_clips import TrainingClip, consecutive_windows, read_frames, training_clip
+from deixis.encoders.text import word_tokenizer
+from deixis.losses.proposals import ProposalWeights
+from deixis.losses.set_loss import SetLossConfig
+from deixis.systems.light import Light, LightConfig, head_phrase
+from deixis.systems.soc import Soc, SocConfig
+from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
+from deixis.training import soc
+from deixis.training.clips import gather_clips
+from deixis.training.light import FROZEN, Memory, film_number, light_losses, with_fitted_presence
+from deixis.training.loop import Run, TrainConfig, export_model
+from deixis.training.measure import answers
+from deixis.training.optimizer import parameter_groups
+from deixis.types import DeixisError, Expression
+from deixis.video import Film
+
+log = logging.getLogger(__name__)
+
+VALID_SIDE = 360  # pixels of short side at which held-out films are judged while training (our choice)
+LEAST_TO_FIT = 20  # sentences of things that are there, and of things that are not, to fit presence on (our choice)
+ALWAYS = 1e-6  # presence threshold where nobody asks for what is not there
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightFolderData:
+    """How light's clips are made of your films. All numbers are our choice."""
+
+    frames: tuple[int, ...] = (8, 4, 6)  # T of a training clip, batch by batch in turn
+    short_sides: tuple[int, ...] = (224, 256, 192)  # pixels, one for each of ``frames``
+    stride: int = 3  # the frames of a clip lie up to so many labelled frames apart
+    sentences: int = 8  # most of a clip
+    borrowed: float = 0.25  # chance that a clip is asked for another film's object too, and is to find nothing
+    complete: bool = False  # everything that might be meant has a mask; else what lies away from masks is unknown
+    margin: float = 0.08  # of the diagonal: so near a mask the background is known in any case
+    pool: int = 120  # clips that take turns before new ones come; about 16 MB of memory each
+    uses: int = 4  # times each of them is trained on
+    held_out_frames: int = 24  # labelled frames of each held-out film that are looked at while it trains
+    skip_bad: bool = False  # leave bad lines, masks and films out instead of refusing
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: ProposalWeights = field(default_factory=lambda: ProposalWeights(seen=0.0))  # unlabelled objects are objects
+
+    def __post_init__(self) -> None:
+        if not self.frames or len(self.frames) != len(self.short_sides):
+            raise DeixisError(f"data.short_sides must be {len(self.frames)} numbers, one for each of data.frames")
+        if min(self.frames) < 1 or min(self.short_sides) < 32 or self.stride < 1 or self.sentences < 1:
+            raise DeixisError("data.frames, stride and sentences must be 1 or more, data.short_sides 32 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SocFolderData:
+    """How SOC's clips are made of your films."""
+
+    frames: int = 8  # T of a clip (read)
+    flip: float = 0.5  # chance of a mirror (read)
+    held_out_frames: int = 24  # as LightFolderData's
+    skip_bad: bool = False
+    loss: SetLossConfig = field(default_factory=SetLossConfig)
+
+
+# --- the recipes -----------------------------------------------------------------------------------------------------
+
+
+def light_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
+    """Fine-tune light. data: ``folder``, your data; ``start`` (optional), a checkpoint of light, by default the bundled
+    one. Both encoders and the text encoder stay frozen unless ``model.train_vision=true`` (a GPU).
+    """
+    from deixis.training.recipes import apply_overrides
+
+    place, start = _folder(data, "light_folder"), str(data.get("start", "light"))
+    configs = apply_overrides(
+        overrides,
+        model=_system(start, (Light,)).config,
+        data=LightFolderData(),
+        train=TrainConfig(
+            steps=400, batch=4, lr=1e-4, warmup_steps=20, clip_norm=1.5, ema=0.99, precision="bf16", workers=1,
+            weight_decay=0.05, validate_every=100, checkpoint_minutes=5.0, log_every=10, find_unused_parameters=True,
+        ),
+    )  # fmt: skip
+    model, films, train = configs["model"], configs["data"], configs["train"]
+    labelled(place, "train", films.skip_bad)  # refuses bad data, and unpacks films, before any process starts
+    return Run(
+        name="light_folder",
+        system=partial(start_light, model, start),
+        samples=partial(light_film, place, films, train.batch, train.seed),
+        collate=gather_clips,
+        losses=partial(light_losses, films.loss, Memory(films.pool)),
+        groups=lambda system: parameter_groups(
+            system, {"tiny_vit.": 0.15, "efficient_net.": 0.05} if model.train_vision else None
+        ),
+        validate=_judge(place, films.held_out_frames, films.skip_bad, threshold=None),
+        train=train,
+        config=model,
+        export=partial(export_light, place, films),
+    )
+
+
+def soc_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
+    """Train SOC, or go on with SOC or SOC++. data: ``folder``, your data; ``start``, one of our checkpoints; or
+    ``kinetics`` (and ``roberta``), as the published recipes take them. With neither, a small SOC from scratch.
+
+    Sentences that name nothing are left out: SOC is not trained to answer "not there".
+    """
+    from deixis.training.recipes import apply_overrides
+
+    place = _folder(data, "soc_folder")
+    model = _soc_config(data)
+    scratch = not {"start", "kinetics"} & set(data)
+    films = SocFolderData(frames=model.window)
+    skip_bad = overrides.get("data.skip_bad", "false") == "true"
+    clips = len(soc_windows(place, films.frames, skip_bad))
+    configs = apply_overrides(overrides, model=model, data=films, train=_scratch() if scratch else _finetune(clips))
+    model, films, train = configs["model"], configs["data"], configs["train"]
+    plan = soc.YTVOS_FINETUNE
+    scales = {"vision.": plan.backbone / plan.lr, "text.encoder.": plan.text / plan.lr}
+    return Run(
+        name="soc_folder",
+        system=partial(_small_soc, model, place, films.skip_bad) if scratch else partial(start_soc, model, dict(data)),
+        samples=partial(soc_clip, place, model, films, train.seed),
+        collate=partial(soc.collate, model),
+        losses=partial(soc.losses, films.loss),
+        groups=parameter_groups if scratch else partial(_finetune_groups, scales),
+        validate=_judge(place, films.held_out_frames, films.skip_bad, threshold=ALWAYS),
+        train=train,
+        config=model,
+    )
+
+
+def _folder(data: Mapping[str, Path], name: str) -> str:
+    if "folder" not in data:
+        raise DeixisError(f"the recipe {name} needs --data folder=FOLDER; docs/train_on_your_data.md tells its layout")
+    return str(data["folder"])
+
+
+def _system(start: str, kinds: tuple[type, ...]) -> Any:
+    system = weights.load(start)
+    if not isinstance(system, kinds):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise DeixisError(f"--data start={start} is a checkpoint of {type(system).__name__}, expected one of {wanted}")
+    return system
+
+
+def start_light(config: LightConfig, start: str) -> Light:
+    """Light as the checkpoint left it, with a config that may differ in what changes no shape."""
+    return _filled(Light(config), _system(start, (Light,)), start)
+
+
+def start_soc(config: soc.Config, data: Mapping[str, Path]) -> nn.Module:
+    """SOC or SOC++ from one of our checkpoints, or SOC from the published starting points."""
+    if "start" not in data:
+        return soc.start(config, data)
+    system = Soc(config) if isinstance(config, SocConfig) else SocPlusPlus(config)
+    return _filled(system, _system(str(data["start"]), (Soc, SocPlusPlus)), str(data["start"]))
+
+
+def _filled(system: Any, source: nn.Module, start: str) -> Any:
+    try:
+        system.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        what = " ".join(str(error).split())[:200]
+        raise DeixisError(f"--data start={start} does not fit these --set model.* settings ({what})") from error
+    return system
+
+
+def _soc_config(data: Mapping[str, Path]) -> SocConfig | SocPlusPlusConfig:
+    if "start" in data:
+        return _system(str(data["start"]), (Soc, SocPlusPlus)).config
+    if "kinetics" in data:
+        return SocConfig()
+    return SocConfig(**{**soc.SMALL, "short_side": 96, "long_side": 176})
+
+
+def _scratch() -> TrainConfig:
+    return TrainConfig(
+        steps=3000, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50, workers=1,
+        validate_every=500, find_unused_parameters=True,
+    )  # fmt: skip
+
+
+def _finetune(clips: int) -> TrainConfig:
+    plan = soc.YTVOS_FINETUNE
+    steps = plan.epochs * max(1, clips // plan.batch)
+    return TrainConfig(
+        steps=steps, batch=1, accumulate=plan.batch, lr=plan.lr, schedule="multistep", gamma=plan.gamma,
+        milestones=tuple(steps * drop // plan.epochs for drop in plan.drops), weight_decay=1e-4, clip_norm=0.1,
+        precision="fp32", workers=4, validate_every=max(1, steps // 10), find_unused_parameters=True,
+    )  # fmt: skip
+
+
+def _finetune_groups(scales: Mapping[str, float], system: nn.Module) -> list[dict[str, Any]]:
+    """Published rates; a frozen text encoder has no group."""
+    trained = {name for name, parameter in system.named_parameters() if parameter.requires_grad}
+    return soc.groups({key: s for key, s in scales.items() if any(n.startswith(key) for n in trained)}, system)
+
+
+def _small_soc(config: SocConfig, place: str, skip_bad: bool) -> Soc:
+    """Random weights, and a tokenizer that knows the words of the training sentences."""
+    model: Any = Soc(config)
+    texts = [sample.text for _, own in labelled(place, "train", skip_bad).films for sample in own]
+    model.text.tokenizer = word_tokenizer(texts, config.text.vocabulary)
+    return model
+
+
+# --- films with their labelled frames --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """A split, each film cut down to its labelled frames, as pictures, with its sentences."""
+
+    truth: Truth
+    films: tuple[tuple[Video, tuple[Sample, ...]], ...]
+
+
+@lru_cache(maxsize=4)  # once a process
+def labelled(place: str, split: str, skip_bad: bool = False) -> Labelled:
+    benchmark = open_split(Path(place), split, skip_bad)
+    assert isinstance(benchmark.truth, Truth)
+    films = []
+    for video_id, samples in benchmark.by_video().items():
+        names = tuple(benchmark.truth.labels[video_id].files)
+        whole = samples[0].video
+        video = Video(id=video_id, names=names, frames=_pictures(whole, names))
+        films.append((video, tuple(replace(sample, video=video, scored=None) for sample in samples)))
+    return Labelled(benchmark.truth, tuple(films))
+
+
+def _pictures(video: Video, names: Sequence[str]) -> tuple[Path, ...]:
+    """The picture of each named frame; those of a film file are unpacked to the cache, once."""
+    if isinstance(video.frames, tuple):
+        of_name = dict(zip(video.names, video.frames, strict=True))
+        return tuple(of_name[name] for name in names)
+    key = hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
+    folder = cache_path(video.frames, f"frames-{key}")
+    if not folder.is_dir():
+        log.info("unpacking %d frames of %s to %s", len(names), video.frames, folder)
+        _unpack(video.frames, {int(name): name for name in names}, folder)
+    return tuple(folder / f"{name}.jpg" for name in names)
+
+
+def _unpack(film: Path, wanted: Mapping[int, str], folder: Path) -> None:
+    half = folder.with_name(f"{folder.name}.{os.getpid()}.half")
+    try:
+        half.mkdir(parents=True, exist_ok=True)
+        for frame in Film(film).frames():
+            if frame.index in wanted:
+                picture = cv2.cvtColor(frame.pixels(), cv2.COLOR_RGB2BGR)
+                whole, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
+                assert whole
+                (half / f"{wanted[frame.index]}.jpg").write_bytes(data.tobytes())
+        if not folder.is_dir():  # another process may have been quicker
+            half.rename(folder)
+    except OSError as error:
+        raise DeixisError(
+            f"frames of {film} cannot be kept in {folder.parent} ({error.strerror}); name another place in DEIXIS_CACHE"
+        ) from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+def world_film(
+    truth: Truth, video: Video, samples: Sequence[Sample], indices: Sequence[int]
+) -> tuple[WorldFilm, tuple[str, ...]]:
+    """Labelled frames of a film with every labelled object, and the objects' numbers.
+
+    A sentence whose objects do not all show in these frames is left out; one that names nothing stays.
+    """
+    truths = [truth(video, index) for index in indices]
+    ids = tuple(sorted({key for one in truths for key in one.masks}, key=int))
+    masks = np.zeros((len(truths), len(ids), *truths[0].size), bool)
+    void = np.zeros((len(truths), *truths[0].size), bool)
+    for t, one in enumerate(truths):
+        for key, mask in one.masks.items():
+            masks[t, ids.index(key)] = mask
+        if one.void is not None:
+            void[t] = one.void
+    sentences = tuple(
+        Sentence(s.text, s.tags[0] if s.tags else "written", tuple(ids.index(key) for key in s.objects or ()))
+        for s in samples
+        if set(s.objects or ()) <= set(ids)
+    )
+    return WorldFilm(read_frames(video, indices), masks, sentences, ignore=void, name=video.id), ids
+
+
+# --- clips for light -------------------------------------------------------------------------------------------------
+
+
+def light_film(place: str, data: LightFolderData, batch: int, seed: int, index: int) -> WorldFilm:
+    """The clip of a sample index; all clips of a batch have the shape of its first."""
+    # film_number reads frames, pool and uses of its data, which LightFolderData has too.
+    number, lane = film_number(cast(Any, data), batch, seed, index)
+    first, _ = film_number(cast(Any, data), batch, seed, index - index % batch)
+    source = labelled(place, "train", data.skip_bad)
+    size = _grid_size(_size_of(_film_of(source, seed, first)[0]), data.short_sides[lane])
+    rng = np.random.default_rng([seed, number, 1])
+    video, samples = _film_of(source, seed, number)
+    film, _ = world_film(source.truth, video, samples, _moment(source, video, samples, data, data.frames[lane], rng))
+    larger = (size[0] * 5 // 4, size[1] * 5 // 4)  # cropping still finds pixels, and large films cost no time
+    film = resize(film, larger) if film.frames.shape[1] > larger[0] else film
+    film = _few_sentences(film, source, samples, data, rng)
+    film = augment(film, rng, replace(data.augment, size=size))
+    return film if data.complete else replace(film, ignore=_unknown(film, data.margin))
+
+
+def _film_of(source: Labelled, seed: int, number: int) -> tuple[Video, tuple[Sample, ...]]:
+    """Every film is as likely as any other, however long."""
+    return source.films[int(np.random.default_rng([seed, number]).integers(len(source.films)))]
+
+
+def _size_of(video: Video) -> tuple[int, int]:
+    assert isinstance(video.frames, tuple)
+    return png_size(video.frames[0])
+
+
+def _grid_size(source: tuple[int, int], short_side: int) -> tuple[int, int]:
+    """(H, W) of about this short side and the film's shape, in multiples of 32."""
+    scale = short_side / min(source)
+    height, width = (max(32, round(side * scale / 32) * 32) for side in source)
+    return height, width
+
+
+def _moment(
+    source: Labelled, video: Video, samples: Sequence[Sample], data: LightFolderData, count: int,
+    rng: np.random.Generator,
+) -> list[int]:  # fmt: skip
+    """Frames of a clip in which a sentence's objects show; a film with fewer labelled frames repeats some."""
+    length = len(video.names)
+    for _ in range(20):
+        stride = int(rng.integers(1, max(1, min(data.stride, length // count)) + 1))
+        first = int(rng.integers(0, max(0, length - (count - 1) * stride - 1) + 1))
+        found = [min(first + i * stride, length - 1) for i in range(count)]
+        there = frozenset().union(*(source.truth.present(video, i) for i in found))
+        if any(set(sample.objects or ()) <= there for sample in samples):
+            return found
+    wanted = samples[int(rng.integers(len(samples)))].objects or ()
+    shown = [i for i in range(length) if set(wanted) & source.truth.present(video, i)]
+    return sorted((shown * count)[:count])
+
+
+def _few_sentences(
+    film: WorldFilm, source: Labelled, own: Sequence[Sample], data: LightFolderData, rng: np.random.Generator
+) -> WorldFilm:
+    sentences = list(film.sentences)
+    if len(sentences) > data.sentences:
+        sentences = [sentences[i] for i in rng.permutation(len(sentences))[: data.sentences]]
+    if rng.random() < data.borrowed:
+        absent = _absent_sentence(source, own, rng)
+        sentences += [Sentence(absent, "none", ())] if absent else []
+    return replace(film, sentences=tuple(sentences))
+
+
+def _absent_sentence(source: Labelled, own: Sequence[Sample], rng: np.random.Generator) -> str | None:
+    """A sentence of another film that shares no word with what is said of this one, as far as it names the thing."""
+    said = {word for sample in own for word in sample.text.split()}
+    for _ in range(8):
+        _, others = source.films[int(rng.integers(len(source.films)))]
+        other = others[int(rng.integers(len(others)))]
+        if not said & set(head_phrase(other.text).split()):
+            return other.text
+    return None
+
+
+def _unknown(film: WorldFilm, margin: float) -> np.ndarray:
+    """(T, H, W) bool: void pixels, and those further from every mask than ``margin`` of the diagonal."""
+    assert film.ignore is not None
+    height, width = film.frames.shape[1:3]
+    reach = margin * float(np.hypot(height, width))
+    far = [
+        cv2.distanceTransform((~masks.any(0)).astype(np.uint8), cv2.DIST_L2, 3) > reach
+        if masks.any()
+        else np.ones((height, width), bool)
+        for masks in film.masks
+    ]
+    return film.ignore | np.stack(far)
+
+
+# --- clips for SOC ---------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4)
+def soc_windows(place: str, frames: int, skip_bad: bool) -> list[tuple[Sample, tuple[int, ...]]]:
+    """Every sentence with every window of labelled frames in which its objects show."""
+    source = labelled(place, "train", skip_bad)
+    found = []
+    for video, samples in source.films:
+        for window in consecutive_windows(len(video.names), frames):
+            there = frozenset().union(*(source.truth.present(video, i) for i in window))
+            found += [(s, tuple(window)) for s in samples if s.objects and set(s.objects) <= there]
+    if not found:
+        raise DeixisError(f"{place}: no sentence of the split train names an object that its film shows")
+    return found
+
+
+def soc_clip(
+    place: str, model: soc.Config, data: SocFolderData, seed: int, index: int
+) -> tuple[TrainingClip, tuple[int, int]]:
+    """The clip of a sample index, at the model's size; every epoch has its own order."""
+    table = soc_windows(place, data.frames, data.skip_bad)
+    epoch, turn = divmod(index, len(table))
+    sample, window = table[int(soc.epoch_order(seed, epoch, len(table))[turn])]
+    clip = training_clip(_as_benchmark(place, data.skip_bad), sample, window)
+    clip = replace(clip, expression=Expression(sample.text, sample.id))
+    if np.random.default_rng([seed, index]).random() < data.flip:
+        clip = soc.mirrored(clip)
+    return soc.shrink(clip, model)
+
+
+@lru_cache(maxsize=4)
+def _as_benchmark(place: str, skip_bad: bool) -> Any:
+    return open_split(Path(place), "train", skip_bad)
+
+
+# --- while it trains, and at the end ---------------------------------------------------------------------------------
+
+
+def _judge(
+    place: str, frames: int, skip_bad: bool, threshold: float | None
+) -> Callable[[nn.Module], dict[str, float]] | None:
+    """A validation on the split valid, or None where there is none."""
+    if "valid" not in splits_of("folder", Path(place)):
+        log.warning("%s holds no film of the split valid: nothing is measured while training", place)
+        return None
+    labelled(place, "valid", skip_bad)
+    return partial(validate, place, frames, skip_bad, threshold)
+
+
+def held_out(place: str, frames: int, skip_bad: bool) -> Iterator[WorldFilm]:
+    """The first labelled frames of every held-out film."""
+    source = labelled(place, "valid", skip_bad)
+    for video, samples in source.films:
+        film, _ = world_film(source.truth, video, samples, range(min(frames, len(video.names))))
+        height, width = film.frames.shape[1:3]
+        scale = VALID_SIDE / min(height, width)
+        yield resize(film, (round(height * scale), round(width * scale))) if scale < 1 else film
+
+
+def validate(place: str, frames: int, skip_bad: bool, threshold: float | None, system: nn.Module) -> dict[str, float]:
+    """overlap: mean over all sentences (for what is not there: 1 where the answer is empty).  right: share of present
+    objects on which the mask lies, more than on any other.  absent: share of absent ones answered with nothing.
+    Where ``threshold`` leaves no answer empty, sentences of absent objects do not count.
+    """
+    device = str(next(system.parameters()).device)
+    hits: dict[str, list[float]] = defaultdict(list)
+    for answer in answers(system, held_out(place, frames, skip_bad), threshold=threshold, device=device):
+        if threshold == ALWAYS and not answer.there:
+            continue
+        hits["overlap"].append(answer.overlap)
+        hits["right" if answer.there else "absent"].append(float(answer.right))
+        if answer.there:
+            hits[f"right_{answer.kind}"].append(float(answer.right))
+    if "right_written" in hits and len([name for name in hits if name.startswith("right_")]) == 1:
+        del hits["right_written"]  # no kinds in the table: it would repeat "right"
+    return {name: float(np.mean(hits[name])) for name in ("overlap", *sorted(hits)) if name in hits}
+
+
+def export_light(place: str, data: LightFolderData, system: nn.Module, path: Path) -> None:
+    """Write the model as the bundled one is written; presence is fitted anew where enough was held out to do so."""
+    assert isinstance(system, Light)
+    system.eval()
+    if "valid" in splits_of("folder", Path(place)):
+        films = held_out(place, data.held_out_frames, data.skip_bad)
+        device = str(next(system.parameters()).device)
+        told = list(answers(system, films, threshold=ALWAYS, device=device))
+        there = sum(answer.there for answer in told)
+        if min(there, len(told) - there) >= LEAST_TO_FIT:
+            system.config = with_fitted_presence(system.config, told)
+        else:
+            log.info("presence stays as it was: too few held-out sentences of things that are and are not there")
+    if system.config.train_vision:
+        export_model(system, path)
+        return
+    trained = [name + "." for name, _ in system.named_children() if f"{name}." not in FROZEN]
+    weights.save(system, path, int8=FROZEN, half=trained)
