@@ -149,8 +149,8 @@ def batch(
         return
     with _counting_bar("films") as progress:
         summary = films.batch(planned, progress=progress)
-    for line in summary.failed:
-        typer.echo(f"failed: {line['film']} (row {line['row']}): {line['reason']}", err=True)
+    for bad in summary.failed:
+        typer.echo(f"failed: {bad['film']} (row {bad['row']}): {bad['reason']}", err=True)
     for line in films.summary_lines(summary, out):
         typer.echo(line)
     if summary.stopped:
@@ -570,6 +570,36 @@ def build(
     else:
         raise DeixisError(f"only ref-davis17 and visor are built, got {benchmark!r}; the others are read as they come")
     typer.echo(f"wrote {out}")
+
+
+@data.command()
+def flow(
+    videos: Annotated[Path, typer.Argument(help="A CSV with the columns film and caption.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the cache (default: flow in DEIXIS_CACHE).")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="rate, most, short_side, ...; as data.flow.X in training."),
+    ] = None,
+    estimator: Annotated[str, typer.Option(help="dis, or MODULE:FUNCTION of a learned one.")] = "dis",
+    workers: Annotated[int, typer.Option(help="Processes that share the films.")] = 1,
+) -> None:
+    """Estimate the optical flow of captioned films ahead of training; what is there already is kept."""
+    from deixis.benchmarks.video_captions import VideoCaptions
+    from deixis.training.flow import FlowCache, FlowSettings, fill_cache
+    from deixis.training.recipes import apply_overrides
+
+    wanted = {f"flow.{name}": text for name, text in _pairs(settings, "--set FIELD=VALUE").items()}
+    chosen = apply_overrides({"flow.estimator": estimator} | wanted, flow=FlowSettings())["flow"]
+    cache = FlowCache(out, chosen)
+    with _counting_bar("films") as progress:
+        tally = fill_cache(VideoCaptions(videos), cache, workers, progress)
+    for reason in tally.reasons:
+        typer.echo(f"left out {reason}", err=True)
+    typer.echo(
+        f"{cache.folder}: flow of {tally.made} films made, of {tally.there} there already; {tally.broken} left out"
+    )
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """SLVP-style: language-video pre-training by optical flow (after Mei et al., WACV 2024 Workshops, "SLVP").
 
-Only that paper's abstract is public. This is a system in its spirit, not its reproduction: its parts are our choice, and
-no score of the paper is claimed. Pre-training predicts the optical flow of captioned films; then the flow head gives
+Only that paper's abstract is public. This is a system in its spirit, not its reproduction: its parts are our choice,
+and no score of the paper is claimed. Pre-training predicts the optical flow of captioned films; then the flow head gives
 way to a mask head and everything else is kept. Two fusions share one architecture. With *vision as query* the pixels
 ask the words and one dense mask is painted; with *language as query* K queries, born from the sentence, ask the pixels,
 and each brings the kernel of a mask.

@@ -16,7 +16,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -278,7 +278,8 @@ class FlowCache:
             save_file(tensors, beside, metadata={"flow": json.dumps(facts)})
             os.replace(beside, place)
         except (OSError, SafetensorError) as error:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink()
             raise FlowError(f"the flow cache {self.folder} cannot be written ({error}); give another folder") from error
 
     def _read(self, place: Path, content: str) -> Entry:

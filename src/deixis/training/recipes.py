@@ -23,7 +23,13 @@ class Recipe(Protocol):
     def __call__(self, data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run: ...
 
 
-RECIPES: dict[str, Recipe] = {"light": light, "light_folder": light_folder, "soc_folder": soc_folder, **SLVP_RECIPES, **SOC_RECIPES}
+RECIPES: dict[str, Recipe] = {
+    "light": light,
+    "light_folder": light_folder,
+    "soc_folder": soc_folder,
+    **SLVP_RECIPES,
+    **SOC_RECIPES,
+}
 
 
 def find_recipe(name: str) -> Recipe:
