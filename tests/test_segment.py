@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -353,3 +353,18 @@ def test_answer_gives_one_set_of_candidates_per_expression(film: Path) -> None:
     found = answer(system.eval(), clip, [Expression("red"), Expression("blue")], Linking(), CPU)
     assert [f.presence for f in found] == [5.0, -5.0]
     assert found[0].logits.shape[1:] == (4, 36, 48)
+
+
+def test_a_system_that_wants_squares_gets_multiples_of_its_patch(film: Path) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class SquareConfig(ColoursConfig):
+        square: bool = True
+
+    config = SquareConfig()
+    assert model_size((150, 100), config) == (72, 72)
+    assert model_size((90, 300), config, 41) == (40, 40)
+    with pytest.raises(DeixisError, match="size must lie"):
+        model_size((90, 300), config, 3)
+    (track,) = segment(film, "red", model=Colours(config))
+    assert track.masks[0].shape == SHAPE
+    assert overlap(np.asarray(track.masks), red(moving(23, colours=("red", "green")))) > 0.88

@@ -193,13 +193,19 @@ def as_expressions(expressions: str | Expression | Sequence[str | Expression]) -
 
 
 def model_size(source: Size, config: Any, short_side: int | None = None) -> Size:
-    """(height, width) at which the model sees a film of ``source`` size; ``short_side`` replaces the config's."""
-    if short_side is None:
-        return fit(source, config.short_side, config.long_side, config.multiple)
-    if not config.multiple <= short_side <= 4096:
+    """(height, width) at which the model sees a film of ``source`` size; ``short_side`` replaces the config's.
+
+    A system whose config says ``square`` sees every film as a square of a multiple of its ``multiple``.
+    """
+    if short_side is not None and not config.multiple <= short_side <= 4096:
         raise DeixisError(
             f"the size must lie between {config.multiple} and 4096 pixels of short side, got {short_side}"
         )
+    if getattr(config, "square", False):
+        side = round((short_side or config.short_side) / config.multiple) * config.multiple
+        return side, side
+    if short_side is None:
+        return fit(source, config.short_side, config.long_side, config.multiple)
     long_side = math.ceil(config.long_side * short_side / config.short_side)
     return fit(source, short_side, long_side, config.multiple)
 

@@ -7,7 +7,7 @@ B clips, T frames, N objects, H W pixels.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -37,12 +37,13 @@ from deixis.encoders.text import TextConfig, word_tokenizer
 from deixis.encoders.video_swin import VideoSwinConfig
 from deixis.losses.set_loss import SetLossConfig, set_loss
 from deixis.metrics.choice import right_object
+from deixis.segment import model_size
 from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
 from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
 from deixis.types import Batch, DeixisError, Expression, Target
-from deixis.video import fit, resize
+from deixis.video import resize
 from deixis.weights_import import load_kinetics, load_roberta
 
 Config = SocConfig | SocPlusPlusConfig
@@ -260,7 +261,7 @@ def mirrored(clip: TrainingClip) -> TrainingClip:
 
 def shrink(clip: TrainingClip, model: Config) -> tuple[TrainingClip, tuple[int, int]]:
     """The clip at the size that the model sees. Masks are resized to the nearest pixel, as published."""
-    h, w = fit((clip.frames.shape[-2], clip.frames.shape[-1]), model.short_side, model.long_side, model.multiple)
+    h, w = model_size((clip.frames.shape[-2], clip.frames.shape[-1]), model)
     frames = np.stack([resize(frame.permute(1, 2, 0).numpy(), (h, w)) for frame in clip.frames])
     t, n = clip.target.masks.shape[:2]
     masks = np.zeros((t, n, h, w), bool)
@@ -369,7 +370,18 @@ def world_clip(data: WorldData, index: int) -> tuple[TrainingClip, tuple[int, in
     return TrainingClip(frames, Expression(sentence.text), make_target(film.masks, referred)), data.size
 
 
-def validate(data: WorldData, system: nn.Module) -> dict[str, float]:
+def best_masks(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
+    """Logits (K, T, h, w): of each expression asked of one clip, the masks of the query with the best score."""
+    answer = model.decode(model.encode(batch.frames, batch.padding), expressions)
+    best = answer.scores.sigmoid().mean(1).argmax(1)  # (K,)
+    return answer.masks[torch.arange(len(best)), :, best]
+
+
+def validate(
+    data: WorldData,
+    system: nn.Module,
+    ask: Callable[[Any, Batch, Sequence[Expression]], Tensor] = best_masks,
+) -> dict[str, float]:
     """On held-out films: share of right objects and mean overlap, in all and by kind of sentence."""
     hits: dict[str, list[float]] = defaultdict(list)
     model: Any = system
@@ -382,10 +394,7 @@ def validate(data: WorldData, system: nn.Module) -> dict[str, float]:
             torch.zeros(len(frames), 1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool),
         )  # fmt: skip
         batch = collate(model.config, [(TrainingClip(frames, Expression("-"), nothing), data.size)]).to(device)
-        maps = model.encode(batch.frames, batch.padding)
-        answer = model.decode(maps, [Expression(s.text) for s in film.sentences])
-        best = answer.scores.sigmoid().mean(1).argmax(1)  # (K,)
-        chosen = answer.masks[torch.arange(len(best)), :, best]  # (K, T, h, w)
+        chosen = ask(model, batch, [Expression(s.text) for s in film.sentences])  # (K, T, h, w)
         masks = (F.interpolate(chosen, size=data.size, mode="bilinear") > 0).cpu().numpy()
         for mask, sentence in zip(masks, film.sentences, strict=True):
             right, overlap = right_object(mask, film.masks, sentence.objects)
