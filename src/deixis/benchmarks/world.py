@@ -71,6 +71,7 @@ class WorldConfig:
     objects: tuple[int, int] = (1, 5)  # least and most
     cutouts: Path | None = None  # a folder like shared/data; None: drawn shapes only
     cutout_share: float = 0.5  # of the films, where a folder is given
+    areas: tuple[float, float] = (0.012, 0.06)  # share of the picture that an object covers, least and most
     camera_moves: float = 0.25  # chance of a moving camera
     same_shape: float = 0.45  # chance that a further object has the shape (or class) of the first
     same_colour: float = 0.3  # chance that it has its colour
@@ -93,6 +94,8 @@ class WorldConfig:
             raise DeixisError(f"WorldConfig.objects must be (least, most) within 1..20, got {self.objects}")
         if self.frames < 2 or min(self.size) < 32:
             raise DeixisError(f"a film needs 2 frames and 32 pixels a side, got {self.frames} of {self.size}")
+        if not 0 < self.areas[0] <= self.areas[1] <= 0.5:
+            raise DeixisError(f"WorldConfig.areas must be (least, most) shares within 0..0.5, got {self.areas}")
 
 
 # ---- drawing
@@ -402,7 +405,7 @@ class World:
         placed: list[tuple[Motion, Patch]] = []
         paired = len(patches) > 1 and rng.random() < c.pairs
         for index, patch in enumerate(patches):
-            scale = scale_for(rng, patch, c.size, (0.012, 0.06))
+            scale = scale_for(rng, patch, c.size, c.areas)
             companion = _companion(rng, placed[0][0], c, patch, scale) if paired and index == 1 else None
             if companion is not None:
                 placed.append((companion, patch))

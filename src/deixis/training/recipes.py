@@ -14,6 +14,8 @@ from deixis.training.light import light
 from deixis.training.loop import Run
 from deixis.training.slvp import SLVP_RECIPES
 from deixis.training.soc import SOC_RECIPES
+from deixis.training.vlp_rvos import VLP_RVOS_RECIPES
+from deixis.training.towers import tower_world
 from deixis.types import DeixisError
 
 
@@ -27,8 +29,10 @@ RECIPES: dict[str, Recipe] = {
     "light": light,
     "light_folder": light_folder,
     "soc_folder": soc_folder,
+    "tower_world": tower_world,
     **SLVP_RECIPES,
     **SOC_RECIPES,
+    **VLP_RVOS_RECIPES,
 }
 
 

@@ -300,6 +300,7 @@ class WorldData:
     frames: int = 6  # T
     films: int = 3000  # different films to train on
     objects: tuple[int, int] = (2, 3)  # least and most a film
+    areas: tuple[float, float] = (0.012, 0.06)  # share of the picture that an object covers, least and most
     sentences: tuple[tuple[str, float], ...] = (("motion", 0.5), ("colour", 0.25), ("class", 0.25))  # kinds, shares
     held_out_films: int = 100  # of the validation: known shapes in new pairs with colours, on new backgrounds
     loss: SetLossConfig = field(default_factory=SetLossConfig)
@@ -356,8 +357,9 @@ def start_small(config: Config, films: WorldData) -> nn.Module:
 def world_film(data: WorldData, split: str, index: int) -> WorldFilm:
     mix = SentenceMix(count=6, most_none=0.0, weights=data.sentences)
     config = WorldConfig(
-        size=data.size, frames=data.frames, objects=data.objects, camera_moves=0.0, flow=False, sentences=mix
-    )
+        size=data.size, frames=data.frames, objects=data.objects, areas=data.areas, camera_moves=0.0, flow=False,
+        sentences=mix,
+    )  # fmt: skip
     return World(split, config).film(index)
 
 
