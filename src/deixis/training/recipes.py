@@ -14,8 +14,8 @@ from deixis.training.light import light
 from deixis.training.loop import Run
 from deixis.training.slvp import SLVP_RECIPES
 from deixis.training.soc import SOC_RECIPES
-from deixis.training.vlp_rvos import VLP_RVOS_RECIPES
 from deixis.training.towers import tower_world
+from deixis.training.vlp_rvos import VLP_RVOS_RECIPES
 from deixis.types import DeixisError
 
 

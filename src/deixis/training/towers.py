@@ -202,9 +202,8 @@ class LearningTower(nn.Module):
         self.levels = nn.ModuleList()
         if config.kind == "conv":
             start_from_scratch(body)
-            self.levels.extend(
-                nn.Sequential(nn.LayerNorm(width), nn.Linear(width, config.conv.joint)) for width in config.conv.channels
-            )
+            joint = config.conv.joint
+            self.levels.extend(nn.Sequential(nn.LayerNorm(c), nn.Linear(c, joint)) for c in config.conv.channels)
 
     def look(self, frames: Tensor) -> tuple[list[Tensor], Tensor]:
         """Maps (N, E, h, w), one a level, and the whole pictures (N, E), from (N, 3, H, W). Unit vectors."""
