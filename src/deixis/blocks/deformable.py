@@ -85,7 +85,7 @@ class DeformableTransformer(nn.Module):
         padding = None if paddings is None else torch.cat([p.flatten(1) for p in paddings], dim=1)  # (N, S)
         valid = None if paddings is None else torch.stack([valid_share(p) for p in paddings], dim=1)  # (N, levels, 2)
 
-        points = token_references(shapes, tokens.device) if valid is None else _padded_token_references(shapes, valid)
+        points = references_of(shapes, valid, tokens.device)
         for layer in self.encoder:
             tokens = layer(tokens, places, points, shapes, padding)
 
@@ -295,6 +295,11 @@ def level_sizes(shapes: tuple[Shape, ...], device: torch.device) -> Tensor:
 def token_references(shapes: tuple[Shape, ...], device: torch.device) -> Tensor:
     """(1, S, levels, 2): the middle of each token's cell as shares x, y of the picture, for every level to sample."""
     return _cell_middles(shapes, device)[None, :, None].expand(-1, -1, len(shapes), -1)
+
+
+def references_of(shapes: tuple[Shape, ...], valid: Tensor | None, device: torch.device) -> Tensor:
+    """(N or 1, S, levels, 2): where each token lies. valid: (N, levels, 2) shares of picture; None: no padding."""
+    return token_references(shapes, device) if valid is None else _padded_token_references(shapes, valid)
 
 
 def _padded_token_references(shapes: tuple[Shape, ...], valid: Tensor) -> Tensor:

@@ -26,12 +26,12 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None) -> Tensor:
-        """(N, L, D) from query (N, L, D), key and value (N, S, D), padding (N, S) of the keys or None.
+        """(N, L, D) from query (N, L, D), key and value (N, S, D), padding of the keys or None: (N, S), or (N, L, S).
 
         A row whose keys are all padding attends to nothing that means anything; do not ask for one.
         """
         q, k, v = (self._heads(x) for x in self._project(query, key, value))  # (N, heads, L or S, D / heads)
-        mask = None if padding is None else ~padding[:, None, None, :]
+        mask = None if padding is None else ~(padding[:, None] if padding.ndim == 3 else padding[:, None, None])
         out = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 

@@ -19,9 +19,9 @@ class ResidualAttention(nn.Module):
         self.attention, self.norm = Attention(width, heads, dropout), nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(N, L, D): ``query`` is x, with or without its position."""
-        return self.norm(x + self.dropout(self.attention(query, key, value)))
+    def forward(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(N, L, D): ``query`` is x, with or without its position.  padding: of the keys, (N, S) or (N, L, S)."""
+        return self.norm(x + self.dropout(self.attention(query, key, value, padding)))
 
 
 class TokenEncoder(nn.Module):

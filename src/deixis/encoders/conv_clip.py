@@ -142,6 +142,7 @@ class ConvClipBody(nn.Module):
             vocab_size=config.vocabulary, hidden_size=config.text_width, intermediate_size=4 * config.text_width,
             num_hidden_layers=config.text_layers, num_attention_heads=config.text_heads,
             max_position_embeddings=config.positions, hidden_act="gelu", layer_norm_eps=1e-5,
+            bos_token_id=config.vocabulary - 2, eos_token_id=config.vocabulary - 1,
             attn_implementation="sdpa",  # type: ignore[call-arg]
         )  # fmt: skip
         self.ears = CLIPTextModel(text)
