@@ -18,6 +18,7 @@ from deixis.blocks.levels import ProjectLevels, Scene, find_in_frames
 from deixis.blocks.pixel_decoder import FeaturePyramid
 from deixis.blocks.query_heads import QueryHeads, join
 from deixis.blocks.temporal import ClipDecoder, TokenEncoder
+from deixis.encoders.conv_clip import ConvClip, ConvClipConfig
 from deixis.encoders.text import TextConfig, TextEncoder
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b, video_swin_t
 from deixis.types import Batch, Expression, FeatureMaps, Prediction, TextFeatures
@@ -29,6 +30,8 @@ class SocConfig:
 
     vision: VideoSwinConfig = field(default_factory=video_swin_t)
     text: TextConfig = field(default_factory=TextConfig)
+    # A frozen ConvNeXt CLIP in place of both: ours, to compare SOC with systems that live on such a tower.
+    tower: ConvClipConfig | None = None
     width: int = 256  # D
     queries: int = 20  # Q, objects a frame, and objects a clip
     layers: int = 3  # of each encoder and decoder
@@ -61,7 +64,13 @@ class Soc(nn.Module):
     def __init__(self, config: SocConfig) -> None:
         super().__init__()
         self.config, d = config, config.width
-        self.vision, self.text = VideoSwin(config.vision), TextEncoder(config.text, d)
+        self.vision: VideoSwin | TowerEyes
+        self.text: TextEncoder | TowerEars
+        if config.tower is None:
+            self.vision, self.text = VideoSwin(config.vision), TextEncoder(config.text, d)
+        else:
+            self.vision = TowerEyes(config.tower)
+            self.text = TowerEars(self.vision.tower, d, config.dropout)
         self.project = ProjectLevels(self.vision.channels[1:], d, config.norm_groups)
         self.vision_gate, self.text_gate = CrossGate(d, config.heads), CrossGate(d, config.heads)  # the paper's MMF
         self.find = DeformableTransformer(
@@ -131,6 +140,32 @@ class Soc(nn.Module):
     def tell(self, queries: Tensor, clip: Tensor) -> Tensor:
         """(B, T, Q, D): every frame knows the clip; without the cluster, frames know themselves alone."""
         return queries if self.cluster is None else queries + clip[:, None]
+
+
+class TowerEyes(nn.Module):
+    """The four levels of a frozen ConvNeXt CLIP."""
+
+    def __init__(self, config: ConvClipConfig) -> None:
+        super().__init__()
+        self.tower, self.channels = ConvClip(config), config.channels
+
+    def forward(self, frames: Tensor) -> Sequence[Tensor]:
+        return self.tower.see(frames)
+
+
+class TowerEars(nn.Module):
+    """A frozen tower's words and sentence, brought to the width as RoBERTa's are."""
+
+    def __init__(self, tower: ConvClip, out: int, dropout: float) -> None:
+        super().__init__()
+        self.listen = tower.listen  # the tower itself belongs to the eyes
+        self.project = nn.Sequential(
+            nn.Linear(tower.config.joint, out), nn.LayerNorm(out, eps=1e-12), nn.Dropout(dropout)
+        )
+
+    def forward(self, texts: Sequence[str]) -> TextFeatures:
+        heard = self.listen(texts)
+        return TextFeatures(self.project(heard.words), heard.padding, self.project(heard.sentence))
 
 
 class QueryClusterer(nn.Module):

@@ -33,6 +33,8 @@ from deixis.benchmarks.training_clips import (
     training_clip,
 )
 from deixis.benchmarks.world import World, WorldConfig
+from deixis.encoders.conv_clip import CLIP_MEAN, CLIP_STD, STRIDES, ConvClipConfig
+from deixis.encoders.frozen import fill_towers, tower_facts
 from deixis.encoders.text import TextConfig, word_tokenizer
 from deixis.encoders.video_swin import VideoSwinConfig
 from deixis.losses.set_loss import SetLossConfig, set_loss
@@ -318,12 +320,13 @@ SMALL: dict[str, Any] = {
 
 
 def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, model: Config) -> Run:
-    """A small system, trained from scratch on films made as it goes; needs no data."""
+    """A small system, trained from scratch on films made as it goes. data: nothing is needed; ``tower`` (SOC only), a
+    file of a small frozen ConvNeXt CLIP, such as the recipe tower_world makes, in place of eyes and ears."""
     from deixis.training.recipes import apply_overrides
 
     configs = apply_overrides(
         overrides,
-        model=model,
+        model=with_tower(model, data["tower"]) if "tower" in data else model,
         data=WorldData(),
         train=TrainConfig(
             steps=600, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50,
@@ -331,6 +334,8 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
         ),
     )  # fmt: skip
     films: WorldData = configs["data"]
+    if "tower" in data and any(side % STRIDES[-1] for side in films.size):
+        raise DeixisError(f"data.size must be multiples of {STRIDES[-1]} for this tower, got {films.size}")
     return Run(
         name=name,
         system=partial(start_small, configs["model"], films),
@@ -344,22 +349,39 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
     )
 
 
+def with_tower(config: Config, place: Path) -> SocConfig:
+    """The config with a tower file of ours in place of eyes and ears."""
+    from deixis.weights import config_from
+
+    facts = tower_facts(place) if place.is_file() else None
+    if not isinstance(config, SocConfig) or facts is None or facts["kind"] != "ConvClip":
+        raise DeixisError(f"--data tower={place}: SOC, and SOC alone, takes a tower file of kind ConvClip here")
+    tower: ConvClipConfig = config_from(ConvClipConfig, facts["config"], str(place))
+    return replace(config, tower=replace(tower, place=str(place.absolute())), mean=CLIP_MEAN, std=CLIP_STD)
+
+
 def start_small(config: Config, films: WorldData) -> nn.Module:
-    """Random weights, and a tokenizer that knows the words of the first few hundred films."""
+    """Random weights, and a tokenizer that knows the words of the first few hundred films; or a tower that is there."""
     model: Any = Soc(config) if isinstance(config, SocConfig) else SocPlusPlus(config)
+    if isinstance(config, SocConfig) and config.tower is not None:
+        return fill_towers(model)
     made = (world_film(films, "train", i) for i in range(min(300, films.films)))
     texts = [sentence.text for film in made for sentence in film.sentences]
     model.text.tokenizer = word_tokenizer(texts, config.text.vocabulary)
     return model
 
 
-@lru_cache(maxsize=4000)  # about 70 kB a film at the default size
 def world_film(data: WorldData, split: str, index: int) -> WorldFilm:
     mix = SentenceMix(count=6, most_none=0.0, weights=data.sentences)
     config = WorldConfig(
         size=data.size, frames=data.frames, objects=data.objects, areas=data.areas, camera_moves=0.0, flow=False,
         sentences=mix,
     )  # fmt: skip
+    return drawn_film(config, split, index)
+
+
+@lru_cache(maxsize=4000)  # about 70 kB a film at the default size; runs of several systems share them
+def drawn_film(config: WorldConfig, split: str, index: int) -> WorldFilm:
     return World(split, config).film(index)
 
 
