@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from deixis.training.conv_clip_mevis import CONV_CLIP_MEVIS_RECIPES
 from deixis.training.folder import light_folder, soc_folder
 from deixis.training.light import light
 from deixis.training.loop import Run
@@ -30,6 +31,7 @@ RECIPES: dict[str, Recipe] = {
     "light_folder": light_folder,
     "soc_folder": soc_folder,
     "tower_world": tower_world,
+    **CONV_CLIP_MEVIS_RECIPES,
     **SLVP_RECIPES,
     **SOC_RECIPES,
     **VLP_RVOS_RECIPES,

@@ -1,0 +1,243 @@
+"""Recipes of the frozen conv-CLIP solution: MeViS with the values of its parents, and a small one on generated films.
+
+The report gives no training details that we could read; what stands here is LMPM's and DsHmp's (read) where not said.
+B clips, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deixis.benchmarks.training_clips import TrainingClip, make_target, surrounding_frames, training_clip
+from deixis.encoders.conv_clip import ConvClipConfig, convnext_base_w_320, convnext_large_d_320
+from deixis.encoders.frozen import fill_towers, tower_facts
+from deixis.encoders.text import word_tokenizer
+from deixis.losses.referred_objects import ReferredLossConfig, referred_objects_loss
+from deixis.systems.conv_clip_mevis import ConvClipMevis, ConvClipMevisConfig
+from deixis.training import soc
+from deixis.training.loop import Run, TrainConfig
+from deixis.training.optimizer import parameter_groups
+from deixis.training.towers import TowerConfig, start_from_scratch
+from deixis.types import Batch, DeixisError, Expression
+
+
+@dataclass(frozen=True, kw_only=True)
+class MevisData:
+    """How clips are made of MeViS's videos."""
+
+    frames: int = 8  # T (read: DsHmp; LMPM 6)
+    reach: int = 10  # frames on either side of a reference frame that the others are drawn from (read: DsHmp; LMPM 8)
+    flip: float = 0.5  # chance of a mirror, of the clip and of its words (the words: our choice; LMPM leaves them)
+    short_sides: tuple[int, ...] = (288, 320, 352, 384, 416, 448, 480, 512)  # pixels, one a clip by lot (read)
+    long_side: int = 768  # pixels, at most (read)
+    crop: float = 0.5  # chance that a clip is first cut (read)
+    crop_from: tuple[int, ...] = (400, 500, 600)  # short side before the cut, pixels (from memory)
+    crop_sides: tuple[int, int] = (384, 600)  # least and most of the cut's height and width, pixels (read)
+    loss: ReferredLossConfig = field(default_factory=ReferredLossConfig)
+
+
+def mevis(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, tower: ConvClipConfig) -> Run:
+    """Train on MeViS. data: ``mevis``, its folder; ``tower``, a file or folder of open_clip's weights if they are not
+    to come from the hub; ``start``, one of our checkpoints to go on from.
+    """
+    from deixis.training.recipes import apply_overrides
+
+    if "mevis" not in data:
+        raise DeixisError(f"the recipe {name} needs --data mevis=FOLDER; docs/benchmarks.md tells its layout")
+    # 55,000 steps of 8 videos, each a tenth of the rate at 40,000 and 50,000; DsHmp took 17 hours on 8 RTX 3090.
+    train = TrainConfig(
+        steps=55_000, batch=1, accumulate=8, lr=5e-5, warmup_steps=10, schedule="multistep",
+        milestones=(40_000, 50_000), gamma=0.1, weight_decay=0.05, clip_norm=0.01, precision="bf16", workers=4,
+        find_unused_parameters=True,
+    )  # fmt: skip
+    configs = apply_overrides(
+        overrides, model=with_tower(ConvClipMevisConfig(tower=tower), data), data=MevisData(), train=train
+    )
+    model, clips = configs["model"], configs["data"]
+    return Run(
+        name=name,
+        system=partial(start, model, dict(data)),
+        samples=partial(sample, str(data["mevis"]), model, clips, configs["train"].seed),
+        collate=partial(soc.collate, model),
+        losses=partial(losses, clips.loss),
+        groups=parameter_groups,
+        train=configs["train"],
+        config=model,
+    )
+
+
+def with_tower(config: ConvClipMevisConfig, data: Mapping[str, Path]) -> ConvClipMevisConfig:
+    """The config with its tower at the place that ``data`` names; of one of our tower files, with its sizes too."""
+    if "tower" not in data:
+        return config
+    place = data["tower"].absolute() if data["tower"].exists() else data["tower"]
+    facts = tower_facts(place) if place.is_file() else None
+    if facts is None:
+        return replace(config, tower=replace(config.tower, place=str(place)))
+    if facts["kind"] != "ConvClip":
+        raise DeixisError(f"{place} holds a tower of kind {facts['kind']}; expected one of ConvClip")
+    from deixis.weights import config_from
+
+    tower: ConvClipConfig = config_from(ConvClipConfig, facts["config"], str(place))
+    return replace(config, tower=replace(tower, place=str(place)))
+
+
+def start(config: ConvClipMevisConfig, data: Mapping[str, Path]) -> nn.Module:
+    """The system with its tower read; random beside that, or as one of our checkpoints left it."""
+    model = ConvClipMevis(config)
+    if config.tower.place:
+        fill_towers(model)
+    if "start" in data:
+        from deixis.weights import load
+
+        found, own = load(data["start"]).state_dict(), model.state_dict()
+        wrong = sorted(own.keys() ^ found.keys()) + [k for k in own if k in found and own[k].shape != found[k].shape]
+        if wrong:
+            raise DeixisError(f"{data['start']} does not fit this model, at {len(wrong)} tensors, such as {wrong[0]}")
+        model.load_state_dict(found)
+    return model
+
+
+def losses(config: ReferredLossConfig, system: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    assert batch.targets is not None
+    return referred_objects_loss(system(batch), batch.targets, config)
+
+
+# --- clips of MeViS --------------------------------------------------------------------------------------------------
+
+
+def sample(
+    place: str, model: ConvClipMevisConfig, config: MevisData, seed: int, index: int
+) -> tuple[TrainingClip, tuple[int, int]]:
+    """The clip of a sample index, and its size; every epoch shows all expressions once, in its own order.
+
+    Frames in which nothing of what is named shows are passed over for others (our choice): an expression that names
+    nothing at all (MeViS v2) is kept.
+    """
+    benchmark = soc.opened(soc.MEVIS, place)
+    total = len(benchmark.samples)
+    epoch, turn = divmod(index, total)
+    order = soc._order(seed, epoch, total)
+    for step in range(100):
+        rng = np.random.default_rng([seed, index, step])
+        one = benchmark.samples[int(order[(turn + step // 4) % total])]  # four tries a video, then the next one
+        length = len(one.video.names)
+        frames = surrounding_frames(int(rng.integers(length)), length, config.frames, config.reach, rng)
+        clip = referred_only(training_clip(benchmark, one, frames))
+        if one.objects and not clip.target.visible.any():
+            continue
+        return scaled(soc.mirrored(clip) if rng.random() < config.flip else clip, model, config, rng)
+    raise DeixisError("a hundred clips in a row do not show their objects; are the benchmark's masks all there?")
+
+
+def referred_only(clip: TrainingClip) -> TrainingClip:
+    """The clip without the objects that its expression does not name: no loss asks for them."""
+    masks = clip.target.masks[:, clip.target.referred].numpy()
+    return replace(clip, target=make_target(masks, np.ones(masks.shape[1], bool)))
+
+
+def scaled(
+    clip: TrainingClip, model: ConvClipMevisConfig, config: MevisData, rng: np.random.Generator
+) -> tuple[TrainingClip, tuple[int, int]]:
+    """The clip at a size drawn by lot, with its size; perhaps cut first."""
+    if rng.random() < config.crop:
+        before: Any = replace(model, short_side=int(rng.choice(config.crop_from)), long_side=1 << 14, multiple=1)
+        clip = cut(soc.shrink(clip, before)[0], config.crop_sides, rng)
+    size: Any = replace(model, short_side=int(rng.choice(config.short_sides)), long_side=config.long_side)
+    return soc.shrink(clip, size)
+
+
+def cut(clip: TrainingClip, sides: tuple[int, int], rng: np.random.Generator) -> TrainingClip:
+    """A random part of the picture, the same in all frames; its height and width within ``sides`` pixels."""
+    height, width = clip.frames.shape[-2:]
+    h, w = (int(rng.integers(min(n, sides[0]), min(n, sides[1]) + 1)) for n in (height, width))
+    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    inside = (..., slice(top, top + h), slice(left, left + w))
+    target = make_target(np.ascontiguousarray(clip.target.masks[inside].numpy()), clip.target.referred.numpy())
+    return replace(clip, frames=clip.frames[inside], target=target)
+
+
+# --- generated films, small models -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class MevisWorldData(soc.WorldData):
+    """Generated films for a small model. All numbers are our choice."""
+
+    size: tuple[int, int] = (64, 96)  # H, W in pixels; multiples of the tower's coarsest stride
+    # Every cell of the masks about twice: 12,544 points are for pictures a hundred times as large.
+    loss: ReferredLossConfig = field(default_factory=lambda: ReferredLossConfig(points=512))  # type: ignore[assignment]
+
+
+SMALL = ConvClipMevisConfig(
+    tower=TowerConfig().conv, width=64, queries=6, heads=4, fusion_layers=2, fusion_hidden=128, points=2, meet_width=64,
+    meet_heads=2, meet_scale=1e-1, meet_dropout=0.0, meet_drop_path=0.0, frame_layers=3, read_layers=2, window_layers=2,
+    window_frames=4, video_layers=2, hidden=128, text_dropout=0.0, norm_groups=8, short_side=64, long_side=96, window=6,
+)  # fmt: skip
+
+
+def world(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
+    """A small system on films made as it goes. data: ``tower``, a file of a small frozen ConvNeXt CLIP, such as the
+    recipe tower_world makes; without it the tower is random, which shows that the parts work and nothing else.
+    """
+    from deixis.training.recipes import apply_overrides
+
+    train = TrainConfig(
+        steps=600, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50,
+        find_unused_parameters=True,
+    )  # fmt: skip
+    configs = apply_overrides(overrides, model=with_tower(SMALL, data), data=MevisWorldData(), train=train)
+    films: MevisWorldData = configs["data"]
+    if any(side % 32 for side in films.size):
+        raise DeixisError(f"data.size must be multiples of 32, the tower's coarsest stride, got {films.size}")
+    config = replace(configs["model"], short_side=min(films.size), long_side=max(films.size))
+    return Run(
+        name="conv_clip_mevis_world",
+        system=partial(start_small, config, films),
+        samples=partial(soc.world_clip, films),
+        collate=partial(soc.collate, config),
+        losses=partial(losses, films.loss),
+        groups=parameter_groups,
+        validate=partial(soc.validate, films, ask=kept_masks),
+        train=configs["train"],
+        config=config,
+    )
+
+
+def start_small(config: ConvClipMevisConfig, films: MevisWorldData) -> nn.Module:
+    """Random weights beside the tower; a random tower gets a tokenizer that knows the words of the first films."""
+    model = ConvClipMevis(config)
+    if config.tower.place:
+        return fill_towers(model)
+    start_from_scratch(model.tower.whole)
+    made = (soc.world_film(films, "train", i) for i in range(min(300, films.films)))
+    texts = [sentence.text for film in made for sentence in film.sentences]
+    model.tower.tokenizer = word_tokenizer(texts, config.tower.vocabulary)
+    return model
+
+
+def kept_masks(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
+    """Logits (K, T, h, w) of each expression: the union of the queries above the threshold, as ``segment`` shows it;
+    the best one alone where none is, so that every expression has an answer, as every other system gives one."""
+    answer = model.decode(model.encode(batch.frames, batch.padding), expressions)
+    scores = answer.scores.sigmoid().mean(1)  # (K, Q)
+    kept = scores >= model.config.presence_threshold
+    if not model.config.several:
+        kept = torch.zeros_like(kept)
+    kept = kept | ((scores == scores.amax(1, keepdim=True)) & ~kept.any(1, keepdim=True))
+    return answer.masks.masked_fill(~kept[:, None, :, None, None], float("-inf")).amax(2)
+
+
+CONV_CLIP_MEVIS_RECIPES: dict[str, Any] = {
+    "conv_clip_mevis": partial(mevis, name="conv_clip_mevis", tower=convnext_large_d_320()),
+    "conv_clip_mevis_b": partial(mevis, name="conv_clip_mevis_b", tower=convnext_base_w_320()),
+    "conv_clip_mevis_world": world,
+}
