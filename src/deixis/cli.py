@@ -162,12 +162,14 @@ def batch(
 
 @app.command()
 def models() -> None:
-    """List systems, presets and checkpoints, their licences, and where each file lies."""
-    from deixis.systems import PRESETS, SYSTEMS
+    """List systems, presets and checkpoints, what they need, their licences, and where each file lies."""
+    from deixis.systems import NEEDS, PRESETS, SYSTEMS
     from deixis.weights import KNOWN
 
     typer.echo(f"systems      {', '.join(SYSTEMS)}")
     typer.echo(f"presets      {', '.join(PRESETS)}  (those named _debug load with random weights)")
+    for preset, needed in NEEDS.items():
+        typer.echo(f"needs        {preset}: {needed}")
     for checkpoint in KNOWN.values():
         place = checkpoint.place
         where = f"{place} ({place.stat().st_size / 1e6:.1f} MB)" if place.is_file() else f"{place} (not there)"
@@ -398,7 +400,7 @@ def world(
     from deixis.types import DeixisError
 
     height, _, width = size.partition("x")
-    if not (height.isdigit() and width.isdigit()):
+    if not (height.isdecimal() and width.isdecimal()):
         raise DeixisError(f"--size must be HEIGHTxWIDTH in pixels, as 240x432, got {size!r}")
     config = WorldConfig(size=(int(height), int(width)), frames=frames, cutouts=cutouts)
     with _frames_bar("making films", films * frames) as progress:

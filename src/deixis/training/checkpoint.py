@@ -22,6 +22,7 @@ from deixis.training.optimizer import WeightAverage
 from deixis.types import DeixisError
 
 FORMAT = "deixis-training-1"
+_EXTRA = "_extra_state"  # bytes that a module reads itself, of any length: a tokenizer's settings change with its use
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -88,7 +89,7 @@ def unpack(
     expected = system.state_dict()
     wrong = sorted(
         set(model.keys() ^ expected.keys())
-        | {n for n in model.keys() & expected.keys() if model[n].shape != expected[n].shape}
+        | {n for n in model.keys() & expected.keys() if model[n].shape != expected[n].shape and not n.endswith(_EXTRA)}
     )
     if wrong:
         raise DeixisError(f"the checkpoint does not fit this model, at {len(wrong)} tensors: {', '.join(wrong[:5])}")

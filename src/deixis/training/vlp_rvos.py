@@ -1,0 +1,279 @@
+"""Recipes of VLP-RVOS: the published runs as far as they are known, and a small one on generated films.
+
+Two clips with history: the authors step after the first clip, then run the second one with what the first has told,
+detached. Here both clips make one step, of the mean of their losses, since nothing may be carried from step to step: a
+resumed run must equal an uncut one. What the second clip hears is detached all the same, so the gradients are those of
+the two clips; only the step between them is missing.
+
+B clips, T frames of a clip, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deixis.encoders.clip_vit import ClipVitConfig
+from deixis.encoders.frozen import fill_towers, tower_facts
+from deixis.encoders.text import word_tokenizer
+from deixis.losses.dense_loss import DenseLossConfig, dense_loss
+from deixis.systems.vlp_rvos import VlpRvos, VlpRvosConfig, check, clip_l_config, vlmo_b_config
+from deixis.training import soc
+from deixis.training.loop import Run, TrainConfig
+from deixis.training.optimizer import parameter_groups
+from deixis.types import Batch, DeixisError, Expression, FeatureMaps
+
+# Shares of the learning rate of the parts that are not trained at all of it (read; which part is whose: inferred).
+RATES = {"prompts.": 0.5, "capture.": 0.5, "paint.": 0.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VlpData:
+    """How clips are made of a benchmark's videos."""
+
+    frames: int = 8  # T of a clip (inferred)
+    clips: int = 2  # successive ones of a sample; the second hears of the first (read); 1: no history is trained
+    flip: float = 0.5  # chance of a mirror (our choice)
+    loss: DenseLossConfig = field(default_factory=DenseLossConfig)
+
+    def __post_init__(self) -> None:
+        if self.clips not in (1, 2) or self.frames < 1:
+            raise DeixisError(f"data.clips must be 1 or 2 and data.frames 1 or more, got {self.clips}, {self.frames}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run: epochs, those at which the rate drops to a tenth, and clips a sample (all our choice, but for clips)."""
+
+    sources: tuple[soc.Source, ...]
+    epochs: int
+    drops: tuple[int, ...]
+    clips: int
+    start: bool = False  # whether it goes on from another run
+
+
+PLANS: dict[str, Plan] = {
+    "refcoco": Plan(sources=soc.STILLS, epochs=12, drops=(8, 10), clips=1),
+    "ref_youtube_vos": Plan(sources=(soc.REF_YOUTUBE_VOS,), epochs=12, drops=(8,), clips=2),
+    "ref_youtube_vos_finetune": Plan(sources=(soc.REF_YOUTUBE_VOS,), epochs=6, drops=(3, 5), clips=2, start=True),
+    "a2d": Plan(sources=(soc.A2D,), epochs=6, drops=(3, 5), clips=1, start=True),
+    "mevis": Plan(sources=(soc.MEVIS,), epochs=12, drops=(8,), clips=2),
+}
+BATCH = 4  # samples a step, over all GPUs (inferred)
+
+
+def published(
+    data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, plan: Plan, model: VlpRvosConfig
+) -> Run:
+    """A published run. data: the benchmark's folder; ``tower``, where the frozen tower lies if not at its usual place;
+    ``start``, one of our checkpoints to go on from (a run that follows a pre-training needs it).
+    """
+    from deixis.training.recipes import apply_overrides
+
+    for needed in {source.data for source in plan.sources}:
+        if needed not in data:
+            raise DeixisError(f"the recipe {name} needs --data {needed}=FOLDER; docs/benchmarks.md tells its layout")
+    if plan.start and "start" not in data:
+        raise DeixisError(f"the recipe {name} goes on from another run and needs --data start=FILE, its model")
+    asked = apply_overrides(
+        {k: v for k, v in overrides.items() if k.startswith("data.")}, data=VlpData(clips=plan.clips)
+    )["data"]
+    places = tuple((source, str(data[source.data])) for source in plan.sources)
+    count = sum(len(soc.list_clips(source, place, asked.frames * asked.clips)) for source, place in places)
+    steps = plan.epochs * max(1, count // BATCH)
+    train = TrainConfig(
+        steps=steps, batch=1, accumulate=BATCH, lr=1e-4, schedule="multistep",
+        milestones=tuple(steps * drop // plan.epochs for drop in plan.drops), gamma=0.1, weight_decay=5e-4,
+        clip_norm=0.1, precision="fp32", workers=4, seed=42, find_unused_parameters=True,
+    )  # fmt: skip
+    model = with_tower(model, data)
+    configs = apply_overrides(overrides, model=model, train=train, data=VlpData(clips=plan.clips))
+    made, config = configs["data"], configs["model"]
+    check(config)
+    if made.clips > 1 and any(source.how == "labelled" for source in plan.sources):
+        raise DeixisError(f"{name} has one labelled frame a video, so data.clips must be 1, got {made.clips}")
+    return Run(
+        name=name,
+        system=partial(start, config, dict(data)),
+        samples=partial(
+            soc.sample, places, config, soc.SocData(frames=made.frames * made.clips, flip=made.flip),
+            configs["train"].seed,
+        ),
+        collate=partial(soc.collate, config),
+        losses=partial(losses, made.clips, made.loss),
+        groups=groups,
+        train=configs["train"],
+        config=config,
+    )  # fmt: skip
+
+
+def with_tower(config: VlpRvosConfig, data: Mapping[str, Path]) -> VlpRvosConfig:
+    """The config with its tower at the place that ``data`` names; of one of our tower files, with its sizes too."""
+    if "tower" not in data:
+        return config
+    place = data["tower"].absolute() if data["tower"].exists() else data["tower"]
+    facts = tower_facts(place) if place.is_file() else None
+    if facts is None:
+        if config.clip is not None:
+            return replace(config, clip=replace(config.clip, place=str(place)))
+        assert config.vlmo is not None
+        return replace(config, vlmo=replace(config.vlmo, place=str(place)))
+    if facts["kind"] != "ClipVit":
+        raise DeixisError(f"{place} holds a tower of kind {facts['kind']}; expected one of ClipVit")
+    from deixis.weights import config_from
+
+    tower: ClipVitConfig = replace(config_from(ClipVitConfig, facts["config"], str(place)), place=str(place))
+    return replace(config, clip=tower, vlmo=None, taps=even_taps(tower.layers), multiple=tower.patch)
+
+
+def even_taps(layers: int) -> tuple[int, ...]:
+    """Layers to tap of a tower that deep, as 3, 7, 9 and 11 of 12 (our choice)."""
+    return tuple(sorted({max(round(layers * share) - 1, 0) for share in (1 / 3, 2 / 3, 5 / 6, 1)}))
+
+
+def start(config: VlpRvosConfig, data: Mapping[str, Path]) -> nn.Module:
+    """The system with its tower read; random beside that, or as one of our checkpoints left it."""
+    model = VlpRvos(config)
+    fill_towers(model)
+    if "start" in data:
+        from deixis.weights import load
+
+        found = load(data["start"]).state_dict()
+        own = model.state_dict()
+        wrong = sorted(own.keys() ^ found.keys())
+        wrong += [k for k in own.keys() & found.keys() if own[k].shape != found[k].shape and "extra_state" not in k]
+        if wrong:
+            raise DeixisError(
+                f"{data['start']} does not fit this model, at {len(wrong)} tensors, such as {', '.join(wrong[:3])}; "
+                "go on from a model of the same recipe family, with the same --set model fields"
+            )
+        model.load_state_dict(found)
+    return model
+
+
+def groups(system: nn.Module) -> list[dict[str, Any]]:
+    """The read rates; everything decays, as in the code that it grew from."""
+    names = [name for name, _ in system.named_parameters()]
+    scales = {prefix: scale for prefix, scale in RATES.items() if any(n.startswith(prefix) for n in names)}
+    return [{**group, "decay": True} for group in parameter_groups(system, scales)]
+
+
+def losses(clips: int, config: DenseLossConfig, system: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Of successive clips of the batch's frames; each hears, without gradient, what the one before told."""
+    assert batch.targets is not None
+    model: Any = system
+    size = (batch.frames.shape[-2], batch.frames.shape[-1])
+    maps = model.encode(batch.frames, batch.padding)
+    if clips == 1:
+        predictions = [model.decode(maps, batch.expressions, batch.wanted)]
+    else:
+        predictions = answer_in_clips(model, maps, batch.expressions, -(-batch.frames.shape[1] // clips))
+    return dense_loss(predictions, batch.targets, size, config)
+
+
+def answer_in_clips(model: Any, maps: FeatureMaps, expressions: Sequence[Expression], frames: int) -> list[Any]:
+    """Predictions of successive clips of ``frames`` frames, what each tells carried to the next."""
+    answers, memory = [], None
+    for first in range(0, maps.levels[0].shape[1], frames):
+        part = slice(first, first + frames)
+        clip = FeatureMaps((maps.levels[0][:, part],), maps.strides, maps.padding[:, part], maps.size)
+        answer, memory = model.follow(clip, expressions, memory)
+        answers.append(answer)
+    return answers
+
+
+# --- generated films, small models -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class VlpWorldData(soc.WorldData):
+    """Generated films for a small model. All numbers are our choice."""
+
+    frames: int = 8  # of a film: ``clips`` clips, one after the other
+    clips: int = 2
+    loss: DenseLossConfig = field(default_factory=DenseLossConfig)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.clips <= self.frames:
+            raise DeixisError(f"data.clips must be in 1..data.frames ({self.frames}), got {self.clips}")
+
+
+SMALL_TOWER = ClipVitConfig(
+    place="", width=64, layers=4, heads=4, patch=8, image=64, text_width=64, text_layers=2, text_heads=4, positions=40,
+    vocabulary=512, joint=64,
+)  # fmt: skip
+SMALL = VlpRvosConfig(
+    clip=SMALL_TOWER, width=64, heads=4, expand=2, dropout=0.0, language_prompts=4, vision_prompts=4,
+    temporal_prompts=4, prompt_width=64, prompt_heads=4, guidance_rank=32, taps=even_taps(4), cube_side=3, frames=8,
+    mask_width=32, norm_groups=4, square=False, short_side=48, long_side=80, window=4, multiple=8,
+)  # fmt: skip
+
+
+def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str) -> Run:
+    """A small system on films made as it goes. data: ``tower``, a file of a small frozen tower, such as the recipe
+    tower_world makes; without it the frozen tower is random, which shows that the parts work and nothing else.
+    """
+    from deixis.training.recipes import apply_overrides
+
+    train = TrainConfig(
+        steps=600, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50,
+        find_unused_parameters=True,
+    )  # fmt: skip
+    configs = apply_overrides(overrides, model=with_tower(SMALL, data), data=VlpWorldData(), train=train)
+    films: VlpWorldData = configs["data"]
+    config: VlpRvosConfig = configs["model"]
+    check(config)
+    if "model.window" not in overrides:
+        config = replace(config, window=-(-films.frames // films.clips))
+    if films.size[0] % config.multiple or films.size[1] % config.multiple:
+        raise DeixisError(f"data.size must be multiples of the tower's patch, {config.multiple}, got {films.size}")
+    config = replace(config, short_side=min(films.size), long_side=max(films.size))
+    return Run(
+        name=name,
+        system=partial(start_small, config, films),
+        samples=partial(soc.world_clip, films),
+        collate=partial(soc.collate, config),
+        losses=partial(losses, films.clips, films.loss),
+        groups=parameter_groups,
+        validate=partial(soc.validate, films, ask=ask_in_windows),
+        train=configs["train"],
+        config=config,
+    )
+
+
+def start_small(config: VlpRvosConfig, films: VlpWorldData) -> nn.Module:
+    """Random weights beside the tower; a random tower gets a tokenizer that knows the words of the first films."""
+    model = VlpRvos(config)
+    fill_towers(model)
+    if not config.tower.place:
+        made = (soc.world_film(films, "train", i) for i in range(min(300, films.films)))
+        texts = [sentence.text for film in made for sentence in film.sentences]
+        model.tower.tokenizer = word_tokenizer(texts, config.tower.vocabulary)
+    return model
+
+
+def ask_in_windows(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
+    """Logits (K, T, h, w) of each expression asked of one film, window after window, as ``segment`` does."""
+    maps = model.encode(batch.frames, batch.padding)
+    return torch.cat([p.masks[:, :, 0] for p in answer_in_clips(model, maps, expressions, model.config.window)], dim=1)
+
+
+def _published() -> dict[str, Any]:
+    """Every plan for every tower; a model scored as A2D is always has the score 1, as published."""
+    towers = {"": VlpRvosConfig(), "clip_l_": clip_l_config(), "vlmo_b_": vlmo_b_config()}
+    made = {}
+    for tower, model in towers.items():
+        for stage, plan in PLANS.items():
+            name = f"vlp_rvos_{tower}{stage}"
+            config = replace(model, score="constant", window=8) if stage == "a2d" else model
+            made[name] = partial(published, name=name, plan=plan, model=config)
+    return made
+
+
+VLP_RVOS_RECIPES: dict[str, Any] = {"vlp_rvos_world": partial(world, name="vlp_rvos_world"), **_published()}
