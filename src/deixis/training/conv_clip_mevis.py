@@ -125,7 +125,7 @@ def sample(
     benchmark = soc.opened(soc.MEVIS, place)
     total = len(benchmark.samples)
     epoch, turn = divmod(index, total)
-    order = soc._order(seed, epoch, total)
+    order = soc.epoch_order(seed, epoch, total)
     for step in range(100):
         rng = np.random.default_rng([seed, index, step])
         one = benchmark.samples[int(order[(turn + step // 4) % total])]  # four tries a video, then the next one
@@ -173,8 +173,8 @@ class MevisWorldData(soc.WorldData):
     """Generated films for a small model. All numbers are our choice."""
 
     size: tuple[int, int] = (64, 96)  # H, W in pixels; multiples of the tower's coarsest stride
-    # Every cell of the masks about twice: 12,544 points are for pictures a hundred times as large.
-    loss: ReferredLossConfig = field(default_factory=lambda: ReferredLossConfig(points=512))  # type: ignore[assignment]
+    # 384 cells have a mask here; 12,544 points are for pictures a hundred times as large.
+    loss: ReferredLossConfig = field(default_factory=lambda: ReferredLossConfig(points=256))  # type: ignore[assignment]
 
 
 SMALL = ConvClipMevisConfig(
