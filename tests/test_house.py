@@ -25,7 +25,7 @@ FLOORS = {
     "systems": 3, "benchmarks": 3,
     "weights": 4, "weights_import": 4,
     "segment": 5, "metrics/evaluate": 5, "metrics/folders": 5, "benchmarks/checking": 5,
-    "metrics/report": 6, "predict": 6, "training": 6,
+    "metrics/report": 6, "predict": 6, "training": 6, "jobs": 6,
     "cli": 7, "__init__": 7, "__main__": 7, "serve": 7, "batch": 7,
 }  # fmt: skip
 

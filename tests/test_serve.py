@@ -768,6 +768,7 @@ def test_an_upload_or_a_question_that_is_too_large_is_refused_while_it_comes(ser
         ({"Host": "localhost"}, 200),
         ({"Host": "127.0.0.1:80"}, 200),
         ({"Host": ""}, 403),
+        ({"Host": "["}, 400),
     ],
 )
 def test_the_server_answers_to_its_own_names_only(server: Server, headers: dict[str, str], status: int) -> None:

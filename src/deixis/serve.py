@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from deixis.jobs import FILES, SHOWN_ONLY, Job, Limits, Queue, safe, timeline
 from deixis.types import DeixisError
@@ -177,15 +177,17 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
+            body = Body(receive)
             try:
                 self._check(scope)
                 if scope["method"] != "POST":
-                    await self._app(scope, receive, _with_headers(scope, send))
+                    await self._app(scope, body, _with_headers(scope, send))
                 elif scope["path"].startswith("/gradio_api/upload"):
-                    await self._upload(scope, receive, send)
+                    await self._upload(scope, body, send)
                 else:
-                    await self._app(scope, await self._question(receive), _with_headers(scope, send))
+                    await self._app(scope, await self._question(body), _with_headers(scope, send))
             except Refused as refused:
+                await body.drain(2 * self._queue.limits.bytes)  # who still sends would not hear the answer
                 await _say(send, refused.status, str(refused))
 
     def _check(self, scope: Scope) -> None:
@@ -195,10 +197,10 @@ class Guard:
             raise Refused(404, "not here")
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get(b"host", "")
-        if self._hosts is not None and (urlsplit(f"//{host}").hostname or "") not in self._hosts:
+        if self._hosts is not None and _split(f"//{host}").hostname not in self._hosts:
             raise Refused(403, "this server is not called by that name; use 127.0.0.1 or localhost")
         origin = headers.get(b"origin")
-        if method == "POST" and origin is not None and urlsplit(origin).netloc != host:
+        if method == "POST" and origin is not None and _split(origin).netloc != host:
             raise Refused(403, "asked from a page of another site")
         if path.startswith(SERVED) and not self._queue.brought(Path(path.removeprefix(SERVED))):
             raise Refused(404, "no such file")
@@ -234,7 +236,7 @@ class Guard:
             if not isinstance(path, str) or not self._queue.brought(Path(path)):
                 raise Refused(403, "a file must be uploaded first; this is none of the uploads")
 
-    async def _upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _upload(self, scope: Scope, body: Body, send: Send) -> None:
         """Let an upload through, counted as it comes: its length may be unstated, or a lie."""
         limit = self._queue.limits.bytes
         stated = dict(scope["headers"]).get(b"content-length", b"0")
@@ -245,29 +247,33 @@ class Guard:
             raise too_large
         if not self._queue.has_room(int(stated)):
             raise Refused(507, "the server's disk is full of films; try again later")
-        seen = 0
-
-        async def counting() -> dict[str, Any]:
-            nonlocal seen
-            if seen > limit + UPLOAD_EXTRA:
-                return {"type": "http.disconnect"}
-            part = await receive()
-            seen += len(part.get("body", b""))
-            return part if seen <= limit + UPLOAD_EXTRA else {"type": "http.disconnect"}
-
         passing = _with_headers(scope, send)
 
+        def over() -> bool:
+            return body.bytes > limit + UPLOAD_EXTRA
+
+        async def counting() -> dict[str, Any]:
+            part = {} if over() else await body()
+            return {"type": "http.disconnect"} if over() else part
+
         async def sending(message: dict[str, Any]) -> None:
-            if seen <= limit + UPLOAD_EXTRA:
+            if not over():
                 await passing(message)
 
         try:
             await self._app(scope, counting, sending)
         except Exception:
-            if seen <= limit + UPLOAD_EXTRA:
+            if not over():
                 raise
-        if seen > limit + UPLOAD_EXTRA:
+        if over():
             raise too_large
+
+
+def _split(address: str) -> SplitResult:
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise Refused(400, "an address that cannot be") from error
 
 
 def _with_headers(scope: Scope, send: Send) -> Send:
@@ -285,6 +291,24 @@ def _with_headers(scope: Scope, send: Send) -> Send:
         await send(message)
 
     return sending
+
+
+class Body:
+    """Receives, and knows how much has come and whether that was all."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self.bytes, self.ended = receive, 0, False
+
+    async def __call__(self) -> dict[str, Any]:
+        part = await self._receive()
+        self.bytes += len(part.get("body", b""))
+        self.ended = part["type"] == "http.disconnect" or not part.get("more_body", False)
+        return part
+
+    async def drain(self, most: int) -> None:
+        """Read what is left, up to ``most`` bytes of body in all."""
+        while not self.ended and self.bytes < most:
+            await self()
 
 
 class Refused(Exception):
