@@ -150,7 +150,7 @@ def fingerprint_of(body: nn.Module) -> Tensor:
     for key, value in sorted(body.state_dict().items()):
         if isinstance(value, Tensor):
             digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 

@@ -240,8 +240,7 @@ class PromptGenerator(nn.Module):
         self.tokens = nn.ParameterDict({k: nn.Parameter(torch.randn(n, p) * 0.02) for k, n in self.counts.items()})
         kinds = set(self.counts)
         self.mix = nn.ModuleList(
-            nn.ModuleList([SelfAttention(p, config.prompt_heads), FeedForward(p)])
-            for _ in range(config.prompt_layers if kinds else 0)
+            PromptLayer(p, config.prompt_heads) for _ in range(config.prompt_layers if kinds else 0)
         )
         self.to_vision = _small_linear(p, tower.width) if kinds & {"vision", "temporal"} else None
         self.to_text = _small_linear(p, tower.text_width) if "language" in kinds else None
@@ -250,9 +249,8 @@ class PromptGenerator(nn.Module):
         if not self.counts:
             return Prompts(None, None, None)
         x = torch.cat([self.tokens[kind] for kind in self.counts])[None]
-        for attend, feed in self.mix:  # type: ignore[misc]
-            x = attend(x)
-            x = x + feed(x)
+        for layer in self.mix:
+            x = layer(x)
         split = dict(zip(self.counts, x[0].split(list(self.counts.values())), strict=True))
         language, vision, temporal = (split.get(kind) for kind in ("language", "vision", "temporal"))
         return Prompts(
@@ -260,6 +258,18 @@ class PromptGenerator(nn.Module):
             None if vision is None or self.to_vision is None else self.to_vision(vision).unflatten(0, (self.depth, -1)),
             None if temporal is None or self.to_vision is None else self.to_vision(temporal),
         )
+
+
+class PromptLayer(nn.Module):
+    """Attention among all prompts, then a two-layer network; pre-norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.among, self.feed = SelfAttention(width, heads), FeedForward(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.among(x)
+        return x + self.feed(x)
 
 
 def _small_linear(width: int, out: int) -> nn.Linear:

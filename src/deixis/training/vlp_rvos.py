@@ -227,7 +227,7 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str) 
     )  # fmt: skip
     configs = apply_overrides(overrides, model=with_tower(SMALL, data), data=VlpWorldData(), train=train)
     films: VlpWorldData = configs["data"]
-    config: VlpRvosConfig = configs["model"]
+    config: Any = configs["model"]
     check(config)
     if "model.window" not in overrides:
         config = replace(config, window=-(-films.frames // films.clips))
