@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -651,6 +653,12 @@ def import_weights(
 
 def main() -> None:
     """Run the command line; what a user caused ends in one line on stderr and exit status 2."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what libraries warn of is for programmers
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what does not decode is told in our words
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal, or a file's name, may not be UTF-8
     app()
 
 

@@ -112,6 +112,8 @@ def select(
     per_frame = frame_scores.permute(0, 2, 1)[expression, order].cpu().numpy()  # (K, C, T)
     best = scores.cpu().numpy()
     presence = best[:, 0] if prediction.presence is None else prediction.presence.float().cpu().numpy()
+    if not (np.isfinite(best).all() and np.isfinite(presence).all()):
+        raise DeixisError("the model answers with numbers that are not finite; its weights or its config are damaged")
     kept = (np.exp(log_sigmoid(best) - log_sigmoid(best[:, :1])) >= linking.keep).sum(1)
     return [
         Candidates(bytes_[i, :n], best[i, :n], per_frame[i, :n], float(presence[i]), inside) for i, n in enumerate(kept)
@@ -213,7 +215,7 @@ class Names(Sequence[str]):
         self._text, self._ends = bytearray(), array("q", [0])
 
     def append(self, name: str) -> None:
-        self._text += name.encode()
+        self._text += name.encode(errors="surrogateescape")  # a file's name may be no UTF-8
         self._ends.append(len(self._text))
 
     def __len__(self) -> int:
@@ -225,7 +227,7 @@ class Names(Sequence[str]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
-        return self._text[self._ends[index] : self._ends[index + 1]].decode()
+        return self._text[self._ends[index] : self._ends[index + 1]].decode(errors="surrogateescape")
 
 
 class TrackBuilder:

@@ -90,9 +90,9 @@ class Film:
         self.end = math.inf if end is None else end
         self.warnings: list[str] = []
         check_stretch(self.start, self.end, every, fps)
-        if not self.path.exists():
+        if not _exists(self.path):
             raise DeixisError(f"no such file or folder: {self.path}")
-        if self.path.is_dir() or self.path.suffix.lower() in PICTURES:
+        if self.path.is_dir() or (self.path.suffix.lower() in PICTURES and self.path.is_file()):
             self._source: _Pictures | _Stream = _Pictures(self.path, max_pixels, fps, self.warn)
         elif self.path.is_file():
             self._source = _Stream(self.path, max_pixels, self.warn)
@@ -178,6 +178,13 @@ class Film:
         return f" ({'; '.join(self.warnings)})" if self.warnings else ""
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, or a folder that may not be looked into
+        return False
+
+
 def _gone() -> np.ndarray:
     raise AssertionError("the pixels of this frame were let go")
 
@@ -232,7 +239,7 @@ class _Pictures:
     def _read(self, file: Path) -> np.ndarray | None:
         """(H, W, 3) uint8 RGB, or None (and a warning) for a file that does not decode."""
         try:
-            size = _picture_size(file)
+            size = _picture_size(file) if file.is_file() else None  # a pipe would be waited for, a device read for ever
             if size is not None:
                 _check_pixels(size[0] * size[1], self.max_pixels, file)
                 picture = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
@@ -383,9 +390,9 @@ def _seconds_of(container: av.container.InputContainer, stream: av.VideoStream) 
     """How long the video is by the film's own header, or None."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    if "DURATION" in stream.metadata:  # Matroska's "00:00:03.750000000"
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    stated = re.fullmatch(r"(\d{1,4}):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if stated:  # Matroska's "00:00:03.750000000"
+        return int(stated[1]) * 3600 + int(stated[2]) * 60 + float(stated[3])
     if container.duration and not container.streams.audio:  # sound may be longer than the pictures
         return container.duration / av.time_base
     return None

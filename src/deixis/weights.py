@@ -17,14 +17,17 @@ import struct
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from deixis import systems
 from deixis.encoders.frozen import fill_towers
@@ -237,6 +240,7 @@ def _read(path: Path) -> nn.Module:
         raise DeixisError(f"{path} holds a system {facts['system']!r}, unknown here; this deixis has {known}")
     kind, config_kind = systems.SYSTEMS[facts["system"]]
     config = config_from(config_kind, facts["config"], str(path))
+    _check_use(path, config)
     _check_fit(path, kind, config, entries)
     try:
         system = kind(config)
@@ -256,13 +260,42 @@ def _read(path: Path) -> nn.Module:
     return system
 
 
+# Of fields that change how a system is used and not its tensors, so that a wrong one would be found late: the least
+# and the greatest (our choice: well around every published number).
+_USED: dict[str, tuple[float, float]] = {
+    "window": (1, 1024), "multiple": (1, 1024), "short_side": (1, 4096), "long_side": (1, 16384),
+    "std": (1e-6, 1e6), "mean": (-1e6, 1e6), "presence_temperature": (1e-6, 1e6), "presence_shift": (-1e6, 1e6),
+    "semantic_scale": (0.25, 8), "frame_floor": (-1e6, 1e6),
+}  # fmt: skip
+
+
+def _check_use(path: Path, config: Any) -> None:
+    """Raise DeixisError where a number of ``_USED`` cannot be worked with."""
+    for name, (least, greatest) in _USED.items():
+        given = getattr(config, name, least)
+        for value in given if isinstance(given, tuple | list) else (given,):
+            if not least <= value <= greatest:
+                raise DeixisError(f"{path}: its config states {name} {given}, expected {least:g}..{greatest:g}")
+
+
 def _check_fit(path: Path, kind: type, config: Any, entries: Mapping[str, Any]) -> None:
     """Raise DeixisError unless the file holds exactly the tensors, in shape, of the system that its config makes.
 
     The system is built without memory (on PyTorch's meta device), so a lying config allocates nothing.
     """
+    here = get_ident()
+    most = 2 * len(entries) + 1000  # our choice: room for tensors that are tied, or registered and replaced
+
+    def count(module: nn.Module, name: str, value: Any) -> None:
+        nonlocal most
+        most -= get_ident() == here  # the hooks hear of other threads too
+        if most < 0:  # a lying count of layers would be built for minutes before it is found not to fit
+            raise ValueError(f"it asks for more tensors than the {len(entries)} that the file holds")
+
     try:
-        with torch.device("meta"):
+        with ExitStack() as hooks, torch.device("meta"):
+            hooks.callback(torch_module.register_module_parameter_registration_hook(count).remove)
+            hooks.callback(torch_module.register_module_buffer_registration_hook(count).remove)
             wanted = {key: list(value.shape) for key, value in kind(config).state_dict().items()}
     except (RuntimeError, ValueError, TypeError, ArithmeticError, LookupError) as error:
         raise DeixisError(f"{path}: its config does not make a system ({error})") from error

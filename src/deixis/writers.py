@@ -44,6 +44,7 @@ AAC_RATE = 48_000  # samples a second of sound that is encoded again
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 SHEET_COLUMNS = 6  # frames a row of the contact sheet
 SHEET_WIDTH = 256  # pixels of one of its frames
+SHEET_HEIGHT = 768  # at most (our choice: phones film 9:16; a film two pixels wide would need a sheet of gigabytes)
 
 
 class Source(Protocol):
@@ -110,9 +111,18 @@ class Output(AbstractContextManager["Output"]):
             raise DeixisError(f"no room left on the disk of {self.out.parent}; nothing was written") from error
 
     def _publish(self) -> None:
+        """Move what is finished to OUT: where nothing is yet, in one step, so that a kill leaves all of it or none."""
         if not self.finished:
             return
-        self.out.mkdir(exist_ok=True)
+        if not self.out.exists() or not (self.out.is_symlink() or any(self.out.iterdir())):
+            whole = self.scratch / "whole"
+            whole.mkdir()
+            if self.out.exists():
+                shutil.copymode(self.out, whole)
+            for name in self.finished:
+                os.replace(self.scratch / name, whole / name)
+            os.replace(whole, self.out)
+            return
         for name in self.finished:
             place = self.out / name
             if place.is_dir():
@@ -205,7 +215,8 @@ def write_rle(
     """One JSON of all tracks (docs/rle.md), written track by track so that a long film need not fit in memory."""
     height, width = film.source_size
     first = tracks[0]
-    with open(path, "w", encoding="utf-8") as file:
+    # A file's name may be no UTF-8; a backslash and its number is what JSON writes for such a character.
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         facts = {
             "schema": SCHEMA,
             "film": {"name": film.path.name, "height": height, "width": width, "every": film.every},
@@ -484,7 +495,8 @@ class ContactSheet:
         self._path, self._tracks = path, tracks
         frames = len(tracks[0])
         height, width = tracks[0].masks.size
-        self._tile = max(1, round(SHEET_WIDTH * height / width)), SHEET_WIDTH
+        scale = min(SHEET_WIDTH / width, SHEET_HEIGHT / height)
+        self._tile = max(1, round(height * scale)), max(1, round(width * scale))
         spread = np.linspace(0, frames - 1, min(SHEET_COLUMNS, frames)).round().astype(int)
         self._columns = {int(index): column for column, index in enumerate(spread)}
         self._head = 24  # pixels above a row for its words
@@ -496,7 +508,7 @@ class ContactSheet:
 
     def add(self, index: int, seconds: float, picture: np.ndarray, masks: Sequence[np.ndarray]) -> None:
         height, width = self._tile
-        left = self._columns[index] * width
+        left = self._columns[index] * SHEET_WIDTH
         small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
         for row, mask in enumerate(masks):
             tile = small.copy()

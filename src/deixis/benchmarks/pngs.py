@@ -41,6 +41,8 @@ def read_ids(
 
     Raises DeixisError, naming the file, where it is missing, truncated, no PNG, of another mode or size (H, W).
     """
+    if isinstance(source, Path):
+        _check_file(source, name, "the mask is missing")
     try:
         with Image.open(source, formats=("PNG",)) as image:
             if image.mode not in modes:
@@ -52,12 +54,16 @@ def read_ids(
                     " masks are due at the frame's own size"
                 )
             return np.asarray(image, np.uint8)
-    except FileNotFoundError as error:
-        raise DeixisError(f"{name}: the mask is missing") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, DeixisError):
             raise
         raise DeixisError(f"{name}: not a readable PNG ({str(error)[:100]})") from error
+
+
+def _check_file(path: Path, name: str | Path, missing: str) -> None:
+    """Raise DeixisError unless there is a regular file: a pipe would be waited for, a device read for ever."""
+    if not path.is_file():
+        raise DeixisError(f"{name}: {'not a file' if path.exists() or path.is_symlink() else missing}")
 
 
 def present_numbers(ids: np.ndarray) -> list[int]:
@@ -72,6 +78,7 @@ def present_numbers(ids: np.ndarray) -> list[int]:
 
 def png_size(path: Path) -> tuple[int, int]:
     """(H, W) of an image file, from its header."""
+    _check_file(path, path, "the image is missing")
     try:
         with Image.open(path) as image:
             return image.height, image.width

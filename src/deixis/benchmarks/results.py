@@ -7,10 +7,13 @@ lie there).
 
 from __future__ import annotations
 
+import lzma
 import math
 import shutil
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -23,7 +26,13 @@ from deixis.types import DeixisError
 SIDECAR = ".deixis"
 ANSWERS = "predictions.json"
 ANNOTATORS = 4  # of Ref-DAVIS17
+# What zipfile and its decoders raise on bytes that are no zip.
+_BAD_ZIP = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError, ValueError,
+    LookupError,
+)  # fmt: skip
 MAX_MEMBER = 1 << 30  # bytes of one file in a zip (our choice: far above any mask or predictions file)
+MAX_UNPACKED = 16 << 30  # bytes of a whole zip (our choice: masks are small; what holds more is a bomb)
 MAX_LISTED = 5  # problems named in one line
 
 
@@ -220,10 +229,13 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         with zipfile.ZipFile(archive) as members:
             free = shutil.disk_usage(folder).free
-            if sum(member.file_size for member in members.infolist()) > free:
+            whole = sum(member.file_size for member in members.infolist())
+            if whole > MAX_UNPACKED:
+                raise DeixisError(f"{archive}: unpacked it would hold {whole:,} bytes, more than {MAX_UNPACKED:,}")
+            if whole > free:
                 raise DeixisError(f"{archive}: unpacked it would not fit on the disk of {folder}")
             for member in members.infolist():
-                if member.is_dir():
+                if member.filename.endswith("/"):
                     continue
                 if "\\" in member.filename or PurePosixPath(member.filename).is_absolute():
                     raise DeixisError(f"{archive}: the member {member.filename[:80]!r} would leave its folder")
@@ -236,5 +248,7 @@ def unpack(archive: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with members.open(member) as source, open(target, "wb") as copy:
                     shutil.copyfileobj(source, copy)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except _BAD_ZIP as error:
+        if isinstance(error, DeixisError):
+            raise
         raise DeixisError(f"{archive}: not a readable zip ({str(error)[:100]})") from error

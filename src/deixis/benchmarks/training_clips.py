@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -98,7 +99,8 @@ def read_frames(video: Video, indices: Sequence[int]) -> np.ndarray:
 
 
 def _read_image(path: str) -> np.ndarray:
-    picture = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
+    # A pipe would be waited for.
+    picture = cv2.imread(path, cv2.IMREAD_COLOR_RGB) if Path(path).is_file() else None
     if picture is None:
         raise DeixisError(f"{path}: not a readable image; is the download whole?")
     return picture

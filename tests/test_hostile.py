@@ -1,0 +1,273 @@
+"""What fuzzing found (bench/fuzz.py, docs/reliability.md), each as small as it gets: one line, status 2, no debris."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from films import Colours, ColoursConfig, colours, moving, write_film, write_folder
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from deixis import systems, weights
+from deixis.benchmarks import results, write_fixture
+from deixis.cli import app
+from deixis.types import DeixisError
+from deixis.video import Film
+from deixis.writers import read_rle
+
+SOURCE = Path(__file__).parent.parent / "src"
+
+
+@pytest.fixture(autouse=True)
+def _colours_is_a_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(systems.SYSTEMS, "colours", (Colours, ColoursConfig))
+    monkeypatch.setitem(systems.PRESETS, "colours_debug", colours)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_waits_for_ever() -> Iterator[None]:
+    """A test that waits for a pipe is let go after a while, and fails."""
+    before = set(threading.enumerate())
+    yield
+    late = time.monotonic() + 5
+    while set(threading.enumerate()) - before and time.monotonic() < late:
+        time.sleep(0.01)
+    assert not set(threading.enumerate()) - before
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place"
+
+
+def segment(film: Path, place: Path, *options: str, words: str = "red", model: str = "colours_debug") -> Result:
+    return CliRunner().invoke(app, ["segment", str(film), words, "-o", str(place / "out"), "--model", model, *options])
+
+
+def refused(result: Result, words: str) -> None:
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr.startswith("deixis: ")
+    assert words in result.stderr
+
+
+# --- films and pictures -----------------------------------------------------------------------------------------------
+
+
+def test_a_duration_tag_that_is_no_time_is_passed_over(tmp_path: Path, place: Path) -> None:
+    path = write_film(tmp_path / "film.mkv", moving(12))
+    data = path.read_bytes()
+    at = data.index(b"DURATION") + 8
+    time_at = data.index(b"00:0", at)
+    path.write_bytes(data[:time_at] + b"99999999999999" + data[time_at + 14 :])
+    film = Film(path)
+    assert film.length is None or film.length > 0
+    assert segment(path, place, "--as", "rle").exit_code == 0
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device"])
+def test_what_is_named_like_a_picture_and_is_none_is_left_out_of_a_folder(
+    tmp_path: Path, place: Path, kind: str
+) -> None:
+    folder = write_folder(tmp_path / "frames", moving(3))
+    strange = folder / "00001x.png"
+    make: dict[str, Callable[[], None]] = {
+        "pipe": lambda: os.mkfifo(strange),
+        "folder": strange.mkdir,
+        "loop": lambda: strange.symlink_to(strange),
+        "device": lambda: strange.symlink_to("/dev/zero"),
+    }
+    make[kind]()
+    result = segment(folder, place, "--as", "rle")
+    assert result.exit_code == 0, result.output
+    assert "00001x.png is not a picture that decodes; left out" in result.stderr
+    assert len(read_rle(place / "out" / "masks.json")[0]) == 3
+
+
+def test_a_pipe_named_like_a_picture_is_refused_at_once(tmp_path: Path, place: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    refused(segment(tmp_path / "a.png", place), "neither a file nor a folder")
+
+
+def test_frames_whose_names_are_no_utf8_are_answered_under_their_names(tmp_path: Path, place: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    folder = write_folder(tmp_path / "frames", moving(2))
+    try:
+        os.rename(folder / "00001.png", folder / f"{name}.png")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    result = segment(folder, place, "--as", "rle,png")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert list(read_rle(place / "out" / "masks.json")[0].names) == ["00000", name]
+    assert (place / "out" / "masks" / "00_red" / f"{name}.png").is_file()
+
+
+@pytest.mark.parametrize("shape", [(600, 2), (2, 600)])
+def test_the_contact_sheet_of_a_film_two_pixels_wide_stays_small(
+    tmp_path: Path, place: Path, shape: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 255, (*shape, 3), np.uint8) for _ in range(3)]
+    result = segment(write_folder(tmp_path / "frames", frames), place, "--as", "rle", model="light_debug")
+    assert result.exit_code == 0, (result.output, result.exception)
+    with Image.open(place / "out" / "contact_sheet.png") as sheet:
+        assert sheet.height <= 800
+
+
+@pytest.mark.parametrize("place_of", ["x" * 300, "a/" * 3000])
+def test_a_path_that_no_file_system_takes_is_refused(place: Path, place_of: str) -> None:
+    refused(segment(Path(place_of), place), "no such file or folder")
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def with_config(path: Path, **fields: object) -> Path:
+    """A checkpoint of the tiny system whose config states other numbers."""
+    weights.save(colours(), path)
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    facts = json.loads(header["__metadata__"]["deixis"])
+    facts["config"].update(fields)
+    header["__metadata__"]["deixis"] = json.dumps(facts)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("window", 0), ("multiple", 0), ("short_side", 1 << 20), ("long_side", -1), ("std", [0.5, 0.0, 0.5]),
+     ("presence_temperature", 0.0)],
+)  # fmt: skip
+def test_a_config_with_a_number_that_cannot_be_worked_with_is_refused(
+    tmp_path: Path, place: Path, field: str, value: object
+) -> None:
+    film = write_film(tmp_path / "film.mp4", moving(3))
+    path = with_config(tmp_path / "c.safetensors", **{field: value})
+    refused(segment(film, place, model=str(path)), f"its config states {field}")
+    assert list(place.iterdir()) == []
+
+
+def test_a_config_that_asks_for_a_million_layers_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "light.safetensors"
+    weights.save(weights.load("light_debug"), path)
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    facts = json.loads(header["__metadata__"]["deixis"])
+    facts["config"]["hear_layers"] = 1 << 20
+    header["__metadata__"]["deixis"] = json.dumps(facts)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    began = time.process_time()
+    with pytest.raises(DeixisError, match="more tensors than the"):
+        weights.load(path)
+    assert time.process_time() - began < 10
+
+
+def test_weights_that_are_not_finite_are_refused_when_they_answer(tmp_path: Path, place: Path) -> None:
+    system = colours()
+    original = Colours.decode
+
+    def nan(self: Colours, *arguments: object) -> object:
+        found = original(self, *arguments)  # type: ignore[arg-type]
+        found.scores.fill_(torch.nan)
+        return found
+
+    weights.save(system, tmp_path / "c.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Colours, "decode", nan)
+        film = write_film(tmp_path / "film.mp4", moving(3))
+        refused(segment(film, place, model=str(tmp_path / "c.safetensors")), "not finite")
+    assert list(place.iterdir()) == []
+
+
+# --- zips and benchmarks ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mevis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("benchmark") / "mevis"
+    write_fixture("mevis", root)
+    return root
+
+
+def score(root: Path, archive: Path) -> Result:
+    return CliRunner().invoke(app, ["score", "mevis", str(root), str(archive)])
+
+
+def test_a_zip_member_without_a_name_is_refused(tmp_path: Path, mevis: Path) -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("aaaa", b"x")
+    data = file.getvalue()
+    central = data.index(b"PK\1\2")
+    # The name's length becomes 0, and its four bytes an extra field.
+    data = data[: central + 28] + struct.pack("<HH", 0, 4) + data[central + 32 :]
+    (tmp_path / "r.zip").write_bytes(data)
+    refused(score(mevis, tmp_path / "r.zip"), "r.zip")
+
+
+def test_a_zip_with_a_damaged_stream_is_refused(tmp_path: Path, mevis: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "r.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(1000))
+    data = bytearray((tmp_path / "r.zip").read_bytes())
+    data[35] ^= 0xFF  # the first byte of the deflated stream: a block of no kind
+    (tmp_path / "r.zip").write_bytes(data)
+    refused(score(mevis, tmp_path / "r.zip"), "not a readable zip")
+
+
+def test_a_zip_that_would_unpack_to_more_than_any_results_is_refused(
+    tmp_path: Path, mevis: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "r.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(5):
+            archive.writestr(f"{number}.png", bytes(1000))
+    monkeypatch.setattr(results, "MAX_UNPACKED", 4999)
+    refused(score(mevis, tmp_path / "r.zip"), "unpacked it would hold 5,000 bytes, more than 4,999")
+
+
+def test_a_pipe_among_masks_and_frames_is_refused(tmp_path: Path) -> None:
+    for name in ("results", "truth"):
+        write_folder(tmp_path / name / "a", moving(2))
+        for path in (tmp_path / name / "a").iterdir():
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(path)
+    (tmp_path / "results" / "a" / "00001.png").unlink()
+    os.mkfifo(tmp_path / "results" / "a" / "00001.png")
+    pair = [str(tmp_path / "results"), str(tmp_path / "truth")]
+    refused(CliRunner().invoke(app, ["score", "masks", *pair]), "not a file")
+
+
+def test_a_size_in_signs_that_are_digits_and_no_numbers_is_refused(place: Path) -> None:
+    refused(CliRunner().invoke(app, ["world", str(place / "out"), "--size", "²x³"]), "--size must be HEIGHTxWIDTH")
+
+
+# --- the program itself -----------------------------------------------------------------------------------------------
+
+
+def test_an_out_whose_name_is_no_utf8_can_be_told_of(tmp_path: Path) -> None:
+    film = write_folder(tmp_path / "frames", moving(2))
+    done = subprocess.run(
+        [sys.executable, "-m", "deixis.cli", "segment", str(film), "🦏 والكلب", "-o", b"caf\xe9", "--model",
+         "light_debug", "--as", "rle"],
+        capture_output=True, cwd=tmp_path, timeout=300, env={**os.environ, "PYTHONPATH": str(SOURCE)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"caf\\udce9" in done.stdout
+    assert read_rle(tmp_path / os.fsdecode(b"caf\xe9") / "masks.json")[0].expression.text == "🦏 والكلب"
