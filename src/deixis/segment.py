@@ -9,7 +9,7 @@ A system that carries something through a film has, beside ``decode``, one or th
 place; the memory is the system's own affair, None at the film's start, one for each group of expressions:
 
     follow(maps, expressions, memory) -> (Prediction, memory)   instead of decode, window after window
-    gather(maps, expressions, memory) -> memory                 window after window, in a first pass over the whole film
+    gather(maps, expressions, memory) -> memory                 window after window, in a first pass; each frame once
     conclude(memory, expressions) -> memory                     after that pass; follow then answers in a second one
 """
 
@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +113,11 @@ def film_answers(
     groups = in_groups(expressions)
     carried: list[Any] = [None] * len(groups)
     if hasattr(system, "gather"):
+        seen = 0  # frames; a film's last window is filled up with some that were seen, which must not count twice
         with closing(ahead(windows(0))) as clips:
             for clip in clips:
-                carried = _gather(system, clip, groups, carried, device, reduced)
+                carried = _gather(system, without_first(clip, seen - clip.start), groups, carried, device, reduced)
+                seen = clip.start + len(clip)
                 if stop is not None and stop():
                     break
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=reduced):
@@ -123,6 +126,12 @@ def film_answers(
         for clip in clips:
             found, carried = _follow(system, clip, groups, carried, linking, device, reduced)
             yield clip, found
+
+
+def without_first(clip: Clip, count: int) -> Clip:
+    return replace(
+        clip, frames=clip.frames[count:], names=clip.names[count:], times=clip.times[count:], start=clip.start + count
+    )
 
 
 def in_groups(expressions: Sequence[Expression]) -> list[Sequence[Expression]]:

@@ -15,7 +15,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, ConvNextConfig, ConvNextModel
 
 from deixis.encoders.clip_tokens import clip_tokenizer, ids_of, spelling_tokenizer
 from deixis.encoders.frozen import FrozenTower, TowerWeights, find_file, read_own, read_tensors
@@ -125,6 +124,9 @@ class ConvClipBody(nn.Module):
     """Both towers with random weights, and what leads from each into the joint space."""
 
     def __init__(self, config: ConvClipConfig) -> None:
+        # Imported when a tower is built: who lists the systems must not wait for it.
+        from transformers import CLIPTextConfig, CLIPTextModel, ConvNextConfig, ConvNextModel
+
         super().__init__()
         self.eyes = ConvNextModel(
             ConvNextConfig(
