@@ -69,7 +69,10 @@ class Presence:
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold < 1:
-            raise DeixisError(f"the presence threshold must lie between 0 and 1, got {self.threshold}")
+            raise DeixisError(
+                f"the presence threshold must lie between 0 and 1, both left out, got {self.threshold};"
+                " 0.001 shows nearly everything"
+            )
         if not self.temperature > 0:
             raise DeixisError(f"the presence temperature must be above 0, got {self.temperature}")
 

@@ -252,10 +252,10 @@ def _write_list(file: TextIO, items: Iterator[str]) -> None:
     file.write("]")
 
 
-def read_rle(path: Path) -> list[MaskTrack]:
+def read_rle(path: str | Path) -> list[MaskTrack]:
     """The tracks of a JSON that ``write_rle`` wrote. Raises DeixisError for anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
         if found["schema"] != SCHEMA:
             raise DeixisError(f"{path} has schema {found['schema']!r}, expected {SCHEMA!r}")
         size = found["film"]["height"], found["film"]["width"]
