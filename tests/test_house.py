@@ -26,7 +26,7 @@ FLOORS = {
     "weights": 4, "weights_import": 4,
     "segment": 5, "metrics/evaluate": 5, "metrics/folders": 5, "benchmarks/checking": 5,
     "metrics/report": 6, "predict": 6, "training": 6, "jobs": 6,
-    "cli": 7, "__init__": 7, "__main__": 7, "serve": 7, "batch": 7,
+    "cli": 7, "__init__": 7, "__main__": 7, "serve": 7, "batch": 7, "batch_local": 7, "batch_ray": 7,
 }  # fmt: skip
 
 
