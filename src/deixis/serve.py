@@ -430,7 +430,10 @@ def make_page(queue: Queue) -> Any:
     limits = queue.limits
     names = list(queue.models)
     with gr.Blocks(title="deixis", analytics_enabled=False, fill_width=True) as page:
-        gr.HTML('<header class="dx-head"><h1>deixis</h1><p>Point at things in a film with words.</p></header>')
+        gr.HTML(
+            f'<header class="dx-head" data-bytes="{limits.bytes}"><h1>deixis</h1>'
+            "<p>Point at things in a film with words.</p></header>"
+        )
         with gr.Row(equal_height=False, elem_classes="dx-row"):
             with gr.Column(scale=0, min_width=340, elem_classes="dx-ask"):
                 film = gr.File(label="Film", height=128, elem_id="film")

@@ -214,12 +214,17 @@ def test_a_bad_file_is_one_line_that_says_what_to_do(visit, tmp_path: Path) -> N
     assert visitor.complaints == []
 
 
-def test_a_film_beyond_the_limit_is_refused_with_a_reason(visit, tmp_path: Path) -> None:
+def test_a_film_beyond_the_limit_is_refused_with_a_reason(visit, film: Path, tmp_path: Path) -> None:
     visitor = visit()
     (tmp_path / "big.mp4").write_bytes(b"x" * 3_100_000)
     visitor.page.set_input_files("#film input[type=file]", str(tmp_path / "big.mp4"))
-    playwright.expect(visitor.page.locator("body")).to_contain_text("exceed the maximum allowed size", timeout=PATIENCE)
+    alert = visitor.page.locator(".dx-status[role=alert]")
+    said = "the film holds 3,100,000 bytes, more than the limit of 3,000,000; cut it"
+    playwright.expect(alert).to_have_text(said, timeout=PATIENCE)
     visitor.shot("too_large")
+    assert not [url for url in visitor.asked if "/upload" in url]  # it did not even travel
+    visitor.bring(film)
+    playwright.expect(alert).to_have_count(0)
 
 
 def test_two_visitors_share_the_model_and_one_who_leaves_makes_way(visit, film: Path, long_film: Path) -> None:

@@ -1,5 +1,38 @@
-// The two players of a result run together: one button, one position, one line over the timeline.
 (() => {
+  // A film beyond the limit is refused before it travels, in the same words as the server's.
+  const refuse = (event, files) => {
+    document.querySelectorAll(".dx-local").forEach((line) => line.remove());
+    const limit = Number(document.querySelector(".dx-head").dataset.bytes);
+    const large = [...files].find((file) => file.size > limit);
+    if (!large) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    const number = (value) => value.toLocaleString("en");
+    const line = document.createElement("div");
+    line.className = "dx-status dx-local";
+    line.dataset.state = "failed";
+    line.setAttribute("role", "alert");
+    line.textContent = `the film holds ${number(large.size)} bytes, more than the limit of ${number(limit)}; cut it`;
+    document.querySelector("#status").before(line);
+  };
+
+  document.addEventListener("change", (event) => {
+    if (!event.target.matches || !event.target.matches("#film input[type=file]")) return;
+    refuse(event, event.target.files);
+    if (event.defaultPrevented) event.target.value = "";
+  }, true);
+
+  document.addEventListener("drop", (event) => {
+    if (event.target.closest && event.target.closest("#film")) refuse(event, event.dataTransfer.files);
+  }, true);
+
+  document.addEventListener("click", (event) => {
+    if (event.target.closest && event.target.closest("#find, #demo")) {
+      document.querySelectorAll(".dx-local").forEach((line) => line.remove());
+    }
+  }, true);
+
+  // The two players of a result run together: one button, one position, one line over the timeline.
   const parts = (inside) => {
     const box = inside.closest && inside.closest(".dx-result");
     if (!box) return null;
