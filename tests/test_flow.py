@@ -143,7 +143,7 @@ def test_a_shuffle_gives_every_row_once_and_each_epoch_its_own_order(count: int)
 
 
 def test_dis_comes_within_a_pixel_of_the_exact_flow_of_world() -> None:
-    """A loose bound on the estimator: measured 0.23 pixels, 0.12 where it is trusted; bench/slvp_world.py takes more."""
+    """A loose bound on the estimator: measured 0.23 pixels, 0.12 where it is trusted."""
     config = WorldConfig(size=(120, 216), frames=8, objects=(1, 3), camera_moves=0.5)
     films = [World("valid_u", config).film(i) for i in range(4)]
     found = [estimate(film.frames) for film in films]
@@ -235,11 +235,11 @@ def test_flow_is_made_once_and_read_back_alike(films: VideoCaptions, tmp_path: P
     again, there_now = cache.look(films[0])
     assert (there, there_now) == (False, True)
     assert made.size == again.size == (48, 32)
-    assert np.allclose(made.flow, again.flow, atol=0.01)
+    assert np.array_equal(made.flow, again.flow)  # also what was just made: else a run would depend on the cache
     assert np.array_equal(made.valid, again.valid)
     assert made.flow.shape == (5, 12, 8, 2)
     exact = flow_of_film(films[0], SETTINGS)
-    assert np.array_equal(exact.flow, made.flow)
+    assert np.allclose(exact.flow, made.flow, atol=0.01)
 
 
 def test_the_same_bytes_under_another_name_share_their_entry_and_other_bytes_do_not(

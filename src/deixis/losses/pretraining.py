@@ -15,21 +15,29 @@ def charbonnier(error: Tensor, epsilon: float = 1e-3) -> Tensor:
     return (error.square() + epsilon**2).sqrt() - epsilon
 
 
-def flow_loss(flow: Tensor, truth: Tensor, valid: Tensor, epsilon: float = 1e-3, gradient: float = 0.5) -> Tensor:
+def flow_loss(
+    flow: Tensor, truth: Tensor, valid: Tensor, epsilon: float = 1e-3, gradient: float = 0.5, moving: float = 1.0
+) -> Tensor:
     """(): Charbonnier of the flow plus ``gradient`` times L1 of its differences between neighbouring cells.
 
-    flow, truth: (B, T, 2, h, w).  valid: (B, T, h, w) bool; a difference counts where both its cells do. Without one
-    valid cell the loss is 0.
+    flow, truth: (B, T, 2, h, w), in units.  valid: (B, T, h, w) bool; a difference counts where both its cells do.
+    moving: weight of the cells that move by half a unit or more, where the others have 1: in most films little moves,
+    and "nothing does" is the nearest trap. Without one valid cell the loss is 0.
     """
     error = flow - truth
-    value = _mean(charbonnier(error, epsilon).sum(2), valid)
-    down = _mean((error[..., 1:, :] - error[..., :-1, :]).abs().sum(2), valid[..., 1:, :] & valid[..., :-1, :])
-    right = _mean((error[..., 1:] - error[..., :-1]).abs().sum(2), valid[..., 1:] & valid[..., :-1])
-    return value + gradient * (down + right)
+    weight = valid * (1 + (moving - 1) * (truth.square().sum(2) >= 0.25))
+    value = _mean(charbonnier(error, epsilon).sum(2), weight)
+    differences = [
+        _mean((error.narrow(axis, 1, n - 1) - error.narrow(axis, 0, n - 1)).abs().sum(2),
+              torch.minimum(weight.narrow(axis, 1, n - 1), weight.narrow(axis, 0, n - 1)))
+        for axis, n in ((-2, error.shape[-2]), (-1, error.shape[-1]))
+    ]  # fmt: skip
+    return value + gradient * (differences[0] + differences[1])
 
 
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    return (values * where).sum() / where.sum().clamp(min=1)
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """The mean of values (B, T, h', w') under weights of the same shape."""
+    return (values * weight).sum() / weight.sum().clamp(min=1)
 
 
 def info_nce(clips: Tensor, sentences: Tensor, same: Tensor, temperature: float = 0.07) -> Tensor:

@@ -1,10 +1,10 @@
 """SLVP-style: language-video pre-training by optical flow (after Mei et al., WACV 2024 Workshops, "SLVP").
 
 Only that paper's abstract is public. This is a system in its spirit, not its reproduction: its parts are our choice,
-and no score of the paper is claimed. Pre-training predicts the optical flow of captioned films; then the flow head gives
-way to a mask head and everything else is kept. Two fusions share one architecture. With *vision as query* the pixels
-ask the words and one dense mask is painted; with *language as query* K queries, born from the sentence, ask the pixels,
-and each brings the kernel of a mask.
+and no score of the paper is claimed. Pre-training predicts the optical flow of captioned films; then the flow head
+gives way to a mask head and everything else is kept. Two fusions share one architecture. With *vision as query* the
+pixels ask the words and one dense mask is painted; with *language as query* K queries, born from the sentence, ask the
+pixels, and each brings the kernel of a mask.
 
 B clips, T frames, L words, Q queries (1, or K), D width, P channels of a pixel; h, w are a quarter of the frame.
 """
@@ -87,6 +87,7 @@ class Slvp(nn.Module):
         self.project = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, d, 1), nn.GroupNorm(config.norm_groups, d)) for c in self.vision.channels[1:]
         )
+        self.neighbours = nn.ModuleList(Neighbours(c) for c in (p, d, d, d))
         self.over_time, self.after_time = SelfAttention(d, config.heads), FeedForward(d)  # at stride 16
         self.fine = nn.Conv2d(self.vision.channels[0], p, 1)
         self.fuse: VisionAsQuery | LanguageAsQuery = (
@@ -113,9 +114,10 @@ class Slvp(nn.Module):
         projected = [
             conv(level.flatten(0, 1)).unflatten(0, (b, t)) for level, conv in zip(levels[1:], self.project, strict=True)
         ]
+        fine = self.fine(levels[0].flatten(0, 1)).unflatten(0, (b, t))
+        fine, *projected = [near(x) for near, x in zip(self.neighbours, (fine, *projected), strict=True)]
         projected = [x + self.places(padding, x) for x in projected]  # where and when, told once
         projected[1] = self.see_other_frames(projected[1])
-        fine = self.fine(levels[0].flatten(0, 1)).unflatten(0, (b, t))
         if self.config.fusion == "language":
             fine = self.pixels(fine, projected)
         return FeatureMaps((fine, *projected), STRIDES, padding, (frames.shape[-2], frames.shape[-1]))
@@ -205,6 +207,18 @@ def pooled(pixels: Tensor, weights: Tensor) -> Tensor:
     """(B, T, Q, P): the mean of pixels (B, T, P, h, w) under each query's weights (B, T, Q, h, w) of 0 and more."""
     sums = torch.einsum("btphw,btqhw->btqp", pixels, weights)
     return sums / (weights.sum((-2, -1))[..., None] + 1e-3)
+
+
+class Neighbours(nn.Module):
+    """Every cell sees its own place in the frame before and in the one after: the nearest evidence of motion."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mix = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, level: Tensor) -> Tensor:
+        """(B, T, C, h, w) -> (B, T, C, h, w)."""
+        return level + F.gelu(self.mix(level.transpose(1, 2))).transpose(1, 2)
 
 
 class PixelDecoder(nn.Module):

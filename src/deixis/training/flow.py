@@ -257,9 +257,8 @@ class FlowCache:
                 return self._read(place, content), True
             except (DeixisError, SafetensorError, OSError, ValueError, KeyError) as error:
                 log.warning("the flow in %s is made anew: %s", place, " ".join(str(error).split()))
-        entry = flow_of_film(row, self.settings)
-        self._write(place, content, entry)
-        return entry, False
+        self._write(place, content, flow_of_film(row, self.settings))
+        return self._read(place, content), False  # as it will be read ever after: stored numbers are rounded
 
     def _write(self, place: Path, content: str, entry: Entry) -> None:
         limit = np.finfo(np.float16).max

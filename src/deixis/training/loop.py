@@ -103,8 +103,8 @@ class Run:
     to number, films left out say; the same names at every step), their sums over the run go to metrics.jsonl.
     losses: named and already weighted terms, the same names at every step; they are summed.  groups: see
     ``parameter_groups``; what is left out is frozen.  validate: scores, higher is better, the first picks ``best``;
-    gets the averaged weights in eval mode without gradients.  config: the system's config, kept as JSON.  export: writes
-    the final model; gets it as validate does.
+    gets the averaged weights in eval mode without gradients.  config: the system's config, kept as JSON.
+    export: writes the final model; gets it as validate does.
     """
 
     name: str

@@ -72,6 +72,7 @@ class PretrainLoss:
     epsilon: float = 1e-3  # of Charbonnier, in units of flow
     temperature: float = 0.07  # of the contrast
     limit: float = 5.0  # units at which the target is clipped
+    moving: float = 4.0  # weight of cells that move by half a unit or more, where the others have 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +129,8 @@ def pretrain_losses(config: PretrainLoss, system: nn.Module, batch: FlowBatch) -
     text = model.text.hear(heard, padding)
     flow, fused = model.foresee(maps, text)
     found = flow[:, : batch.flow.shape[1]]  # nobody has seen where the last frame's pixels go
-    losses = {"flow": config.flow * flow_loss(found, batch.flow, batch.valid, config.epsilon, config.gradient)}
+    measured = flow_loss(found, batch.flow, batch.valid, config.epsilon, config.gradient, config.moving)
+    losses = {"flow": config.flow * measured}
     if config.contrast:
         whole = model.text.hear(tokens, padding) if config.words else text
         clips, sentences = model.compare(maps, found_everywhere(flow, found), whole.sentence)
@@ -402,7 +404,8 @@ class SmallFilms:
     they are cut-outs on real pictures and DAVIS clips; otherwise drawn, with flow that is exact."""
 
     size: tuple[int, int] = (48, 80)  # H, W in pixels
-    frames: int = 5  # T
+    frames: int = 5  # T of a clip
+    slow: int = 2  # films are made with slow * (T - 1) + 1 frames: pre-training sees T side by side, the transfer all
     count: int = 1000  # different films to train on
     first: int = 0  # number of the first of them; those of pre-training lie elsewhere
     objects: tuple[int, int] = (2, 3)  # least and most a drawn film
@@ -413,28 +416,48 @@ class SmallFilms:
 
 
 class SmallFilm(NamedTuple):
-    """film: a WorldFilm with flow, exact or estimated.  valid: (T-1, H, W) bool, where that flow can be trusted."""
+    """film: a WorldFilm with flow (float16), exact or estimated.  valid: (T-1, H, W) bool, where it can be trusted."""
 
     film: WorldFilm
     valid: np.ndarray
 
 
-@lru_cache(maxsize=12_000)  # about 0.2 MB a film at the default size
+def length_of(films: SmallFilms) -> int:
+    return films.slow * (films.frames - 1) + 1
+
+
+def side_by_side(small: SmallFilm, frames: int, first: int) -> SmallFilm:
+    """Frames ``first`` and the next ones of a film, with the flow between them."""
+    film, span, steps = small.film, slice(first, first + frames), slice(first, first + frames - 1)
+    assert film.flow is not None
+    flow = film.flow[steps].astype(np.float32)
+    return SmallFilm(replace(film, frames=film.frames[span], masks=film.masks[span], flow=flow), small.valid[steps])
+
+
+def spread(small: SmallFilm, slow: int) -> WorldFilm:
+    """Every ``slow``-th frame of a film, from its first to its last: what its sentences are true of."""
+    film = small.film
+    return replace(film, frames=film.frames[::slow], masks=film.masks[::slow], flow=None, times=film.times[::slow])
+
+
+@lru_cache(maxsize=12_000)  # about 0.3 MB a film at the default size
 def small_film(films: SmallFilms, split: str, number: int) -> SmallFilm:
     """Film ``number`` of a split, "train" or "valid_u"."""
     if films.pictures is not None:
         return real_film(films, split, number)
     film = _world(films, split).film(number)
     assert film.flow is not None
-    return SmallFilm(film, np.ones(film.flow.shape[:3], bool))
+    everywhere = np.broadcast_to(np.ones(1, bool), film.flow.shape[:3])
+    return SmallFilm(replace(film, flow=film.flow.astype(np.float16)), everywhere)
 
 
 @lru_cache(maxsize=4)
 def _world(films: SmallFilms, split: str) -> World:
     mix = SentenceMix(count=6, most_none=0.0, weights=films.sentences)
     config = WorldConfig(
-        size=films.size, frames=films.frames, objects=films.objects, camera_moves=films.camera_moves, sentences=mix
-    )
+        size=films.size, frames=length_of(films), objects=films.objects, camera_moves=films.camera_moves,
+        sentences=mix,
+    )  # fmt: skip
     return World(split, config)
 
 
@@ -451,7 +474,7 @@ def real_film(films: SmallFilms, split: str, number: int) -> SmallFilm:
             frames=np.stack([resize(frame, films.size) for frame in film.frames]),
             masks=film.masks[:, :, 1::2, 1::2],
             ignore=None,
-            flow=to_cells(flow, films.size) / 2,
+            flow=(to_cells(flow, films.size) / 2).astype(np.float16),
         ),
         valid[:, 1::2, 1::2],
     )
@@ -462,7 +485,7 @@ def _mixture(films: SmallFilms, split: str) -> Mixture:
     assert films.pictures is not None
     mix = SentenceMix(count=6, most_none=0.0, weights=films.sentences)
     return Mixture(
-        films.pictures, split="train" if split == "train" else "held_out", frames=films.frames,
+        films.pictures, split="train" if split == "train" else "held_out", frames=length_of(films),
         size=(2 * films.size[0], 2 * films.size[1]), stills=0.1, composites=0.5, twins=0.2, davis=0.2, sentences=mix,
     )  # fmt: skip
 
@@ -482,7 +505,7 @@ SMALL = SlvpConfig(
 class SmallPretrain:
     """Pre-training on small films: their sentences are the captions."""
 
-    films: SmallFilms = field(default_factory=lambda: SmallFilms(count=3000, first=1_000_000))
+    films: SmallFilms = field(default_factory=lambda: SmallFilms(count=2000, first=1_000_000))
     loss: PretrainLoss = field(default_factory=PretrainLoss)
 
 
@@ -574,7 +597,9 @@ def start_small(config: SlvpConfig, films: SmallFilms, data: Mapping[str, Path])
 def small_flow_clip(data: SmallPretrain, model: SlvpConfig, index: int) -> FlowClip:
     """A film, its flow, and one of its sentences as the caption; successive passes take other sentences."""
     films = data.films
-    film, valid = small_film(films, "train", films.first + index % films.count)
+    whole = small_film(films, "train", films.first + index % films.count)
+    places = length_of(films) - films.frames + 1
+    film, valid = side_by_side(whole, films.frames, (index // films.count + index) % places)
     assert film.flow is not None
     sentence = film.sentences[(index // films.count + index) % len(film.sentences)]
     cells = (films.size[0] // 4, films.size[1] // 4)
@@ -587,7 +612,7 @@ def small_clip(data: SmallTransfer, index: int) -> tuple[TrainingClip, tuple[int
     """One sentence of a film, with its masks; successive passes over the films take other sentences."""
     films = data.films
     count = max(1, round(films.count * data.share))
-    film = small_film(films, "train", films.first + index % count).film
+    film = spread(small_film(films, "train", films.first + index % count), films.slow)
     sentence = film.sentences[(index // count + index) % len(film.sentences)]
     return labelled(film, sentence.text, sentence.objects), films.size
 
@@ -640,7 +665,9 @@ def validate_flow(films: SmallFilms, system: nn.Module) -> dict[str, float]:
     """On held-out films: mean endpoint errors of ``errors_of``, and first the share by which the median's is cut."""
     rows = []
     for number in range(films.held_out):
-        film, valid = small_film(films, "valid_u", number)
+        film, valid = side_by_side(
+            small_film(films, "valid_u", number), films.frames, (length_of(films) - films.frames) // 2
+        )
         rows.append(errors_of(flow_pixels(system, film.frames, film.sentences[0].text), film, valid))
     means = {f"epe_{name}": float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
     return {"gain": 1 - means["epe_found"] / means["epe_median"], **means}
@@ -659,7 +686,7 @@ def mask_rows(films: SmallFilms, system: nn.Module) -> list[dict[str, Any]]:
     """A row for each sentence of the held-out films: film, kind, J, F, J&F, whether it is the right object."""
     rows = []
     for number in range(films.held_out):
-        film = small_film(films, "valid_u", number).film
+        film = spread(small_film(films, "valid_u", number), films.slow)
         masks = masks_of(system, film.frames, [s.text for s in film.sentences])
         for mask, sentence in zip(masks, film.sentences, strict=True):
             truth = film.masks[:, list(sentence.objects)].any(1)
