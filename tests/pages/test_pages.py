@@ -344,7 +344,7 @@ TOLD = (
     "video", "segment", "tracks", "weights", "writers", "predict", "benchmarks/__init__", "benchmarks/samples",
     "benchmarks/pngs", "benchmarks/results", "benchmarks/expressions", "benchmarks/folder", "benchmarks/world",
     "benchmarks/mevis", "metrics/folders", "metrics/evaluate", "metrics/running", "training/recipes", "training/loop",
-    "training/checkpoint", "training/folder", "weights_import",
+    "training/checkpoint", "training/folder", "weights_import", "batch", "batch_local", "batch_ray", "jobs", "serve",
 )  # fmt: skip
 # What only a program can cause.
 FOR_PROGRAMMERS = ("windows of … frames cannot share", "losses must have the same names always")
