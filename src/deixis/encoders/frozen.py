@@ -85,8 +85,10 @@ class FrozenTower(nn.Module):
         if self.body is not None:
             return
         found = self.read(self.place, beside)
+        with torch.device("meta"):
+            check_fit(self.make(), found.state, self.place)  # before a lying config costs memory
         body = self.make()
-        fit_strictly(body, found.state, self.place)
+        body.load_state_dict(found.state)
         fingerprint = fingerprint_of(body)
         _check_fingerprint(self.fingerprint, fingerprint, self.place)
         device = self.fingerprint.device
@@ -154,8 +156,8 @@ def fingerprint_of(body: nn.Module) -> Tensor:
     return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
 
 
-def fit_strictly(body: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load exactly the body's keys and shapes, as fp32; else DeixisError. where: what messages call the source."""
+def check_fit(body: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Raise DeixisError unless ``state`` has exactly the body's keys and shapes. where: what messages call it."""
     wanted = {k: tuple(v.shape) for k, v in body.state_dict().items()}
     missing, left = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     for what, keys in (("missing", missing), ("left over", left)):
@@ -164,7 +166,6 @@ def fit_strictly(body: nn.Module, state: Mapping[str, Tensor], where: str) -> No
     for key, shape in wanted.items():
         if tuple(state[key].shape) != shape:
             raise DeixisError(f"{where} does not fit: {key} is {tuple(state[key].shape)}, expected {shape}")
-    body.load_state_dict(dict(state))
 
 
 # --- places and files ------------------------------------------------------------------------------------------------
