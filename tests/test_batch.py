@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -408,6 +409,17 @@ def test_a_relative_film_lies_beside_its_manifest_and_a_rows_own_options_go_firs
     assert (b.options.every, c.place, [a.row, b.row, c.row]) == (3, "s3://bucket/c.mp4", [1, 2, 3])
 
 
+def test_the_manifests_of_the_page_can_be_read(tmp_path: Path) -> None:
+    page = (TESTS.parent / "docs" / "batch.md").read_text()
+    csv, jsonl = re.findall(r"```\n((?:film,|\{).*?)```", page, re.DOTALL)
+    (tmp_path / "m.csv").write_text(csv)
+    (tmp_path / "m.jsonl").write_text(jsonl)
+    for name in ("m.csv", "m.jsonl"):
+        street, night = read_manifest(str(tmp_path / name))
+        assert street.sentences == ("a red car", "the woman with a dog")
+        assert (night.options.every, night.options.formats) == (2, ("rle", "png"))
+
+
 # --- dry run ----------------------------------------------------------------------------------------------------------
 
 
@@ -448,6 +460,20 @@ def test_a_dry_run_counts_with_the_speed_of_earlier_results(few: Path, tmp_path:
 
 
 # --- the local engine itself ------------------------------------------------------------------------------------------
+
+
+class Crowded(FilmWorker):
+    """There is room for one."""
+
+    def __init__(self, settings: Settings, number: int = 0) -> None:
+        if number:
+            os._exit(9)
+        super().__init__(settings, number)
+
+
+def test_where_only_some_workers_can_start_those_do_all_the_films(few: Path, tmp_path: Path) -> None:
+    summary = batch(plan_of(few, tmp_path / "out", engine=QUICK, worker=Crowded))
+    assert (len(summary.now), summary.failed) == (4, [])
 
 
 def test_workers_fill_the_cores_and_share_the_threads() -> None:
