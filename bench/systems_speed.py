@@ -34,7 +34,9 @@ def build(name: str) -> Any:
     """A preset with random weights everywhere, and tokenizers that spell."""
     from deixis.encoders.conv_clip import ConvClip, spelling_tokenizer
     from deixis.encoders.frozen import FrozenTower
+    from deixis.encoders.minilm import letter_tokenizer as bert_letters
     from deixis.encoders.text import letter_tokenizer
+    from deixis.encoders.vlmo import Vlmo
     from deixis.systems import PRESETS
 
     torch.manual_seed(0)
@@ -43,7 +45,8 @@ def build(name: str) -> Any:
         if isinstance(part, FrozenTower) and part.body is None:
             part.body = part.make().requires_grad_(False).eval()
         if hasattr(part, "tokenizer") and part.tokenizer is None:
-            part.tokenizer = spelling_tokenizer() if isinstance(part, ConvClip) else letter_tokenizer()
+            makers = {ConvClip: spelling_tokenizer, Vlmo: bert_letters}
+            part.tokenizer = makers.get(type(part), letter_tokenizer)()
     return model
 
 
@@ -152,9 +155,9 @@ def alone(work: Any, *given: Any) -> Any:
 
 
 def fit(counts: list[int], values: list[float]) -> str:
-    """A straight line through the values: slope a frame, start, and the largest distance from it as a share."""
-    if len(counts) < 2:
-        return "needs two counts of frames"
+    """A straight line through the values: start, slope a frame, and the largest distance from it as a share."""
+    if len(counts) < 3:
+        return "needs three counts of frames"
     slope, start = np.polyfit(counts, values, 1)
     off = np.abs(np.polyval((slope, start), counts) - values).max() / max(values)
     return f"{start:+.3f} {slope:+.4f} a frame (off by {100 * off:.1f} % at most)"
