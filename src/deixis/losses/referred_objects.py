@@ -62,7 +62,7 @@ def referred_objects_loss(
     truths = [referred_masks(target, pixels.shape[-2:]) for target in targets]
     frame_scores, video_scores = extras["frame_scores"].float(), extras["video_scores"].float()
     frame_positive, video_positive = torch.zeros_like(frame_scores), torch.zeros_like(video_scores)
-    nothing = sum(value.float().sum() for value in extras.values()) * 0.0
+    nothing = torch.stack([value.float().sum() for value in extras.values()]).sum() * 0.0
     names = ("frame_mask", "frame_dice", "video_mask", "video_dice", "similarity")
     sums: dict[str, Tensor] = dict.fromkeys(names, nothing)
     for i, masks in enumerate(truths):
