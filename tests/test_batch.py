@@ -58,7 +58,7 @@ def few(tmp_path: Path) -> Path:
     return tmp_path / "few.csv"
 
 
-def command(manifest: Path, out: Path, *options: str) -> Result:
+def command(manifest: Path, out: Path | str, *options: str) -> Result:
     return CliRunner().invoke(app, ["batch", str(manifest), "-o", str(out), *ALWAYS, "--threads", "1", *options])
 
 
@@ -396,6 +396,14 @@ def test_a_file_url_is_written_to_as_a_bucket_is(few: Path, tmp_path: Path) -> N
     for i, line in enumerate(results(tmp_path / "out")):
         truth = truth_of(tmp_path / "films" / f"{i}.mp4", row, tmp_path / "truth" / str(i))
         assert files_of(tmp_path / "out" / line["folder"]) == truth
+
+
+def test_a_bucket_that_lets_nobody_in_is_one_clear_error(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(self: Any, path: str, **more: Any) -> None:
+        raise RuntimeError("no credentials")
+
+    monkeypatch.setattr(type(films.file_system("memory://there")[0]), "ls", ask)
+    refused(command(few, "memory://there/out"), "/there/out cannot be reached: RuntimeError: no credentials")
 
 
 def test_a_relative_film_lies_beside_its_manifest_and_a_rows_own_options_go_first(tmp_path: Path) -> None:

@@ -26,13 +26,25 @@ def cluster() -> Iterator[Cluster]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        address="local", num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False,
-        logging_level="ERROR",
-    )  # fmt: skip
+    start(attempts=3)
     yield Cluster()
     ray.shutdown()
     torch.set_num_threads(before)
+
+
+def start(attempts: int) -> None:
+    """Ray gives its own processes 30 seconds to start; on a busy machine it may need to be asked again."""
+    for attempt in range(attempts):
+        try:
+            ray.init(
+                address="local", num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False,
+                log_to_driver=False, logging_level="ERROR",
+            )  # fmt: skip
+            return
+        except Exception:
+            ray.shutdown()
+            if attempt == attempts - 1:
+                raise
 
 
 @pytest.fixture(scope="module")

@@ -318,12 +318,14 @@ class Store:
         self.root = self.root.rstrip("/")
 
     def names(self) -> list[str]:
-        """Of what lies in OUT."""
+        """Of what lies in OUT. Raises DeixisError where it cannot be reached: the first that is asked of a store."""
         self.fs.invalidate_cache()
         try:
             return sorted(PurePosixPath(path).name for path in self.fs.ls(self.root, detail=False))
         except FileNotFoundError:
             return []
+        except Exception as error:  # every file system has errors of its own, for missing credentials say
+            raise DeixisError(f"{self.root} cannot be reached: {type(error).__name__}: {error}") from error
 
     def read(self, name: str) -> bytes | None:
         try:
