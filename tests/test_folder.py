@@ -215,15 +215,14 @@ def remove_masks(root: Path) -> None:
     (root / "masks/video00").rmdir()
 
 
-def spoil(name: str) -> Callable[[Path], Any]:
-    path = f"masks/video00/{name}.png"
-    return {
-        "small": lambda root: write_ids(root / path, np.ones((24, 16), np.uint8)),
-        "colour": lambda root: Image.new("RGB", (32, 48)).save(root / path),
-        "broken": lambda root: (root / path).write_bytes(b"\x89PNG no more"),
-        "99999": lambda root: write_ids(root / path, np.ones((48, 32), np.uint8)),
-        "3": lambda root: write_ids(root / path, np.ones((48, 32), np.uint8)),
-    }[name]
+def relink(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+def mask_called(name: str) -> Callable[[Path], None]:
+    """Adds a mask of that name to video00."""
+    return lambda root: write_ids(root / "masks/video00" / name, np.ones((48, 32), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -231,6 +230,8 @@ def spoil(name: str) -> Callable[[Path], Any]:
     [
         (lambda root: (root / "films/video00.mp4").unlink(), "films/video00: no film and no folder of frames"),
         (lambda root: (root / "films/video00.mp4").write_bytes(b"no film"), "not a film that can be decoded"),
+        (lambda root: relink(root / "masks/video00/00003.png"), "00003.png: cannot be read (No such file"),
+        (lambda root: relink(root / "films/video00.mp4"), "video00.mp4: cannot be read (No such file"),
         (lambda root: (root / "films/video00.mov").write_bytes(b"x"), "has the same name; rename one of them"),
         (remove_masks, "masks/video00: the folder of the film's masks is missing"),
         (lambda root: Image.new("RGB", (32, 48)).save(root / "masks/video00/00003.png"), "a mask has one channel"),
@@ -239,8 +240,8 @@ def spoil(name: str) -> Callable[[Path], Any]:
             "00003.png: the mask is 24x16, the frame 48x32",
         ),
         (lambda root: (root / "masks/video00/00003.png").write_bytes(b"\x89PNG"), "00003.png: not a readable PNG"),
-        (spoil("99999"), "99999.png: video00 has no such frame; its frames are 00000 to 00007, counted from 0"),
-        (spoil("3"), "is a mask of the same frame"),
+        (mask_called("99999.png"), "99999.png: video00 has no such frame; its frames are 00000 to 00007, counted"),
+        (mask_called("3.png"), "is a mask of the same frame"),
     ],
 )
 def test_what_is_wrong_on_disk_is_named(make: Callable[[Path], Any], said: str, root: Path) -> None:

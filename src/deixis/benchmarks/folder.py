@@ -295,7 +295,7 @@ def _find_films(folder: Path) -> tuple[dict[str, Path], list[Problem]]:
     for entry in list_folder(folder):
         if entry.name.startswith("."):
             continue
-        name = entry.name if entry.is_dir() else Path(entry.name).stem
+        name = entry.name if Path(entry.path).is_dir() else Path(entry.name).stem
         if name in found:
             problems.append(Problem(Path(entry.path), f"{found[name].name} has the same name; rename one of them"))
         found.setdefault(name, Path(entry.path))
@@ -368,7 +368,10 @@ def _pictures(folder: Path) -> tuple[Path, ...]:
 def _fingerprint(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256(b"1")
     for path in paths:
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:  # a link that leads nowhere, or to itself
+            raise DeixisError(f"{path}: cannot be read ({error.strerror})") from error
         digest.update(f"{path.absolute()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:24]
 
