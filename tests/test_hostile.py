@@ -38,8 +38,8 @@ def _colours_is_a_system(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_waits_for_ever() -> Iterator[None]:
-    """A test that waits for a pipe is let go after a while, and fails."""
+def _no_thread_stays() -> Iterator[None]:
+    """No thread outlives a test."""
     before = set(threading.enumerate())
     yield
     late = time.monotonic() + 5
@@ -271,3 +271,15 @@ def test_an_out_whose_name_is_no_utf8_can_be_told_of(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert b"caf\\udce9" in done.stdout
     assert read_rle(tmp_path / os.fsdecode(b"caf\xe9") / "masks.json")[0].expression.text == "🦏 والكلب"
+
+
+@pytest.mark.parametrize("spoiled", ["video00/0/00000.png", ".deixis/video00/0.json"])
+def test_a_folder_where_a_file_of_results_belongs_stops_predict_in_one_line(
+    tmp_path: Path, mevis: Path, spoiled: str
+) -> None:
+    out = tmp_path / "out"
+    argv = ["predict", "mevis", str(mevis), "-o", str(out), "--model", "light_debug"]
+    assert CliRunner().invoke(app, argv).exit_code == 0
+    (out / spoiled).unlink()
+    (out / spoiled).mkdir()
+    refused(CliRunner().invoke(app, argv), "Is a directory; what was finished is kept")

@@ -97,13 +97,25 @@ def predict(
         groups: dict[str, list[Sample]] = {}
         for sample in pending:
             groups.setdefault(sample.video.id, []).append(sample)
-        for samples in groups.values():
-            for finished in ask(benchmark, samples, results, asking):
-                done += finished
-                if progress is not None:
-                    progress(done, total)
+        with _told_of_the_disk(results):
+            for samples in groups.values():
+                for finished in ask(benchmark, samples, results, asking):
+                    done += finished
+                    if progress is not None:
+                        progress(done, total)
     if benchmark.protocol == "answers":
-        _join_answers(benchmark, results)
+        with _told_of_the_disk(results):
+            _join_answers(benchmark, results)
+
+
+@contextlib.contextmanager
+def _told_of_the_disk(results: Path) -> Iterator[None]:
+    """What the disk refuses as a DeixisError: it is full, or something else lies where a file of results belongs."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename2 or error.filename or results
+        raise DeixisError(f"{where}: {error.strerror}; what was finished is kept, the run can be taken up") from error
 
 
 def _about(benchmark: Benchmark, model: str | Path | nn.Module, threshold: float | None) -> dict[str, Any]:
