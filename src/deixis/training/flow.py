@@ -96,7 +96,8 @@ def dis_flow(frames: np.ndarray) -> np.ndarray:
     with one_thread():
         for i in range(len(flow)):
             # A new one for each pair: an old one keeps buffers of the pair before.
-            flow[i] = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(grey[i], grey[i + 1], None)
+            dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+            flow[i] = dis.calc(grey[i], grey[i + 1], None)
     return flow
 
 
@@ -217,10 +218,8 @@ def content_of(row: CaptionedFilm) -> str:
             digest.update(f"{file.name} {file.stat().st_size} ".encode())
             digest.update(file.read_bytes())
         return digest.hexdigest()
-    with open(row.film, "rb") as file:
-        for piece in iter(lambda: file.read(1 << 20), b""):
-            digest.update(piece)
-    return digest.hexdigest()
+    with open(row.film, "rb") as film:
+        return hashlib.file_digest(film, "sha256").hexdigest()
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

@@ -689,7 +689,7 @@ def mask_rows(films: SmallFilms, system: nn.Module) -> list[dict[str, Any]]:
         film = spread(small_film(films, "valid_u", number), films.slow)
         masks = masks_of(system, film.frames, [s.text for s in film.sentences])
         for mask, sentence in zip(masks, film.sentences, strict=True):
-            truth = film.masks[:, list(sentence.objects)].any(1)
+            truth: np.ndarray = np.any(film.masks[:, list(sentence.objects)], axis=1)
             region, contour = np.mean([score_frame(m, t) for m, t in zip(mask, truth, strict=True)], axis=0)
             right, _ = right_object(mask, film.masks, sentence.objects)
             rows.append({"film": number, "kind": sentence.kind, "j": float(region), "f": float(contour),
