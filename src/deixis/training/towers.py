@@ -92,8 +92,8 @@ class TowerData:
 
     size: tuple[int, int] = (64, 96)  # H, W in pixels
     pictures: int = 4000  # different pictures; their phrases are drawn anew every time
-    objects: tuple[int, int] = (2, 5)  # least and most a picture
-    areas: tuple[float, float] = (0.02, 0.12)  # share of the picture that an object covers, least and most
+    objects: tuple[int, int] = (2, 4)  # least and most a picture
+    areas: tuple[float, float] = (0.04, 0.16)  # share of the picture that an object covers, least and most
     held_out_pictures: int = 150  # of the validation: known shapes in new pairs with colours, on new backgrounds
     region: float = 1.0  # weights of the terms
     picture: float = 0.5
