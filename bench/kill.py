@@ -1,0 +1,348 @@
+"""kill -9 at random moments of segment, train and predict: is a half result ever taken for a whole one?
+
+    python bench/kill.py --moments 40 --seed 0 --json kill.json     # about five minutes on one core
+    python bench/kill.py --table kill.json                          # the table of docs/reliability.md
+
+Each command first runs unbroken, in a child forked from a process that has already imported; its processor time is
+taken. Then, once for every moment, the same in a fresh folder is killed when it has used a random share of that time
+(the shares are spread over the run, drawn within each stretch), what it left is looked at, and the command is given
+again (train with --resume). In the end every byte must be that of the unbroken run. Tiny models, seeds fixed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deixis import systems
+from deixis.benchmarks import open_benchmark, write_fixture
+from deixis.benchmarks.results import due_files, marker_path
+from deixis.cli import main as deixis_main
+from deixis.training import recipes
+from deixis.training.checkpoint import load_checkpoint
+from deixis.training.loop import Run, TrainConfig
+from deixis.training.optimizer import parameter_groups
+
+# --- a training that takes no time ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyConfig:
+    width: int = 64
+
+
+class Toy(nn.Module):
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.first, self.last = nn.Linear(4, config.width), nn.Linear(config.width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.dropout(torch.tanh(self.first(x)), 0.5, self.training))
+
+
+def sample(index: int) -> Tensor:
+    x = torch.randn(4)  # the feed seeds the generators by the index
+    return torch.cat([x, x.sum(0, keepdim=True) + 0.0 * index])
+
+
+def losses(system: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    return {"square": (system(batch[:, :4]) - batch[:, 4:]).square().mean()}
+
+
+def toy(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
+    """A checkpoint after every step, so that many kills fall on one being written."""
+    return Run(
+        name="toy",
+        system=lambda: Toy(ToyConfig()),
+        samples=sample,
+        collate=torch.stack,  # type: ignore[arg-type]
+        losses=losses,
+        groups=lambda system: parameter_groups(system),
+        train=TrainConfig(
+            steps=10, batch=4, accumulate=2, lr=1e-2, warmup_steps=2, ema=0.9, checkpoint_minutes=0, log_every=2
+        ),
+        config=ToyConfig(),
+    )
+
+
+# --- the three commands -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """argv: the words for an OUT.  halves: what is wrong with what a kill left, in words, given it and an unbroken OUT.
+    compared: the files of OUT that must have the same bytes in the end.
+    """
+
+    argv: Callable[[Path], list[str]]
+    halves: Callable[[Path, Path], list[str]]
+    compared: Callable[[Path], dict[str, bytes]]
+
+
+def all_files(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def shown(path: Path) -> bytes:
+    """What a film shows, for what x264 packs it into is x264's own affair: frames and sizes."""
+    with av.open(str(path)) as film:
+        return repr([(frame.height, frame.width) for frame in film.decode(video=0)]).encode()
+
+
+def with_films_as_shown(out: Path) -> dict[str, bytes]:
+    """The bytes of every file, except of the overlay."""
+    return all_files(out) | {"overlay.mp4": shown(out / "overlay.mp4")}
+
+
+def segment_command(folder: Path) -> Command:
+    film = folder / "film.mp4"
+    with av.open(str(film), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=12)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        rng = np.random.default_rng(0)
+        for _ in range(24):
+            noise = rng.integers(0, 255, (64, 96, 3)).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode())
+    words = ["a dog", "the red square", "the bench"]
+
+    def halves(out: Path, unbroken: Path) -> list[str]:
+        if not out.exists():
+            return []
+        whole = with_films_as_shown(out) == with_films_as_shown(unbroken)
+        return [] if whole else [f"OUT holds {sorted(all_files(out))}"]
+
+    return Command(
+        argv=lambda out: ["segment", str(film), *words, "-o", str(out), "--model", "light_debug", "--size", "32",
+                          "--threshold", "0.01", "--device", "cpu", "--as", "overlay,png,rle,matte"],
+        halves=halves,
+        compared=with_films_as_shown,
+    )  # fmt: skip
+
+
+def train_command(folder: Path) -> Command:
+    def weights_of(out: Path) -> dict[str, bytes]:
+        tensors, facts = load_checkpoint(out / "last.safetensors")
+        last = {f"last/{name}": tensor.numpy().tobytes() for name, tensor in tensors.items()}
+        lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        told = [{k: v for k, v in line.items() if k in ("kind", "step", "losses", "lr")} for line in lines]
+        return {
+            "model.safetensors": (out / "model.safetensors").read_bytes(), "step": str(facts["step"]).encode(),
+            "metrics": json.dumps(told).encode(), **last,
+        }  # fmt: skip
+
+    def halves(out: Path, unbroken: Path) -> list[str]:
+        wrong = []
+        model, last = out / "model.safetensors", out / "last.safetensors"
+        if model.exists() and model.read_bytes() != (unbroken / "model.safetensors").read_bytes():
+            wrong.append("model.safetensors is not the whole one")
+        if last.exists():
+            load_checkpoint(last)  # raises for what is not whole
+        return wrong
+
+    return Command(
+        argv=lambda out: ["train", "toy", "-o", str(out), "--resume", "--device", "cpu"],
+        halves=halves, compared=weights_of,
+    )  # fmt: skip
+
+
+def predict_command(folder: Path) -> Command:
+    root = folder / "mevis"
+    write_fixture("mevis", root)
+    benchmark = open_benchmark("mevis", root)
+
+    def halves(out: Path, unbroken: Path) -> list[str]:
+        wrong = []
+        for one in benchmark.samples:  # finished is what has a marker
+            if marker_path(out, one).exists():
+                for path in [marker_path(out, one), *(out / name for name, _ in due_files(benchmark, [one]))]:
+                    whole = unbroken / path.relative_to(out)
+                    if not path.exists() or path.read_bytes() != whole.read_bytes():
+                        wrong.append(f"{path.relative_to(out)} is told to be finished and is not")
+        return wrong
+
+    return Command(
+        argv=lambda out: ["predict", "mevis", str(root), "-o", str(out), "--model", "light_debug", "--device", "cpu"],
+        halves=halves, compared=all_files,
+    )  # fmt: skip
+
+
+COMMANDS = {"segment": segment_command, "train": train_command, "predict": predict_command}
+
+
+# --- killing ----------------------------------------------------------------------------------------------------------
+
+
+def start(argv: Sequence[str], temp: Path) -> int:
+    """The command in a forked child; its process id."""
+    child = os.fork()
+    if child:
+        return child
+    status = 70
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(os.open(temp / "stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+        tempfile.tempdir = str(temp)
+        sys.argv = ["deixis", *argv]
+        deixis_main()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        import traceback
+
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(status)
+
+
+def used(child: int) -> float:
+    """Processor time of a child and its threads, seconds, to the microsecond; what ended threads used is left out."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{child}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{child}/task/{task}/schedstat") as file:
+                total += int(file.read().split()[0])
+    return total / 1e9
+
+
+def to_the_end(argv: Sequence[str], temp: Path) -> float:
+    """Run it unbroken; the processor time it took. RuntimeError unless it succeeds."""
+    child, most = start(argv, temp), 0.0
+    while True:
+        most = max(most, used(child))
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            if status:
+                raise RuntimeError(f"{' '.join(argv)} ended with {status}: {(temp / 'stderr').read_text()[-2000:]}")
+            return most
+        time.sleep(0.001)
+
+
+def kill_at(argv: Sequence[str], temp: Path, moment: float) -> bool:
+    """Kill it when it has used ``moment`` seconds of processor time; whether it was still running."""
+    child = start(argv, temp)
+    while used(child) < moment:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            if status:
+                raise RuntimeError(f"{' '.join(argv)} ended with {status}: {(temp / 'stderr').read_text()[-2000:]}")
+            return False
+        time.sleep(0.0002)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+def trial(name: str, moments: int, seed: int, root: Path) -> list[dict[str, Any]]:
+    """One command, killed ``moments`` times, each time in a fresh folder."""
+    folder, temp = root / name, root / f"{name}-temp"
+    folder.mkdir()
+    temp.mkdir()
+    command, r = COMMANDS[name](folder), Random(f"{seed}:{name}")
+    unbroken = folder / "unbroken" / "out"
+    unbroken.parent.mkdir()
+    seconds = to_the_end(command.argv(unbroken), temp)
+    wanted = command.compared(unbroken)
+    told = []
+    for number in range(moments):
+        share = (number + r.random()) / moments
+        out = folder / str(number) / "out"
+        out.parent.mkdir()
+        killed = kill_at(command.argv(out), temp, share * seconds)
+        left = sorted(p.name for p in out.parent.iterdir()) if out.parent.exists() else []
+        wrong = command.halves(out, unbroken)
+        again = not (name == "segment" and out.exists())  # a whole OUT is not written again
+        if again:
+            to_the_end(command.argv(out), temp)
+        found = command.compared(out)
+        differ = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
+        debris = [p for p in all_files(out) if p.endswith((".half", ".part"))] if name != "segment" else []
+        told.append(
+            {"share": round(share, 4), "killed": killed, "left": left, "wrong": wrong, "differ": differ,
+             "debris": debris}
+        )  # fmt: skip
+        if wrong or differ or debris:
+            print(f"{name} at {share:.3f}: {wrong[:3]} {differ[:3]} {debris[:3]}", flush=True)
+        shutil.rmtree(out.parent)
+        for stray in temp.iterdir():
+            shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
+    return told
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = [
+        f"`{found['command']}`, commit {found['commit']}, seed {found['seed']}, Python {found['python']}, "
+        f"torch {found['torch']}, {found['minutes']} minutes:", "",
+        "| command | moments | killed while it ran | left no OUT | a half taken for a whole | other bytes at the end |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for name, told in found["commands"].items():
+        counts = Counter(
+            killed=sum(t["killed"] for t in told), nothing=sum("out" not in t["left"] for t in told),
+            wrong=sum(bool(t["wrong"]) for t in told), differ=sum(bool(t["differ"] or t["debris"]) for t in told),
+        )  # fmt: skip
+        row = [len(told), counts["killed"], counts["nothing"], counts["wrong"], counts["differ"]]
+        lines.append(f"| {name} | " + " | ".join(map(str, row)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--moments", type=int, default=40, help="for each command")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", default=",".join(COMMANDS))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--table", type=Path)
+    chosen = parser.parse_args()
+    if chosen.table:
+        print(table(json.loads(chosen.table.read_text())))
+        return
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    systems.SYSTEMS["toy"] = (Toy, ToyConfig)
+    recipes.RECIPES["toy"] = toy
+    for module in ("deixis.predict", "deixis.segment", "deixis.writers", "matplotlib.figure"):
+        with contextlib.suppress(ImportError):
+            __import__(module)  # so that a child need not
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="deixis-kill-") as root:
+        told = {n: trial(n, chosen.moments, chosen.seed, Path(root)) for n in chosen.commands.split(",")}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    found = {
+        "command": " ".join(["python", "bench/kill.py", *sys.argv[1:]]), "commit": commit.stdout.strip(),
+        "seed": chosen.seed, "python": platform.python_version(), "torch": torch.__version__,
+        "minutes": round((time.perf_counter() - began) / 60, 1), "commands": told,
+    }  # fmt: skip
+    print(table(found))
+    if chosen.json:
+        chosen.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
