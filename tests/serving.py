@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src"
-START = 180  # seconds that a start may take on a busy machine
+START = 600  # seconds that a start may take on a busy machine
 LISTENER = """
 import json, os, socket, sys
 def note(event, facts):
@@ -83,7 +83,7 @@ def _url(log: Path, process: subprocess.Popen) -> str:
     raise AssertionError(f"no server after {START} s: {log.read_text()}")
 
 
-def until(condition, seconds: float = 90.0):
+def until(condition, seconds: float = 400.0):
     """What ``condition`` returns, once that is true."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -387,15 +387,16 @@ def test_a_worker_is_stopped_killed_and_replaced_and_a_film_that_breaks_it_is_na
         job = bring(long_film)
         until(lambda: job.frames > 0)
         assert job.of == 700
+        first = queue._worker._process.pid if queue._worker is not None else None
+        assert first is not None
+        monkeypatch.setattr(jobs, "GRACE", 300.0)
         queue.cancel(job)
-        began = time.monotonic()
         until(lambda: job.over)
         assert job.state == "stopped"
-        assert time.monotonic() - began < jobs.GRACE  # it stopped by itself
         assert job.frames < 700
         assert queue._worker is not None
-        first = queue._worker._process.pid
-        assert first is not None
+        assert queue._worker.alive  # it stopped by itself
+        assert queue._worker._process.pid == first
 
         broken = bring(long_film)
         until(lambda: broken.frames > 0)
@@ -525,10 +526,10 @@ def test_two_visitors_wait_their_turn_a_third_is_refused_and_cancel_frees_the_li
     second = ask(film)
     until(lambda: last(second) == {"state": "waiting", "ahead": 1})
     with pytest.raises(AppError, match=r"the queue is full \(1 waiting\); try again later"):
-        ask(film).result(timeout=60)
+        ask(film).result(timeout=400)
     assert not second.done()
     first.cancel()
-    facts, files = second.result(timeout=60)
+    facts, files = second.result(timeout=400)
     assert facts["state"] == "done"
     assert [Path(path).name for path in files] == ["masks.json", "contact_sheet.png", "timeline.svg"]
 

@@ -113,8 +113,9 @@ def _leave(number: int, frame: Any) -> None:
 
 
 def prepare_gradio() -> None:
-    """Import Gradio so that it reports to nobody."""
+    """Import Gradio so that it reports to nobody, and keeps no history of runs."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_RUN_HISTORY"] = "False"  # newer ones than 6.16 have it
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     import gradio  # noqa: F401
 
@@ -375,7 +376,6 @@ def make_app(queue: Queue) -> Any:
         max_file_size=queue.limits.bytes,
         show_error=False,  # an error that is not meant for visitors stays in the log
         footer_links=["api"],
-        run_history=False,
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
