@@ -587,7 +587,7 @@ def test_another_system_is_refused_as_a_start(tmp_path: Path) -> None:
 
 
 def test_errors_of_a_perfect_and_of_no_flow() -> None:
-    film, valid = slvp.small_film(slvp.SmallFilms(camera_moves=1.0), "valid_u", 0)
+    film, valid = slvp.side_by_side(slvp.small_film(slvp.SmallFilms(camera_moves=1.0), "valid_u", 0), 5, 0)
     assert film.flow is not None
     camera = np.median(film.flow, axis=(1, 2), keepdims=True)
     perfect, nothing = slvp.errors_of(film.flow - camera, film, valid), slvp.errors_of(0 * film.flow, film, valid)
