@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import secrets
@@ -84,6 +85,12 @@ def serve(
         raise DeixisError("the page needs Gradio; install it with: pip install 'deixis[web]'") from error
     from deixis.segment import choose_device, choose_precision
 
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # An open page is a question that never ends; that the end cuts it off is no error to be told.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+            await super().shutdown(sockets)
+
     known = known_models(models)
     choose_precision(precision, choose_device(device))
     with listen(host, port) as sock:
@@ -103,7 +110,7 @@ def serve(
             say(f"deixis is at http://{name}:{at} (Ctrl-C ends it)")
             before = signal.signal(signal.SIGTERM, _leave)  # uvicorn raises a signal again when it has shut down
             try:
-                uvicorn.Server(config).run(sockets=[sock])
+                Server(config).run(sockets=[sock])
             finally:
                 signal.signal(signal.SIGTERM, before)
 
