@@ -270,15 +270,19 @@ def losses(config: TowerData, system: nn.Module, batch: TowerBatch) -> dict[str,
 
 def regions_of(cells: Tensor, batch: TowerBatch) -> Tensor:
     """(R, E): the mean of each object's cells (N, E, h, w), by the share that it has of each; unit vectors."""
-    shares = F.adaptive_avg_pool2d(batch.masks.float(), cells.shape[-2:])  # (R, h, w)
+    shares = F.adaptive_avg_pool2d(batch.masks.float(), grid_of(cells))  # (R, h, w)
     return F.normalize(torch.einsum("rehw,rhw->re", cells[batch.which], shares), dim=-1)
+
+
+def grid_of(cells: Tensor) -> tuple[int, int]:
+    return cells.shape[-2], cells.shape[-1]
 
 
 def backgrounds_of(cells: Tensor, batch: TowerBatch) -> Tensor:
     """(N, E): the mean of the cells without any object; unit vectors, or 0 where there is no such cell."""
     seen = torch.zeros(len(batch.frames), *batch.masks.shape[1:], device=cells.device)
     seen.index_add_(0, batch.which, batch.masks.float())
-    empty = (F.adaptive_avg_pool2d(seen, cells.shape[-2:]) < 0.05).to(cells.dtype)
+    empty = (F.adaptive_avg_pool2d(seen, grid_of(cells)) < 0.05).to(cells.dtype)
     return F.normalize(torch.einsum("nehw,nhw->ne", cells, empty), dim=-1)
 
 
@@ -417,7 +421,7 @@ def validate(data: TowerData, system: nn.Module) -> dict[str, float]:
         things = [thing for picture in pictures for thing in picture.things]
         maps, _ = system.look(batch.frames)
         found = torch.stack([regions_of(x, batch) @ table.t() for x in maps]).mean(0).argmax(1).tolist()
-        size = maps[0].shape[-2:]
+        size = grid_of(maps[0])
         phrases = system.hear(batch.phrases)
         alike = torch.stack(
             [F.interpolate(torch.einsum("rehw,re->rhw", x[batch.which], phrases)[:, None], size=size) for x in maps]
