@@ -1,6 +1,6 @@
 """VLP-RVOS and the frozen conv-CLIP solution, each without what its paper claims, and SOC, on one frozen small tower.
 
-    python bench/vision_language_world.py OUT --steps 300 --seeds 0 1 2    # goes on where it was stopped
+    python bench/vision_language_world.py OUT --steps 600 --seeds 0 1 2    # goes on where it was stopped
     python bench/vision_language_world.py OUT --only "VLP-RVOS" --seeds 0  # one row
     python bench/vision_language_world.py OUT --table                      # prints the table of what is done
 
@@ -327,8 +327,8 @@ def slug(name: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--lr", type=float, default=None, help="instead of the rates found")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
