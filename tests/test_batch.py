@@ -26,6 +26,7 @@ from typer.testing import CliRunner, Result
 from deixis import batch as films
 from deixis.batch import RESULT, RESULTS, FilmWorker, Options, Settings, batch, foresee, read_manifest
 from deixis.batch_local import Local, usable_cores
+from deixis.batch_places import file_system
 from deixis.cli import app
 from deixis.types import DeixisError
 
@@ -360,7 +361,7 @@ def test_ctrl_c_keeps_and_names_what_is_finished_and_the_rest_follows(few: Path,
 
 
 def put(folder: Path, url: str) -> None:
-    system, root = films.file_system(url)
+    system, root = file_system(url)
     for path in folder.rglob("*"):
         if path.is_file():
             system.pipe_file(f"{root}/{path.relative_to(folder).as_posix()}", path.read_bytes())
@@ -369,12 +370,12 @@ def put(folder: Path, url: str) -> None:
 def test_films_manifest_and_out_may_lie_in_a_bucket(listed: Listed, tmp_path: Path) -> None:
     put(listed.manifest.parent / "films", "memory://there/films")
     rows = listed.rows[:8]
-    films.file_system("memory://there")[0].pipe_file(
+    file_system("memory://there")[0].pipe_file(
         "/there/m.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode()
     )
     planned = plan_of("memory://there/m.jsonl", "memory://there/out", engine=Here())
     assert len(batch(planned).now) == 8
-    memory = films.file_system("memory://there")[0]
+    memory = file_system("memory://there")[0]
     memory.get("/there/out/", str(tmp_path / "copy"), recursive=True)
     assert listed.wrong(tmp_path / "copy") == []
     assert [line["film"] for line in results(tmp_path / "copy")] == [row["film"] for row in rows]
@@ -402,7 +403,7 @@ def test_a_bucket_that_lets_nobody_in_is_one_clear_error(few: Path, monkeypatch:
     def ask(self: Any, path: str, **more: Any) -> None:
         raise RuntimeError("no credentials")
 
-    monkeypatch.setattr(type(films.file_system("memory://there")[0]), "ls", ask)
+    monkeypatch.setattr(type(file_system("memory://there")[0]), "ls", ask)
     refused(command(few, "memory://there/out"), "/there/out cannot be reached: RuntimeError: no credentials")
 
 

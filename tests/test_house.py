@@ -27,6 +27,7 @@ FLOORS = {
     "segment": 5, "metrics/evaluate": 5, "metrics/folders": 5, "benchmarks/checking": 5,
     "metrics/report": 6, "predict": 6, "training": 6, "jobs": 6,
     "cli": 7, "__init__": 7, "__main__": 7, "serve": 7, "batch": 7, "batch_local": 7, "batch_ray": 7,
+    "batch_manifest": 7, "batch_places": 7,
 }  # fmt: skip
 
 

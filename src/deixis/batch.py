@@ -9,22 +9,17 @@ paths, or URLs that fsspec reads (s3://bucket/film.mp4).
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import json
 import logging
-import math
-import os
 import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import cv2
@@ -33,395 +28,20 @@ from torch import nn
 
 from deixis import __version__, weights
 from deixis.batch_local import Local, Work, usable_cores
+from deixis.batch_manifest import SCHEMA, Job, Options, Settings, read_manifest, read_text
+from deixis.batch_places import RESULT, RESULTS, URL, Store, claimed, fetched, fingerprint
 from deixis.segment import DEVICES, PRECISIONS, choose_device, segment
-from deixis.tracks import Presence
-from deixis.types import DeixisError, Expression, MaskTrack
-from deixis.video import FOLDER_FPS, MAX_PIXELS, PICTURES, Film, check_stretch
-from deixis.writers import Output, check_formats, write
+from deixis.types import DeixisError, MaskTrack
+from deixis.video import Film
+from deixis.writers import Output, write
 
 log = logging.getLogger(__name__)
 
 ENGINES = ("local", "ray")
-RESULTS, RESULT = "results.jsonl", "result.json"  # of a batch; of a film
-SCHEMA = "deixis.batch/1"  # of both; the number rises when a reader of the old one would fail
 TRIES = 3  # workers that a film may kill before it is given up (our choice)
 NOTE_SECONDS = 10.0  # between two writings of results.jsonl while films are coming in (our choice)
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(://|::)")
 FOLDER = re.compile(r"[\w\-]+-[0-9a-f]{12}")  # what `Job.folder` makes
 PART = re.compile(r"\.[\w\-]+-[0-9a-f]{12}\.part-.*|results\.jsonl\.half")  # what a killed run leaves
-
-
-# --- the manifest -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How one film is segmented; as the options of ``deixis segment``. Raises DeixisError for what cannot be."""
-
-    formats: tuple[str, ...] = ("overlay", "rle")
-    start: float | None = None  # seconds
-    end: float | None = None
-    every: int = 1
-    size: int | None = None  # pixels of the short side that the model sees
-    threshold: float | None = None  # of presence, 0..1
-    fps: float = FOLDER_FPS  # of a folder of frames
-    max_pixels: int = MAX_PIXELS
-
-    def __post_init__(self) -> None:
-        check_stretch(self.start or 0.0, math.inf if self.end is None else self.end, self.every, self.fps)
-        if self.threshold is not None:
-            Presence(threshold=self.threshold)
-        if self.size is not None and self.size < 1:
-            raise DeixisError(f"size must be 1 pixel or more, got {self.size}")
-        if self.max_pixels < 1:
-            raise DeixisError(f"max_pixels must be 1 or more, got {self.max_pixels}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What holds for the whole batch. facts: what ``weights.describe`` says of the model.  threads: of each worker."""
-
-    out: str
-    model: str
-    facts: Mapping[str, Any]
-    device: str = "auto"
-    precision: str = "auto"
-    workers: int = 1
-    threads: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One film of a manifest. row: its number there, from 1.  film: as the manifest has it.  place: where that is."""
-
-    row: int
-    film: str
-    place: str
-    sentences: tuple[str, ...]
-    options: Options = field(default_factory=Options)
-
-    def key(self, settings: Settings) -> str:
-        """Tells apart whatever is asked differently; the film's contents are not in it."""
-        asked = [SCHEMA, self.film, self.sentences, asdict(self.options), dict(settings.facts), settings.precision]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-    def folder(self, settings: Settings) -> str:
-        """Its folder in OUT: the film's name, and enough of the key."""
-        stem = "".join(c if c.isalnum() else "_" for c in PurePosixPath(self.film).stem)
-        return f"{stem.encode()[:80].decode(errors='ignore') or 'film'}-{self.key(settings)[:12]}"
-
-
-def read_manifest(place: str, defaults: Options | None = None) -> list[Job]:
-    """The films that a CSV or JSONL file lists. defaults: for what a row does not say.
-
-    CSV: a header with film and sentences (several: ``|`` between), and any of the options as further columns. JSONL: an
-    object a line, ``{"film": ..., "sentences": [...], "options": {...}}``. A relative film lies beside the manifest.
-    Raises DeixisError, with the line, for anything else.
-    """
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
-    suffix = PurePosixPath(place).suffix.lower()
-    if suffix not in readers:
-        raise DeixisError(f"a manifest ends in .csv or .jsonl, got {place}")
-    jobs: dict[Any, Job] = {}
-    for line, film, sentences, options in readers[suffix](_read_text(place), place):
-        try:
-            asked = _film(film), _sentences(sentences), _options(options, defaults or Options())
-            if asked in jobs:
-                raise DeixisError(f"{film} is asked the same in row {jobs[asked].row}; leave one of them out")
-        except DeixisError as error:
-            raise DeixisError(f"{place}, line {line}: {error}") from error
-        jobs[asked] = Job(
-            row=len(jobs) + 1, film=film, place=_beside(place, film), sentences=asked[1], options=asked[2]
-        )
-    if not jobs:
-        raise DeixisError(f"{place} lists no film")
-    return list(jobs.values())
-
-
-Row = tuple[int, Any, Any, Any]  # line, film, sentences, options, as they were read
-
-
-def _csv_rows(text: str, place: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        known = ["film", "sentences", *OPTIONS]
-        unknown = [name for name in header if name not in known]
-        if unknown or len(set(header)) < len(header) or not {"film", "sentences"} <= set(header):
-            raise DeixisError(
-                f"{place}: the first line must name film, sentences and any of {', '.join(OPTIONS)}, each once; "
-                f"got {', '.join(header)[:200] or 'nothing'}"
-            )
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(header):
-                where = f"{place}, line {reader.line_num}"
-                raise DeixisError(f"{where}: expected {len(header)} cells as in the first line, got {len(cells)}")
-            row = dict(zip(header, cells, strict=True))
-            options = {name: cell.strip() for name, cell in row.items() if name in OPTIONS and cell.strip()}
-            yield reader.line_num, row["film"].strip(), row["sentences"].split("|"), options
-    except csv.Error as error:
-        raise DeixisError(f"{place}, line {reader.line_num}: not a CSV file ({error})") from error
-
-
-def _jsonl_rows(text: str, place: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DeixisError(f"{place}, line {number}: not JSON ({error})") from error
-        if not isinstance(row, dict) or not {"film", "sentences"} <= set(row) <= {"film", "sentences", "options"}:
-            raise DeixisError(f"{place}, line {number}: expected an object of film, sentences and perhaps options")
-        yield number, row["film"], row["sentences"], row.get("options") or {}
-
-
-def _film(value: Any) -> str:
-    if not isinstance(value, str) or not value or not value.isprintable():
-        raise DeixisError(f"film must be a path or a URL, got {value!r:.80}")
-    return value
-
-
-def _sentences(value: Any) -> tuple[str, ...]:
-    many = [value] if isinstance(value, str) else value
-    if not isinstance(many, list) or not many:
-        raise DeixisError(f"sentences must be a list of one or more, got {value!r:.80}")
-    return tuple(Expression(sentence).text for sentence in many)
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        if isinstance(value, int | float | str) and not isinstance(value, bool) and math.isfinite(float(value)):
-            return float(value)
-    except (ValueError, OverflowError):
-        pass
-    raise DeixisError(f"{name} must be a number, got {value!r:.80}")
-
-
-def _whole(name: str, value: Any) -> int:
-    number = _number(name, value)
-    if number != int(number):
-        raise DeixisError(f"{name} must be a whole number, got {value!r:.80}")
-    return int(number)
-
-
-def _formats(name: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, str):
-        raise DeixisError(f"{name} must be text as overlay,rle, got {value!r:.80}")
-    return check_formats(value)
-
-
-OPTIONS: dict[str, Callable[[str, Any], Any]] = {
-    "as": _formats, "start": _number, "end": _number, "every": _whole, "size": _whole, "threshold": _number,
-    "fps": _number, "max_pixels": _whole,
-}  # fmt: skip
-
-
-def _options(given: Any, defaults: Options) -> Options:
-    """defaults, with what a row gives in their place."""
-    if not isinstance(given, dict):
-        raise DeixisError(f"options must be an object, got {given!r:.80}")
-    unknown = [name for name in given if name not in OPTIONS]
-    if unknown:
-        raise DeixisError(f"unknown option {unknown[0]!r:.80}; a film may have {', '.join(OPTIONS)} of its own")
-    read = {"formats" if n == "as" else n: OPTIONS[n](n, value) for n, value in given.items() if value is not None}
-    return replace(defaults, **read)
-
-
-def _read_text(place: str) -> str:
-    try:
-        with fetched(place) as path:
-            if not path.is_file():
-                wrong = "no file" if path.exists() else "not there"
-                raise DeixisError(f"{place} is {wrong}; expected a manifest, a file of text")
-            return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DeixisError(f"{place} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DeixisError(f"{place} is not text in UTF-8: {error.reason} at byte {error.start}") from error
-
-
-def _beside(manifest: str, film: str) -> str:
-    """Where a film lies: a URL as it stands, anything else from the manifest's folder on."""
-    if URL.match(film):
-        return film
-    if URL.match(manifest):
-        return film if film.startswith("/") else f"{manifest.rpartition('/')[0]}/{film}"
-    return str((Path(manifest).parent / film).absolute())
-
-
-# --- places -----------------------------------------------------------------------------------------------------------
-
-
-def file_system(place: str) -> tuple[Any, str]:
-    """(fsspec's file system, the path in it) of a path or URL. Raises DeixisError where nothing here can reach it."""
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(place)
-    except (ImportError, ValueError) as error:
-        raise DeixisError(f"{place} cannot be reached: {error}") from error
-
-
-@contextmanager
-def fetched(place: str) -> Iterator[Path]:
-    """A place on this disk: itself, or a copy of what lies at a URL (of a folder, its pictures) for a while."""
-    if not URL.match(place):
-        yield Path(place)
-        return
-    with tempfile.TemporaryDirectory(prefix="deixis-") as folder:
-        try:
-            system, path = file_system(place)
-            copy = Path(folder) / _name(path)
-            if not system.isfile(path) and system.isdir(path):
-                copy.mkdir()
-                for found in system.ls(path, detail=False):
-                    if PurePosixPath(found).suffix.lower() in PICTURES:
-                        system.get_file(found, str(copy / _name(found)))
-            else:
-                system.get_file(path, str(copy))
-        except FileNotFoundError as error:
-            raise DeixisError(f"no such file or folder: {place}") from error
-        except Exception as error:  # every file system has errors of its own
-            if isinstance(error, DeixisError):
-                raise
-            raise DeixisError(f"{place} cannot be read: {type(error).__name__}: {error}") from error
-        yield copy
-
-
-def _name(path: str) -> str:
-    name = PurePosixPath(path.rstrip("/")).name
-    if name in ("", ".", ".."):
-        raise DeixisError(f"{path} names no file")
-    return name
-
-
-def fingerprint(path: Path) -> str:
-    """sha256 of a film's bytes; of a folder, of its pictures' names and bytes."""
-    if not path.is_dir():
-        return weights.sha256(path)
-    whole = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.suffix.lower() in PICTURES and file.is_file():
-            whole.update(json.dumps([file.name, weights.sha256(file)]).encode())
-    return whole.hexdigest()
-
-
-class Store:
-    """OUT: a folder of this machine, or a place in a bucket. ``local`` is None for a URL, also for file://."""
-
-    def __init__(self, out: str) -> None:
-        self.local = None if URL.match(out) else Path(out).absolute()
-        self.fs, self.root = file_system(out if self.local is None else str(self.local))
-        self.root = self.root.rstrip("/")
-
-    def names(self) -> list[str]:
-        """Of what lies in OUT. Raises DeixisError where it cannot be reached: the first that is asked of a store."""
-        self.fs.invalidate_cache()
-        try:
-            return sorted(PurePosixPath(path).name for path in self.fs.ls(self.root, detail=False))
-        except FileNotFoundError:
-            return []
-        except Exception as error:  # every file system has errors of its own, for missing credentials say
-            raise DeixisError(f"{self.root} cannot be reached: {type(error).__name__}: {error}") from error
-
-    def read(self, name: str) -> bytes | None:
-        try:
-            return self.fs.cat_file(f"{self.root}/{name}")
-        except FileNotFoundError:
-            return None
-
-    def write(self, name: str, data: bytes) -> None:
-        """In one step, where the place allows it (a bucket does by itself)."""
-        if "file" not in self.fs.protocol:
-            self.fs.pipe_file(f"{self.root}/{name}", data)
-            return
-        path = Path(f"{self.root}/{name}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_name(path.name + ".half")
-        half.write_bytes(data)
-        os.replace(half, path)
-
-    def remove(self, name: str) -> None:
-        """A file or folder, if it is there; a folder's result.json goes first."""
-        for path, recursive in ((f"{self.root}/{name}/{RESULT}", False), (f"{self.root}/{name}", True)):
-            with suppress(FileNotFoundError, NotADirectoryError):
-                self.fs.rm(path, recursive=recursive)
-
-    def sizes(self, name: str) -> dict[str, int]:
-        """Bytes of everything in a folder of OUT; a folder there counts as one."""
-        self.fs.invalidate_cache()
-        found: dict[str, int] = {}
-        for path, about in self.fs.find(f"{self.root}/{name}", detail=True).items():
-            part = path[len(f"{self.root}/{name}/") :].partition("/")[0]
-            found[part] = found.get(part, 0) + int(about["size"])
-        return found
-
-    @contextmanager
-    def making(self, name: str) -> Iterator[Output]:
-        """A folder of OUT while it is made; it comes to OUT when it is whole, the item finished last coming last."""
-        if self.local is not None:
-            with Output(self.local / name) as output:
-                yield output
-            return
-        with tempfile.TemporaryDirectory(prefix="deixis-") as folder:
-            with Output(Path(folder) / name) as output:
-                yield output
-            for path in output.paths:
-                for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                    if file.is_file():
-                        target = f"{self.root}/{name}/{file.relative_to(output.out).as_posix()}"
-                        self.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-                        self.fs.put_file(str(file), target)
-
-
-@contextmanager
-def claimed(store: Store) -> Iterator[None]:
-    """OUT for one batch at a time; what holds other things is refused, and what stays empty is removed again."""
-    made: list[Path] = []
-    lock: int | None = None
-    try:
-        if store.local is not None:
-            if store.local.exists() and not store.local.is_dir():
-                raise DeixisError(f"{store.local} is a file; give a folder with -o")
-            made = [p for p in (store.local, *store.local.parents) if not p.exists()]
-            store.local.mkdir(parents=True, exist_ok=True)
-            lock = _lock(store.local)
-        names = [name for name in store.names() if not name.startswith(".")]
-        if names and RESULTS not in names:
-            raise DeixisError(f"{store.root} is not empty and no batch of deixis; give another folder with -o")
-        if RESULTS not in names:
-            store.write(RESULTS, b"")
-        try:
-            yield
-        finally:
-            if set(store.names()) == {RESULTS} and not store.read(RESULTS):
-                store.remove(RESULTS)
-    except OSError as error:
-        raise DeixisError(f"cannot write to {store.root}: {error.strerror or error}") from error
-    finally:
-        if lock is not None:
-            os.close(lock)
-        with suppress(OSError):  # the first that is not empty
-            for folder in made:
-                folder.rmdir()
-
-
-def _lock(folder: Path) -> int | None:
-    """A lock on a folder that ends with this process. Raises DeixisError where another one holds it."""
-    try:
-        import fcntl
-    except ImportError:
-        return None  # Windows has none
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise DeixisError(f"another batch is writing to {folder}; wait for it, or give another folder") from error
-    return handle
 
 
 # --- one film ---------------------------------------------------------------------------------------------------------
@@ -815,7 +435,7 @@ def _length(job: Job) -> int | None:
 def known_rate(store: Store, settings: Settings, rate_from: str | None = None) -> Rate | None:
     """From the done lines of a results.jsonl that are of this model; None where there is none."""
     place = f"{store.root}/{RESULTS}" if rate_from is None else rate_from
-    data = store.read(RESULTS) if rate_from is None else _read_text(rate_from).encode()
+    data = store.read(RESULTS) if rate_from is None else read_text(rate_from).encode()
     seconds, frames, films, how = 0.0, 0, 0, set()
     for line in (data or b"").splitlines():
         try:
