@@ -404,14 +404,20 @@ def normalised(frames: Sequence[np.ndarray]) -> Tensor:
 
 
 def validate(data: TowerData, system: nn.Module) -> dict[str, float]:
-    """On held-out pictures: the share of objects whose phrase, "the COLOUR SHAPE", is found among all such phrases
-    (``retrieval``; ``chance`` is one by their number), whose colour and shape are; and the share of phrases whose most
-    similar cell lies in their object (``pointing``), against the objects' share of the picture."""
+    """On held-out pictures, by the likeness of regions and phrases: the share of objects whose "the COLOUR SHAPE" is
+    found among all such phrases (``retrieval``), whose "the SHAPE" is, and whose "the COLOUR object" is, each with its
+    chance; and the share of phrases whose most similar cell lies in their object (``pointing``), against the objects'
+    share of the picture. Training never paired these colours and shapes, which tells most against ``retrieval``."""
     assert isinstance(system, LearningTower)
     pairs = [Thing(colour, shape) for colour in COLOURS for shape in KNOWN_SHAPES]
     device = next(system.parameters()).device
-    table = system.hear([f"the {pair.colour} {pair.shape}" for pair in pairs])  # (110, E)
-    hits: dict[str, list[float]] = {"retrieval": [], "colour": [], "shape": [], "pointing": [], "pointing_chance": []}
+    tables = {
+        "retrieval": ([f"the {pair.colour} {pair.shape}" for pair in pairs], lambda thing: pairs.index(thing)),
+        "shape": ([f"the {shape}" for shape in KNOWN_SHAPES], lambda thing: KNOWN_SHAPES.index(thing.shape)),
+        "colour": ([f"the {colour} object" for colour in COLOURS], lambda thing: COLOURS.index(thing.colour)),
+    }
+    heard = {name: system.hear(texts) for name, (texts, _) in tables.items()}
+    hits: dict[str, list[float]] = {name: [] for name in (*tables, "pointing", "pointing_chance")}
     for start in range(0, data.held_out_pictures, 25):
         chosen = range(start, min(start + 25, data.held_out_pictures))
         pictures = [picture_of(data, True, index) for index in chosen]
@@ -420,7 +426,10 @@ def validate(data: TowerData, system: nn.Module) -> dict[str, float]:
         ).to(device)
         things = [thing for picture in pictures for thing in picture.things]
         maps, _ = system.look(batch.frames)
-        found = torch.stack([regions_of(x, batch) @ table.t() for x in maps]).mean(0).argmax(1).tolist()
+        regions = [regions_of(x, batch) for x in maps]
+        for name, (_, right) in tables.items():
+            best = torch.stack([x @ heard[name].t() for x in regions]).mean(0).argmax(1).tolist()
+            hits[name] += [float(found == right(thing)) for found, thing in zip(best, things, strict=True)]
         size = grid_of(maps[0])
         phrases = system.hear(batch.phrases)
         alike = torch.stack(
@@ -428,10 +437,7 @@ def validate(data: TowerData, system: nn.Module) -> dict[str, float]:
         ).mean(0)  # (R, 1, h, w)
         covered = F.adaptive_avg_pool2d(batch.masks.float(), size)  # (R, h, w)
         at = covered.flatten(1).gather(1, alike.flatten(1).argmax(1)[:, None])[:, 0] > 0.5
-        for i, thing in enumerate(things):
-            hits["retrieval"].append(float(pairs[found[i]] == thing))
-            hits["colour"].append(float(pairs[found[i]].colour == thing.colour))
-            hits["shape"].append(float(pairs[found[i]].shape == thing.shape))
-            hits["pointing"].append(float(at[i]))
-            hits["pointing_chance"].append(float((covered[i] > 0.5).float().mean()))
-    return {name: float(np.mean(values)) for name, values in hits.items()} | {"chance": 1 / len(pairs)}
+        hits["pointing"] += at.float().tolist()
+        hits["pointing_chance"] += (covered > 0.5).float().mean((1, 2)).tolist()
+    chances = {f"{name}_chance": 1 / len(texts) for name, (texts, _) in tables.items()}
+    return {name: float(np.mean(values)) for name, values in hits.items()} | chances
