@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clips import batch, clip, close
 from films import moving, write_folder
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ from deixis.training.loop import train
 from deixis.training.optimizer import parameter_groups
 from deixis.training.recipes import find_recipe
 from deixis.training.towers import TowerConfig
-from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction, Target, TextFeatures
+from deixis.types import DeixisError, Expression, FeatureMaps, Prediction, Target, TextFeatures
 
 DEBUG: ConvClipMevisConfig = systems.PRESETS["conv_clip_mevis_debug"]().config  # type: ignore[assignment]
 STILL: dict[str, Any] = {"text_dropout": 0.0, "meet_dropout": 0.0, "meet_drop_path": 0.0}
@@ -58,27 +59,12 @@ def make(**changes: Any) -> ConvClipMevis:
     return ConvClipMevis(replace(DEBUG, **{**STILL, "meet_scale": 0.5, **changes}))
 
 
-def clip(seed: int, t: int = 3, h: int = 64, w: int = 96) -> Tensor:
-    return torch.randn(1, t, 3, h, w, generator=torch.Generator().manual_seed(seed))
-
-
-def batch(frames: Tensor, *texts: str, targets: tuple[Target, ...] | None = None) -> Batch:
-    b, t, _, h, w = frames.shape
-    nothing = torch.zeros(b, t, h, w, dtype=torch.bool)
-    return Batch(frames, nothing, tuple(Expression(x) for x in texts), ((h, w),) * b, None, targets)
-
-
 def target(t: int = 3, referred: tuple[bool, bool] = (True, True), h: int = 64, w: int = 96) -> Target:
     """Two objects: one in all frames, one in all but the first."""
     masks = torch.zeros(t, 2, h, w, dtype=torch.bool)
     masks[:, 0, h // 16 : h // 2 - 2, w // 24 : w // 2 - 8] = True
     masks[1:, 1, h // 2 + 2 : h - 4, w // 2 + 2 : w - 6] = True
     return Target(masks, torch.zeros(t, 2, 4), masks.flatten(2).any(2), torch.tensor(referred))
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
-    assert a.shape == b.shape
-    assert float((a - b).detach().abs().max()) <= tolerance * max(1e-3, float(b.detach().abs().max()))
 
 
 # --- the system ------------------------------------------------------------------------------------------------------

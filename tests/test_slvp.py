@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from clips import batch, clip, close, target
 from typer.testing import CliRunner
 
 from deixis import systems, weights
@@ -24,7 +24,7 @@ from deixis.training import slvp
 from deixis.training.flow import Entry, FlowCache, FlowSettings
 from deixis.training.loop import Run, train
 from deixis.training.recipes import find_recipe
-from deixis.types import Batch, DeixisError, Expression, Prediction, Target
+from deixis.types import DeixisError, Expression, Prediction
 
 NAMES = ("slvp_debug", "slvp_language_debug")
 FUSIONS = ("vision", "language")
@@ -43,29 +43,6 @@ def make(name: str, **changes: Any) -> Any:
     preset: Any = systems.PRESETS[name]()
     torch.manual_seed(0)
     return Slvp(replace(STILL, fusion=preset.config.fusion, **changes))
-
-
-def clip(seed: int, t: int = 3, h: int = 64, w: int = 96) -> Tensor:
-    return torch.randn(1, t, 3, h, w, generator=torch.Generator().manual_seed(seed))
-
-
-def batch(frames: Tensor, *texts: str, targets: tuple[Target, ...] | None = None) -> Batch:
-    b, t, _, h, w = frames.shape
-    nothing = torch.zeros(b, t, h, w, dtype=torch.bool)
-    return Batch(frames, nothing, tuple(Expression(x) for x in texts), ((h, w),) * b, None, targets)
-
-
-def target(visible: list[int], h: int = 64, w: int = 96, referred: bool = True) -> Target:
-    masks = torch.zeros(len(visible), 1, h, w, dtype=torch.bool)
-    for t, seen in enumerate(visible):
-        masks[t, 0, 16:48, 24:72] = bool(seen)
-    seen_in = torch.tensor(visible, dtype=torch.bool)[:, None]
-    return Target(masks, torch.zeros(len(visible), 1, 4), seen_in, torch.tensor([referred]))
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
-    assert a.shape == b.shape
-    assert (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-3)
 
 
 # --- the promise of every system --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from clips import batch, clip, close, target
 from torch.nn import functional as F
 
 from deixis import systems, weights
@@ -22,7 +22,7 @@ from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, plan_windows
 from deixis.losses import terms
 from deixis.losses.matching import match
 from deixis.losses.set_loss import SetLossConfig, referred_track, set_loss
-from deixis.types import Batch, DeixisError, Expression, Prediction, Target
+from deixis.types import DeixisError, Expression, Prediction, Target
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 from plain_soc import plainly
@@ -38,33 +38,6 @@ def make(name: str, **changes: Any) -> Any:
     still = {"vision": replace(config.vision, drop_path=0.0), "text": replace(config.text, dropout=0.0), "dropout": 0.0}
     torch.manual_seed(0)
     return type(preset)(replace(config, **still, **changes))
-
-
-def clip(seed: int, t: int = 3, h: int = 64, w: int = 96) -> Tensor:
-    return torch.randn(1, t, 3, h, w, generator=torch.Generator().manual_seed(seed))
-
-
-def batch(frames: Tensor, *texts: str, targets: tuple[Target, ...] | None = None) -> Batch:
-    b, t, _, h, w = frames.shape
-    nothing = torch.zeros(b, t, h, w, dtype=torch.bool)
-    return Batch(frames, nothing, tuple(Expression(x) for x in texts), ((h, w),) * b, None, targets)
-
-
-def target(visible: list[int], h: int = 64, w: int = 96, referred: bool = True) -> Target:
-    masks = torch.zeros(len(visible), 1, h, w, dtype=torch.bool)
-    boxes = torch.zeros(len(visible), 1, 4)
-    for t, seen in enumerate(visible):
-        if seen:
-            masks[t, 0, 16:48, 24:72] = True
-            boxes[t, 0] = torch.tensor([0.5, 0.5, 0.5, 0.5])
-    return Target(masks, boxes, torch.tensor(visible, dtype=torch.bool)[:, None], torch.tensor([referred]))
-
-
-def close(a: Tensor | None, b: Tensor | None, tolerance: float = 1e-5) -> None:
-    assert a is not None
-    assert b is not None
-    assert a.shape == b.shape
-    assert (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-3)
 
 
 def same(a: Prediction, b: Prediction, tolerance: float = 1e-5) -> None:

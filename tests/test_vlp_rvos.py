@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import clips
 import numpy as np
 import pytest
 import torch
+from clips import batch, close
 from films import moving, write_folder
-from torch import Tensor
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
@@ -37,7 +39,7 @@ from deixis.systems.vlp_rvos import (
 )
 from deixis.training import vlp_rvos as training
 from deixis.training.recipes import RECIPES, find_recipe
-from deixis.types import Batch, DeixisError, Expression, Prediction, Target
+from deixis.types import DeixisError, Expression, Prediction, Target
 from deixis.weights_import import load_strictly
 
 VLMO = VlmoConfig(place="", width=32, layers=4, heads=4, patch=16, image=64, positions=40, vocabulary=192)
@@ -58,27 +60,8 @@ def make(seed: int = 0, **changes: Any) -> VlpRvos:
     return model
 
 
-def clip(seed: int, t: int = 4, h: int = 64, w: int = 64) -> Tensor:
-    return torch.randn(1, t, 3, h, w, generator=torch.Generator().manual_seed(seed))
-
-
-def batch(frames: Tensor, *texts: str, targets: tuple[Target, ...] | None = None) -> Batch:
-    b, t, _, h, w = frames.shape
-    nothing = torch.zeros(b, t, h, w, dtype=torch.bool)
-    return Batch(frames, nothing, tuple(Expression(x) for x in texts), ((h, w),) * b, None, targets)
-
-
-def target(visible: list[int], h: int = 64, w: int = 64, referred: bool = True) -> Target:
-    masks = torch.zeros(len(visible), 1, h, w, dtype=torch.bool)
-    for t, seen in enumerate(visible):
-        masks[t, 0, 16:48, 24:56] = bool(seen)
-    seen = torch.tensor(visible, dtype=torch.bool)[:, None]
-    return Target(masks, torch.zeros(len(visible), 1, 4), seen, torch.tensor([referred]))
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
-    assert a.shape == b.shape
-    assert (a - b).abs().max() <= tolerance * b.abs().max().clamp(min=1e-3)
+clip = partial(clips.clip, t=4, h=64, w=64)
+target = partial(clips.target, h=64, w=64)
 
 
 def same(a: Prediction, b: Prediction, tolerance: float = 1e-5) -> None:
@@ -128,7 +111,7 @@ def test_several_clips_refuse_another_number_of_expressions() -> None:
 @pytest.mark.parametrize(("frames", "h", "w"), [(1, 64, 64), (2, 32, 80), (9, 48, 48)])
 @torch.no_grad()
 def test_any_number_of_frames_of_any_size_is_answered(frames: int, h: int, w: int) -> None:
-    answer = make().eval()(batch(clip(4, frames, h, w), "dog"))
+    answer = make().eval()(batch(clip(4, t=frames, h=h, w=w), "dog"))
     assert answer.masks.shape == (1, frames, 1, h // 4, w // 4)
     assert answer.scores.shape == (1, frames, 1)
     assert torch.isfinite(answer.masks).all()
