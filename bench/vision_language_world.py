@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from world_systems import score, spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,17 +261,6 @@ def by_lot(job: Any) -> dict[str, float]:
 
 
 COLUMNS = (("right", "appearance"), ("right", "motion"), ("overlap", "appearance"), ("overlap", "motion"))
-
-
-def score(scores: Mapping[str, float], name: str, kind: str) -> float:
-    """``appearance``: the mean of the kinds that are not motion."""
-    if kind == "motion":
-        return scores[f"{name}_motion"]
-    return float(np.mean([v for k, v in scores.items() if k.startswith(f"{name}_") and not k.endswith("_motion")]))
-
-
-def spread(values: list[float]) -> str:
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}"
 
 
 def table(out: Path) -> None:

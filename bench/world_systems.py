@@ -74,7 +74,7 @@ COLUMNS = (("right", "motion"), ("right", "other"), ("overlap", "motion"), ("ove
 
 
 def score(scores: dict[str, float], name: str, kind: str) -> float:
-    """``other``: the mean of the kinds that are not motion."""
+    """``name`` of a kind; of any but motion, the mean of the kinds that are not motion."""
     if kind == "motion":
         return scores[f"{name}_motion"]
     return float(np.mean([v for k, v in scores.items() if k.startswith(f"{name}_") and not k.endswith("_motion")]))

@@ -218,9 +218,7 @@ def start_small(config: ConvClipMevisConfig, films: MevisWorldData) -> nn.Module
     if config.tower.place:
         return fill_towers(model)
     start_from_scratch(model.tower.whole)
-    made = (soc.world_film(films, "train", i) for i in range(min(300, films.films)))
-    texts = [sentence.text for film in made for sentence in film.sentences]
-    model.tower.tokenizer = word_tokenizer(texts, config.tower.vocabulary)
+    model.tower.tokenizer = word_tokenizer(soc.first_sentences(films), config.tower.vocabulary)
     return model
 
 

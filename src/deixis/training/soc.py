@@ -365,10 +365,14 @@ def start_small(config: Config, films: WorldData) -> nn.Module:
     model: Any = Soc(config) if isinstance(config, SocConfig) else SocPlusPlus(config)
     if isinstance(config, SocConfig) and config.tower is not None:
         return fill_towers(model)
-    made = (world_film(films, "train", i) for i in range(min(300, films.films)))
-    texts = [sentence.text for film in made for sentence in film.sentences]
-    model.text.tokenizer = word_tokenizer(texts, config.text.vocabulary)
+    model.text.tokenizer = word_tokenizer(first_sentences(films), config.text.vocabulary)
     return model
+
+
+def first_sentences(films: WorldData) -> list[str]:
+    """Those of the first few hundred films: all words that any film has, for tokenizers made from scratch."""
+    made = (world_film(films, "train", i) for i in range(min(300, films.films)))
+    return [sentence.text for film in made for sentence in film.sentences]
 
 
 def world_film(data: WorldData, split: str, index: int) -> WorldFilm:

@@ -252,9 +252,7 @@ def start_small(config: VlpRvosConfig, films: VlpWorldData) -> nn.Module:
     model = VlpRvos(config)
     fill_towers(model)
     if not config.tower.place:
-        made = (soc.world_film(films, "train", i) for i in range(min(300, films.films)))
-        texts = [sentence.text for film in made for sentence in film.sentences]
-        model.tower.tokenizer = word_tokenizer(texts, config.tower.vocabulary)
+        model.tower.tokenizer = word_tokenizer(soc.first_sentences(films), config.tower.vocabulary)
     return model
 
 
