@@ -22,7 +22,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from deixis import systems, weights
-from deixis.benchmarks import results, write_fixture
+from deixis.benchmarks import open_benchmark, results, write_fixture
 from deixis.cli import app
 from deixis.types import DeixisError
 from deixis.video import Film
@@ -256,6 +256,73 @@ def test_a_pipe_among_masks_and_frames_is_refused(tmp_path: Path) -> None:
 
 def test_a_size_in_signs_that_are_digits_and_no_numbers_is_refused(place: Path) -> None:
     refused(CliRunner().invoke(app, ["world", str(place / "out"), "--size", "²x³"]), "--size must be HEIGHTxWIDTH")
+
+
+def test_a_seed_below_zero_and_a_film_of_a_trillion_pixels_are_refused(place: Path) -> None:
+    refused(CliRunner().invoke(app, ["world", str(place / "out"), "--seed", "-1"]), "the seed must be 0 or more")
+    refused(CliRunner().invoke(app, ["world", str(place / "out"), "--size", "999999x999999"]), "is made in memory")
+    assert list(place.iterdir()) == []
+
+
+def test_a_mask_file_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    write_fixture("mevis", tmp_path / "mevis")
+    (tmp_path / "mevis" / "train" / "mask_dict.json").write_text('{"0": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(DeixisError, match="not a mask dictionary"):
+        open_benchmark("mevis", tmp_path / "mevis", "train")
+
+
+@pytest.mark.parametrize("given", [b"", b"\0" * 130, b"MATLAB 5.0 MAT-file" + bytes(200), b"\x01" * 400])
+def test_a_mask_file_of_jhmdb_that_is_none_is_refused(tmp_path: Path, given: bytes) -> None:
+    write_fixture("jhmdb-sentences", tmp_path / "jhmdb")
+    for file in tmp_path.rglob("puppet_mask.mat"):
+        file.write_bytes(given)
+    result = CliRunner().invoke(app, ["data", "check", "jhmdb-sentences", str(tmp_path / "jhmdb")])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert "not a mask file of JHMDB" in result.output
+
+
+@pytest.mark.parametrize("strange", ["pipe", "words"])
+def test_a_label_of_a2d_that_is_none_is_refused(tmp_path: Path, strange: str) -> None:
+    h5py = pytest.importorskip("h5py")
+    write_fixture("a2d-sentences", tmp_path / "a2d")
+    label = next(iter(sorted(tmp_path.rglob("*.h5"))))
+    label.unlink()
+    if strange == "pipe":
+        os.mkfifo(label)
+    else:
+        with h5py.File(label, "w") as file:
+            file["instance"] = [b"one", b"two"]
+    with pytest.raises(DeixisError, match=label.name):
+        open_benchmark("a2d-sentences", tmp_path / "a2d")
+
+
+def test_a_list_of_a2d_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    write_fixture("a2d-sentences", tmp_path / "a2d")
+    (tmp_path / "a2d" / "text_annotations" / "a2d_missed_videos.txt").write_bytes(b"a\x91b\n")
+    with pytest.raises(DeixisError, match=r"a2d_missed_videos\.txt: not utf-8 text"):
+        open_benchmark("a2d-sentences", tmp_path / "a2d")
+
+
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [(5, "'answers' must be list, got int"), ([5], "'segmentation' must be dict"), (["x"], "'segmentation' must be"),
+     ([{"segmentation": {"size": [2, 2], "counts": "4"}, "score": "x"}], "'score' must be"),
+     ([{"segmentation": {"size": [2, "x"], "counts": "4"}, "score": 1.0}], "is damaged")],
+)  # fmt: skip
+def test_answers_that_predict_never_wrote_are_refused(tmp_path: Path, answers: object, words: str) -> None:
+    root, out = tmp_path / "root", tmp_path / "out"
+    write_fixture("jhmdb-sentences", root)
+    argv = ["predict", "jhmdb-sentences", str(root), "-o", str(out), "--model", "light_debug"]
+    assert CliRunner().invoke(app, argv).exit_code == 0
+    whole = (out / "predictions.json").read_bytes()
+    marker = next(file for file in sorted((out / ".deixis").rglob("*.json")) if file.name != "run.json")
+    kept = marker.read_bytes()
+    marker.write_text(json.dumps({**json.loads(kept), "answers": answers}))
+    refused(CliRunner().invoke(app, argv), words)
+    assert list(out.glob("*.half")) == []
+    marker.unlink()
+    assert CliRunner().invoke(app, argv).exit_code == 0
+    assert (out / "predictions.json").read_bytes() == whole
 
 
 # --- the program itself -----------------------------------------------------------------------------------------------

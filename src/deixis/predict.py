@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from deixis import weights
 from deixis.benchmarks.pngs import write_binary, write_ids
 from deixis.benchmarks.ref_davis17 import merge_objects
 from deixis.benchmarks.results import ANNOTATORS, ANSWERS, SIDECAR, davis_path, due_files, marker_path, mask_path
-from deixis.benchmarks.samples import Benchmark, Sample, Video, read_json, write_json
+from deixis.benchmarks.samples import Benchmark, Sample, Video, field_of, read_json, write_json
 from deixis.benchmarks.training_clips import centred_window, film_index, read_frames
 from deixis.segment import answer, choose_device, choose_precision, film_answers, model_size, segment
 from deixis.tracks import Linking, Presence, TrackBuilder, sigmoid, to_source
@@ -292,12 +293,26 @@ def _plain(mask: np.ndarray) -> dict[str, Any]:
 def _join_answers(benchmark: Benchmark, results: Path) -> None:
     """predictions.json in COCO's results form, from the finished samples' own files, one after the other."""
     half = results / (ANSWERS + ".half")
-    with open(half, "w", encoding="ascii") as file:
-        separator = "["
-        for sample in benchmark.samples:
-            for given in read_json(marker_path(results, sample))["answers"]:
-                entry = {"image_id": sample.id, "category_id": 1, **given}
-                file.write(separator + "\n" + json.dumps(entry, allow_nan=False))
-                separator = ","
-        file.write("\n]\n")
-    half.replace(results / ANSWERS)
+    try:
+        with open(half, "w", encoding="ascii") as file:
+            separator = "["
+            for sample in benchmark.samples:
+                for given in _answers(marker_path(results, sample)):
+                    entry = {"image_id": sample.id, "category_id": 1, **given}
+                    file.write(separator + "\n" + json.dumps(entry, allow_nan=False))
+                    separator = ","
+            file.write("\n]\n")
+        half.replace(results / ANSWERS)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def _answers(marker: Path) -> Iterator[dict[str, Any]]:
+    """The answers in a finished sample's own file. Raises DeixisError for what ``_ask_frames`` never wrote."""
+    for given in field_of(read_json(marker), "answers", list, marker):
+        mask = field_of(given, "segmentation", dict, marker)
+        size, counts = field_of(mask, "size", list, marker), field_of(mask, "counts", str, marker)
+        score = float(field_of(given, "score", (int, float), marker))
+        if len(size) != 2 or not all(isinstance(side, int) for side in size) or not math.isfinite(score):
+            raise DeixisError(f"{marker} is damaged: an answer of size {size!r:.60}, score {score}; delete it")
+        yield {"segmentation": {"size": size, "counts": counts}, "score": score}

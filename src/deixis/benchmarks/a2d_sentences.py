@@ -27,6 +27,7 @@ from deixis.benchmarks.samples import (
     finish,
     normalise_text,
     read_json,
+    read_words,
     require_file,
     require_folder,
     safe_name,
@@ -53,7 +54,7 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
     listed = _rows(require_file(root / "Release" / "videoset.csv", WHERE))
     labels = require_folder(texts / "a2d_annotation_with_instances", WHERE)
     missed_file = texts / "a2d_missed_videos.txt"
-    missed = set(missed_file.read_text().split()) if missed_file.is_file() else set()
+    missed = set(read_words(missed_file).split()) if missed_file.is_file() else set()
     wanted = {row[0] for row in listed if row and row[-1].strip() == ("1" if split == "test" else "0")} - missed
     said = [row for row in rows if len(row) >= 3 and row[0] != "video_id"]
     index = _labelled_frames(labels)
@@ -121,11 +122,15 @@ def _read_label(file: Path, name: str) -> np.ndarray:
         import h5py
     except ImportError as error:
         raise DeixisError("A2D-Sentences needs h5py: pip install 'deixis[data]'") from error
+    require_file(file, WHERE)  # a pipe would be waited for
     try:
         with h5py.File(file, "r") as label:
-            return np.asarray(label[name])
-    except (OSError, KeyError) as error:
+            numbers = np.asarray(label[name])
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError) as error:
         raise DeixisError(f"{file}: not a label of A2D-Sentences ({str(error)[:100]})") from error
+    if numbers.dtype.kind not in "biuf" or not np.isfinite(numbers).all():
+        raise DeixisError(f"{file}: not a label of A2D-Sentences ({name} holds {numbers.dtype}, or no finite numbers)")
+    return numbers
 
 
 def truth(labels: Path, video: Video, index: int) -> FrameTruth:

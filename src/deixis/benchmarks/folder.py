@@ -340,7 +340,7 @@ def _known(film: str, path: Path, masks: Sequence[Path]) -> tuple[Video, tuple[i
     kept = cache_folder() / f"folder-{_fingerprint([path, *masks])}.json"
     try:
         facts = json.loads(kept.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         facts = _look(path, size, masks)
         try:
             write_json(kept, facts)

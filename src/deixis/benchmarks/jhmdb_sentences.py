@@ -7,6 +7,8 @@ therefore the split's name, and stands in every score: ``mttr``, ``soc``, or ``d
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from deixis.benchmarks.samples import (
     list_folder,
     normalise_text,
     read_json,
+    read_words,
     require_file,
     require_folder,
     safe_name,
@@ -115,7 +118,7 @@ def _draw(root: Path) -> list[Row]:
         if group.is_dir():
             folders.update({entry.name: group.name for entry in list_folder(Path(group.path))})
     rng = np.random.default_rng(SEED)
-    for line in sorted(annotation.read_text(encoding="utf-8").splitlines()):
+    for line in sorted(read_words(annotation).splitlines()):
         video, _, text = line.partition(",")
         if not text or video == "video_id":
             continue
@@ -132,14 +135,23 @@ def _mat(root: Path, folder: str, video: str) -> Path:
     return root / "puppet_mask" / folder / video / "puppet_mask.mat"
 
 
+# What scipy's reader raises on bytes that are no MATLAB file, beside its own MatReadError.
+_GARBAGE = (
+    OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, AssertionError, NotImplementedError,
+    MemoryError, UnboundLocalError, struct.error, zlib.error,
+)  # fmt: skip
+
+
 @lru_cache(maxsize=8)
 def _masks(path: Path) -> np.ndarray:
     """(T, H, W) bool from MATLAB's H x W x T."""
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
+    require_file(path, WHERE)  # a pipe would be waited for
     try:
         return np.ascontiguousarray(loadmat(path)["part_mask"].transpose(2, 0, 1)).astype(bool)
-    except (OSError, KeyError, ValueError, TypeError, NotImplementedError) as error:
+    except (MatReadError, *_GARBAGE) as error:
         raise DeixisError(f"{path}: not a mask file of JHMDB ({str(error)[:100]})") from error
 
 

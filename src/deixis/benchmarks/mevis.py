@@ -166,7 +166,7 @@ class MaskStore:
 def _read_index(index: Path) -> dict[str, list[int]] | None:
     try:
         return json.loads(index.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -176,7 +176,7 @@ def scan_masks(file: Path) -> Iterator[tuple[str, int, int, int]]:
     with open(file, encoding="ascii", newline="") as source:  # ascii: then a character is a byte
         try:
             yield from _scan(source, decoder)
-        except (ValueError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise DeixisError(f"{file}: not a mask dictionary ({str(error)[:120]}); is the download whole?") from error
 
 

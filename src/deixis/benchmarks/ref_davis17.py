@@ -30,6 +30,7 @@ from deixis.benchmarks.samples import (
     finish,
     list_folder,
     read_json,
+    read_words,
     require_file,
     require_folder,
 )
@@ -125,7 +126,7 @@ def build(davis: Path, texts: Path, out: Path, semantics: Path | None = None) ->
     categories = read_json(semantics) if semantics else {}
     for source, split in (("train", "train"), ("val", "valid")):
         videos, objects = {}, {}
-        listed = require_file(davis / "ImageSets" / "2017" / f"{source}.txt", where).read_text().split()
+        listed = read_words(davis / "ImageSets" / "2017" / f"{source}.txt", where).split()
         for video in listed:
             names = _link(davis / "JPEGImages" / "480p" / video, out / split / "JPEGImages" / video, where)
             _link(davis / "Annotations_unsupervised" / "480p" / video, out / split / "Annotations" / video, where)
@@ -142,11 +143,7 @@ def build(davis: Path, texts: Path, out: Path, semantics: Path | None = None) ->
 def _read_texts(path: Path, encoding: str) -> dict[str, dict[str, str]]:
     """video -> object number -> text, from lines of: video, number, quoted text."""
     table: dict[str, dict[str, str]] = {}
-    try:
-        lines = path.read_text(encoding=encoding).splitlines()
-    except UnicodeDecodeError as error:
-        raise DeixisError(f"{path}: not {encoding} text ({error.reason} at byte {error.start})") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_words(path, encoding=encoding).splitlines(), 1):
         if not line.strip():
             continue
         match = re.fullmatch(r'\s*(\S+)\s+(\d+)\s+"?(.*?)"?\s*', line)

@@ -222,6 +222,16 @@ def read_json(path: Path, where: str = "") -> Any:
     return parse_json(text, path)
 
 
+def read_words(path: Path, where: str = "", encoding: str = "utf-8") -> str:
+    """The contents of a text file. Raises DeixisError where it is missing, cannot be read, or is no such text."""
+    try:
+        return require_file(path, where or "it belongs to the benchmark").read_text(encoding=encoding)
+    except OSError as error:
+        raise DeixisError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise DeixisError(f"{path}: not {encoding} text ({error.reason} at byte {error.start})") from error
+
+
 def field_of(table: Any, key: str, kind: type | tuple[type, ...], source: Path) -> Any:
     """table[key], checked to be there and of a kind."""
     if not isinstance(table, dict) or not isinstance(table.get(key), kind):

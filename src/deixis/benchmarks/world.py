@@ -61,6 +61,9 @@ def held_out_pair(colour: str, shape: str) -> bool:
     return int(hashlib.sha1(f"{colour} {shape}".encode()).hexdigest(), 16) % 5 == 0
 
 
+MOST_PIXELS = 1 << 30  # of all frames of a film (our choice: 24 frames of 8K film hold 800 million)
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorldConfig:
     """What films are made. All numbers are our choice."""
@@ -94,6 +97,10 @@ class WorldConfig:
             raise DeixisError(f"WorldConfig.objects must be (least, most) within 1..20, got {self.objects}")
         if self.frames < 2 or min(self.size) < 32:
             raise DeixisError(f"a film needs 2 frames and 32 pixels a side, got {self.frames} of {self.size}")
+        if self.frames * self.size[0] * self.size[1] > MOST_PIXELS:
+            raise DeixisError(
+                f"a film of {self.frames} of {self.size} pixels is made in memory; at most {MOST_PIXELS:,} in all"
+            )
         if not 0 < self.areas[0] <= self.areas[1] <= 0.5:
             raise DeixisError(f"WorldConfig.areas must be (least, most) shares within 0..0.5, got {self.areas}")
 
@@ -478,9 +485,11 @@ def write_mevis(
 
     Every split has its truth; an expression has the extra key "kind", a video "fps" and "classes". Written beside
     ``folder`` and renamed when complete; ``progress`` hears how many films are done. Returns the films of each split.
-    Raises DeixisError if the folder exists and is not empty, or films is below 1.
+    Raises DeixisError if the folder exists and is not empty, films is below 1, or seed below 0.
     """
     folder = Path(folder)
+    if seed < 0:
+        raise DeixisError(f"the seed must be 0 or more, got {seed}")
     if films < 1:
         raise DeixisError(f"the number of films must be 1 or more, got {films}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
