@@ -12,6 +12,8 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,15 @@ import pytest
 import torch
 from films import Colours, ColoursConfig, colours, moving, write_film, write_folder
 from PIL import Image
+from torch import nn
+from training_toy import toy
 from typer.testing import CliRunner, Result
 
 from deixis import systems, weights
 from deixis.benchmarks import open_benchmark, results, write_fixture
 from deixis.cli import app
+from deixis.training.checkpoint import load_checkpoint, read_facts, save_checkpoint
+from deixis.training.loop import train
 from deixis.types import DeixisError
 from deixis.video import Film
 from deixis.writers import read_rle
@@ -136,18 +142,29 @@ def test_a_path_that_no_file_system_takes_is_refused(place: Path, place_of: str)
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def with_config(path: Path, **fields: object) -> Path:
-    """A checkpoint of the tiny system whose config states other numbers."""
-    weights.save(colours(), path)
+def with_facts(path: Path, change: Callable[[str], str], key: str = "deixis") -> Path:
+    """A safetensors file with other facts in its header."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
-    facts = json.loads(header["__metadata__"]["deixis"])
-    facts["config"].update(fields)
-    header["__metadata__"]["deixis"] = json.dumps(facts)
+    header["__metadata__"][key] = change(header["__metadata__"][key])
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
     return path
+
+
+def with_config(path: Path, system: nn.Module | None = None, **fields: object) -> Path:
+    """A checkpoint of a system (the tiny one) whose config states other numbers. A__b is b of the config A."""
+    weights.save(system or colours(), path)
+
+    def change(text: str) -> str:
+        facts = json.loads(text)
+        for name, value in fields.items():
+            *inner, last = name.split("__")
+            reduce(getitem, inner, facts["config"])[last] = value
+        return json.dumps(facts)
+
+    return with_facts(path, change)
 
 
 @pytest.mark.parametrize(
@@ -165,20 +182,61 @@ def test_a_config_with_a_number_that_cannot_be_worked_with_is_refused(
 
 
 def test_a_config_that_asks_for_a_million_layers_is_refused_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "light.safetensors"
-    weights.save(weights.load("light_debug"), path)
-    data = path.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    facts = json.loads(header["__metadata__"]["deixis"])
-    facts["config"]["hear_layers"] = 1 << 20
-    header["__metadata__"]["deixis"] = json.dumps(facts)
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
+    path = with_config(tmp_path / "light.safetensors", weights.load("light_debug"), hear_layers=1 << 20)
     began = time.process_time()
     with pytest.raises(DeixisError, match="more tensors than the"):
         weights.load(path)
     assert time.process_time() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [("queries", 0, "states queries 0, expected 1 or more"), ("heads", -1, "states heads -1"),
+     ("text__remember", -1, "states remember -1, expected 0 or more"), ("text__heads", -2, "states heads -2"),
+     ("net_stages", [[1, 3, 0, 1, 8]], "states net_stages"), ("vit_windows", [7, -7, 7, 7], "states vit_windows"),
+     ("frame_floor", 10**400, "frame_floor must be float")],
+)  # fmt: skip
+def test_a_count_that_no_tensor_shows_and_that_cannot_be_is_refused(
+    tmp_path: Path, field: str, value: object, words: str
+) -> None:
+    path = with_config(tmp_path / "light.safetensors", weights.load("light_debug"), **{field: value})
+    with pytest.raises(DeixisError, match=words):
+        weights.load(path)
+
+
+def test_every_preset_states_numbers_that_are_taken() -> None:
+    for name, preset in systems.PRESETS.items():
+        if name.endswith("_debug"):
+            weights._check_use(Path(name), preset().config)
+
+
+@pytest.mark.parametrize("text", ["1" * 5000, '{"format": ' + "1" * 5000 + "}", "[" * 100_000, "", "{", "5", "null"])
+def test_facts_that_json_cannot_read_are_refused(tmp_path: Path, text: str) -> None:
+    weights.save(colours(), tmp_path / "c.safetensors")
+    with pytest.raises(DeixisError, match="does not say which deixis system"):
+        weights.load(with_facts(tmp_path / "c.safetensors", lambda _: text))
+    save_checkpoint(tmp_path / "last.safetensors", {"model/a": torch.ones(2)}, {"step": 1})
+    with pytest.raises(DeixisError, match="is not a readable training checkpoint"):
+        read_facts(with_facts(tmp_path / "last.safetensors", lambda _: text, "facts"))
+
+
+@pytest.mark.parametrize("step", [-1, 1.5, "x", None, [1], True])
+def test_a_training_checkpoint_of_no_step_is_refused(tmp_path: Path, step: object) -> None:
+    save_checkpoint(tmp_path / "last.safetensors", {"model/a": torch.ones(2)}, {"step": step})
+    with pytest.raises(DeixisError, match="is not a readable training checkpoint"):
+        load_checkpoint(tmp_path / "last.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seconds", "x"), ("processes", None), ("counts", 5), ("config", None), ("name", 7)]
+)
+def test_a_run_does_not_go_on_from_damaged_facts(tmp_path: Path, name: str, value: object) -> None:
+    run = toy(steps=1, workers=0)
+    train(run, tmp_path, device="cpu")
+    facts = read_facts(tmp_path / "last.safetensors")
+    with_facts(tmp_path / "last.safetensors", lambda _: json.dumps({**facts, name: value}), "facts")
+    with pytest.raises(DeixisError, match=f"is not a readable training checkpoint: it states {name}"):
+        train(run, tmp_path, device="cpu", resume=True)
 
 
 def test_weights_that_are_not_finite_are_refused_when_they_answer(tmp_path: Path, place: Path) -> None:

@@ -139,7 +139,7 @@ def standing(store: Store, job: Job, settings: Settings, contents: str | None) -
             return None
         sizes = store.sizes(name)
         return result if all(sizes.get(part) == size for part, size in result["outputs"].items()) else None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # not what a FilmWorker writes
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # not what a FilmWorker writes
         log.debug("%s: %s", name, error)
         return None
 
@@ -443,7 +443,7 @@ def known_rate(store: Store, settings: Settings, rate_from: str | None = None) -
             if result["status"] == "done" and result["model"] == dict(settings.facts):
                 seconds, frames, films = seconds + float(result["seconds"]), frames + int(result["frames"]), films + 1
                 how.add(f"{result['workers']} workers with {result['threads']} threads on {result['device']}")
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise DeixisError(f"{place} is not a results.jsonl of deixis ({error!r})") from error
     if frames and seconds:
         return Rate(

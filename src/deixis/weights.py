@@ -16,7 +16,7 @@ import os
 import struct
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,7 +202,9 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
             raise DeixisError(f"{path} has format {facts['format']!r}, this deixis reads {FORMAT}; update deixis")
         if not isinstance(facts["system"], str) or not isinstance(facts["config"], dict):
             raise TypeError("system and config")
-    except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, RecursionError, ValueError) as error:  # ValueError: a number of 5000 digits, too
+        if isinstance(error, DeixisError):
+            raise
         raise DeixisError(
             f"{path} is a safetensors file, but its header does not say which deixis system it is"
         ) from error
@@ -265,8 +267,10 @@ def _read(path: Path) -> nn.Module:
 _USED: dict[str, tuple[float, float]] = {
     "window": (1, 1024), "multiple": (1, 1024), "short_side": (1, 4096), "long_side": (1, 16384),
     "std": (1e-6, 1e6), "mean": (-1e6, 1e6), "presence_temperature": (1e-6, 1e6), "presence_shift": (-1e6, 1e6),
-    "semantic_scale": (0.25, 8), "frame_floor": (-1e6, 1e6),
+    "semantic_scale": (0.25, 8), "frame_floor": (-1e6, 1e6), "cube_side": (1, 1024), "window_frames": (1, 1024),
+    "frames": (1, 1024),
 }  # fmt: skip
+_MAY_BE_NONE = ("layers", "depths", "prompts", "remember", "taps")  # ends of the names of whole numbers that may be 0
 
 
 def _check_use(path: Path, config: Any) -> None:
@@ -276,6 +280,26 @@ def _check_use(path: Path, config: Any) -> None:
         for value in given if isinstance(given, tuple | list) else (given,):
             if not least <= value <= greatest:
                 raise DeixisError(f"{path}: its config states {name} {given}, expected {least:g}..{greatest:g}")
+    _check_counts(path, config)
+
+
+def _check_counts(path: Path, config: Any) -> None:
+    """Raise DeixisError where a whole number is below 1: widths, heads, strides and queries that no tensor shows."""
+    for field in dataclasses.fields(config):
+        given = getattr(config, field.name)
+        if dataclasses.is_dataclass(given):
+            _check_counts(path, given)
+        least = 0 if field.name.endswith(_MAY_BE_NONE) else 1
+        if any(number < least for number in _whole_numbers(given)):
+            raise DeixisError(f"{path}: its config states {field.name} {given}, expected {least} or more")
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _whole_numbers(part)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield value
 
 
 def _check_fit(path: Path, kind: type, config: Any, entries: Mapping[str, Any]) -> None:
@@ -360,7 +384,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             return origin(_value(e, v, where) for e, v in zip(each, value, strict=True))
     if origin is dict and isinstance(value, dict):
         return {key: _value(inner[1], v, where) for key, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER:
         value = float(value)
     if type(value) is hint and not (isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER):
         return value

@@ -272,7 +272,9 @@ def read_rle(path: str | Path) -> list[MaskTrack]:
         ]
     except OSError as error:
         raise DeixisError(f"{path} cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, DeixisError):
+            raise
         raise DeixisError(f"{path} is not a JSON of masks as deixis writes it ({error!r})") from error
 
 

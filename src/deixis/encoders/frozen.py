@@ -301,7 +301,7 @@ def tower_facts(path: Path) -> dict[str, Any] | None:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
         facts = json.loads(header.get("deixis_tower", "null"))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise DeixisError(f"{path} is not a readable safetensors file; it is cut off or of another kind") from error
     if facts is None:
         return None
@@ -318,8 +318,8 @@ def read_own(path: Path, kind: str, config: Any) -> TowerWeights | None:
     facts = tower_facts(path)
     if facts is None:
         return None
-    if facts["kind"] != kind:
-        raise DeixisError(f"{path} holds a tower of kind {facts['kind']}, expected {kind}")
+    if facts.get("kind") != kind:
+        raise DeixisError(f"{path} holds a tower of kind {facts.get('kind')}, expected {kind}")
     wanted = json.loads(json.dumps({**dataclasses.asdict(config), "place": ""}))
     for name in sorted(wanted.keys() | facts["config"].keys()):
         here, there = wanted.get(name), facts["config"].get(name)

@@ -24,6 +24,10 @@ from deixis.types import DeixisError
 FORMAT = "deixis-training-1"
 _EXTRA = "_extra_state"  # bytes that a module reads itself, of any length: a tokenizer's settings change with its use
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
+_FACTS: dict[str, type | tuple[type, ...]] = {  # what a run needs to go on, beside the step
+    "name": str, "seconds": (int, float), "best_score": (int, float, type(None)), "counts": dict, "processes": int,
+    "config": dict, "train": dict,
+}  # fmt: skip
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -63,7 +67,21 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise DeixisError(f"{path} is not a readable training checkpoint ({error})") from error
     if header.get("format") != FORMAT:
         raise DeixisError(f"{path} is not a training checkpoint of this version: expected {FORMAT}")
-    return json.loads(header["facts"])
+    try:
+        facts = json.loads(header["facts"])
+        whole = facts["step"] >= 0
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DeixisError(f"{path} is not a readable training checkpoint: its facts are damaged ({error!r})") from error
+    if not whole or type(facts["step"]) is not int:
+        raise DeixisError(f"{path} is not a readable training checkpoint: it states step {facts['step']!r:.60}")
+    return facts
+
+
+def check_facts(path: Path, facts: Mapping[str, Any]) -> None:
+    """Raise DeixisError unless the facts are of the kinds that a run needs to go on."""
+    for name, kind in _FACTS.items():
+        if not isinstance(facts.get(name), kind):
+            raise DeixisError(f"{path} is not a readable training checkpoint: it states {name} {facts.get(name)!r:.60}")
 
 
 def pack(system: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
@@ -102,6 +120,8 @@ def unpack(
         found = {key: value.to(parameter.device) for key, value in state.items() if value is not None}
         if found and len(found) < len(_ADAM):
             raise DeixisError(f"the checkpoint's optimiser state of {names[parameter]} is incomplete")
+        if any(value.shape not in (parameter.shape, torch.Size()) for value in found.values()):
+            raise DeixisError(f"the checkpoint's optimiser state of {names[parameter]} has another shape")
         if found:  # a parameter that never had a gradient has no state
             optimizer.state[parameter] = found
 
@@ -110,4 +130,6 @@ def unpack(
             stored = tensors.get(f"ema/{name}")
             if stored is None:
                 raise DeixisError(f"the checkpoint has no average of {name}; it was trained without train.ema")
+            if stored.shape != value.shape:
+                raise DeixisError(f"the checkpoint's average of {name} has another shape")
             value.copy_(stored)

@@ -27,7 +27,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deixis.training.checkpoint import load_checkpoint, pack, read_facts, save_checkpoint, unpack, write_atomically
+from deixis.training.checkpoint import (
+    check_facts,
+    load_checkpoint,
+    pack,
+    read_facts,
+    save_checkpoint,
+    unpack,
+    write_atomically,
+)
 from deixis.training.distributed import World, joined
 from deixis.training.feed import micro_batches, seed_everything
 from deixis.training.optimizer import WeightAverage, build_optimizer, schedule_factor, set_learning_rate
@@ -416,6 +424,7 @@ class _Trainer:
 
     def _restore(self) -> None:
         tensors, facts = load_checkpoint(self.last)
+        check_facts(self.last, facts)
         now = self._facts()
         changed = _differences(facts["config"], now["config"], "model")
         if facts["name"] != now["name"] or changed:
