@@ -569,7 +569,9 @@ def picture_film(r: Random, box: Box, stock: Stock) -> Case:
         source = r.choice(stock.pictures)
         name = r.choice(("2", "a.b", "x" * 240, "\udcff\udcfe", "日本", " ", "..x", "-o", "²", "00", "0", "a\nb", "\u202e", "0.0")) + source.suffix
         path = folder / name
-        if path.exists() or path.is_symlink():
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        elif path.exists() or path.is_symlink():
             path.unlink()
         match r.randrange(9):
             case 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -137,6 +138,12 @@ def test_the_contact_sheet_of_a_film_two_pixels_wide_stays_small(
 @pytest.mark.parametrize("place_of", ["x" * 300, "a/" * 3000])
 def test_a_path_that_no_file_system_takes_is_refused(place: Path, place_of: str) -> None:
     refused(segment(Path(place_of), place), "no such file or folder")
+
+
+@pytest.mark.parametrize("start", ["1e308", "1e16"])
+def test_a_start_that_no_clock_can_count_is_refused(tmp_path: Path, place: Path, start: str) -> None:
+    film = write_film(tmp_path / "film.mp4", moving(3))
+    refused(segment(film, place, "--start", start), "no frames between")
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -327,6 +334,20 @@ def test_a_mask_file_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> Non
     (tmp_path / "mevis" / "train" / "mask_dict.json").write_text('{"0": ' + "[" * 100_000 + "]" * 100_000 + "}")
     with pytest.raises(DeixisError, match="not a mask dictionary"):
         open_benchmark("mevis", tmp_path / "mevis", "train")
+
+
+def test_an_expression_without_annotations_among_others_is_told_of(tmp_path: Path, mevis: Path) -> None:
+    root = tmp_path / "mevis"
+    shutil.copytree(mevis, root)
+    file = root / "valid_u" / "meta_expressions_v2.json"
+    listed = json.loads(file.read_text())
+    said = next(iter(listed["videos"].values()))["expressions"]
+    del said["0"]["anno_id"]
+    said["1"]["kind"] = 5
+    file.write_text(json.dumps(listed))
+    with pytest.raises(DeixisError, match="has no anno_id"):
+        open_benchmark("mevis", root, "valid_u")
+    assert len(open_benchmark("mevis", root, "valid_u", skip_bad=True).samples) == 11
 
 
 @pytest.mark.parametrize("given", [b"", b"\0" * 130, b"MATLAB 5.0 MAT-file" + bytes(200), b"\x01" * 400])

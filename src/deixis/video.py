@@ -338,7 +338,7 @@ class _Stream:
             # A second early: with frames out of order the sought key frame may otherwise be shown after ``start``.
             wanted = stream.start_time + int(max(0.0, start - 1) / stream.time_base)
             container.seek(wanted, stream=stream, backward=True)
-        except FFmpegError as error:
+        except (FFmpegError, OverflowError) as error:  # a start of 1e308 s is no number of ticks
             log.debug("%s: cannot seek (%s), decoding from the beginning", self.path, error)
 
     def _decode(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:

@@ -105,14 +105,17 @@ def _open(root: Path, split: str, skip_bad: bool, name: str) -> Benchmark:
 
 def _sample(entry: Entry, file: Path) -> Sample:
     kinds = entry.raw.get("kind", entry.raw.get("kinds", ()))
-    tags = (kinds,) if isinstance(kinds, str) else tuple(k for k in kinds if isinstance(k, str))
+    many = kinds if isinstance(kinds, list) else [kinds]
+    tags = tuple(kind for kind in many if isinstance(kind, str))
     return Sample(
         video=entry.video, id=entry.id, text=entry.text, objects=id_list(entry.raw, "anno_id", file), tags=tags
     )  # fmt: skip
 
 
 def _problem_of(sample: Sample, store: MaskStore) -> Problem | None:
-    for key in sample.objects or ():
+    if sample.objects is None:
+        return Problem(store.file, f"it has masks, but expression {sample.video.id}/{sample.id} has no anno_id")
+    for key in sample.objects:
         if key not in store:
             return Problem(store.file, f"no masks of annotation {key}, which {sample.video.id}/{sample.id} names")
         if store.frames(key) != len(sample.video.names):

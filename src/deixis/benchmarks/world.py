@@ -99,7 +99,7 @@ class WorldConfig:
             raise DeixisError(f"a film needs 2 frames and 32 pixels a side, got {self.frames} of {self.size}")
         if self.frames * self.size[0] * self.size[1] > MOST_PIXELS:
             raise DeixisError(
-                f"a film of {self.frames} of {self.size} pixels is made in memory; at most {MOST_PIXELS:,} in all"
+                f"a film of {self.frames} x {self.size} pixels is made in memory; expected {MOST_PIXELS:,} at most"
             )
         if not 0 < self.areas[0] <= self.areas[1] <= 0.5:
             raise DeixisError(f"WorldConfig.areas must be (least, most) shares within 0..0.5, got {self.areas}")
