@@ -2,6 +2,7 @@
 
 segment.jpg: the demo film, asked by the bundled model.  folder.jpg: a generated film as it lies in a data
 folder.  scores.jpg: the picture that ``deixis score`` writes, on a generated benchmark.  data_path.svg: the figure.
+demo.jpg: the contact sheet of README.  page.jpg: the page of ``deixis serve``, in Chromium (extras web and browser).
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ def deixis(*words: str, folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "deixis.cli", *words], cwd=folder, check=True)
 
 
-def save(picture: np.ndarray, name: str, width: int, quality: int = 82) -> None:
-    """(H, W, 3) RGB at a width, as a JPEG of at most 150 kB."""
+def save(picture: np.ndarray, name: str, width: int, quality: int = 82, most: int = 150_000) -> None:
+    """(H, W, 3) RGB at a width, as a JPEG of at most so many bytes."""
     height = round(picture.shape[0] * width / picture.shape[1])
     small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
     path = HERE / name
     cv2.imwrite(str(path), small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    assert path.stat().st_size < 150_000, f"{path} holds {path.stat().st_size} bytes"
+    assert path.stat().st_size < most, f"{path} holds {path.stat().st_size} bytes"
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size // 1000} kB")
 
 
@@ -41,12 +42,40 @@ def write(picture: np.ndarray, text: str, at: tuple[int, int], scale: float = 0.
 
 
 def segment() -> None:
-    """segment.jpg: the contact sheet of the demo film."""
+    """segment.jpg and, larger, demo.jpg: the contact sheet of the demo film."""
     with tempfile.TemporaryDirectory() as place:
         out = Path(place)
         deixis("demo", "-o", "out", folder=out)
         sheet = cv2.imread(str(out / "out/contact_sheet.png"))[..., ::-1]
         save(np.ascontiguousarray(sheet), "segment.jpg", 900)
+        save(np.ascontiguousarray(sheet), "demo.jpg", 1280, 85, most=200_000)
+
+
+def page() -> None:
+    """page.jpg: the page with the answer to the demo's sentences, in the middle of the film."""
+    from playwright.sync_api import sync_playwright
+
+    sys.path.insert(0, str(ROOT / "tests"))
+    from serving import running
+
+    with tempfile.TemporaryDirectory() as place, running(Path(place), model="light") as server:
+        with sync_playwright() as driver:
+            browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=["--headless", "--no-sandbox"])
+            seen = browser.new_page(viewport={"width": 1360, "height": 1000})
+            seen.set_default_timeout(240_000)
+            seen.goto(server.url)
+            seen.click("text=Use the demo film")
+            seen.wait_for_selector("#film >> text=lucia")
+            seen.fill("#sentences textarea", "a woman in a black dress\nthe bench\na brown dog")
+            seen.click("#find")
+            seen.wait_for_selector(".dx-result")
+            seen.wait_for_function("[...document.querySelectorAll('.dx-pair video')].every(v => v.readyState >= 2)")
+            seen.evaluate("document.querySelectorAll('.dx-pair video').forEach(v => { v.currentTime = 1.3 })")
+            seen.wait_for_timeout(2000)
+            seen.screenshot(path=str(Path(place) / "page.png"), full_page=True)
+            browser.close()
+        picture = cv2.imread(str(Path(place) / "page.png"))[..., ::-1]
+        save(np.ascontiguousarray(picture), "page.jpg", 1160, 80, most=200_000)
 
 
 def folder() -> None:
@@ -179,7 +208,9 @@ def data_path() -> None:
     print(f"{path.relative_to(ROOT)}: {path.stat().st_size // 1000} kB")
 
 
-MAKERS: dict[str, Callable[[], None]] = {"segment": segment, "folder": folder, "scores": scores, "data_path": data_path}
+MAKERS: dict[str, Callable[[], None]] = {
+    "segment": segment, "page": page, "folder": folder, "scores": scores, "data_path": data_path,
+}  # fmt: skip
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or MAKERS:
