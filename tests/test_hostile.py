@@ -17,6 +17,7 @@ from functools import reduce
 from operator import getitem
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -138,6 +139,31 @@ def test_the_contact_sheet_of_a_film_two_pixels_wide_stays_small(
 @pytest.mark.parametrize("place_of", ["x" * 300, "a/" * 3000])
 def test_a_path_that_no_file_system_takes_is_refused(place: Path, place_of: str) -> None:
     refused(segment(Path(place_of), place), "no such file or folder")
+
+
+@pytest.mark.parametrize("fps", ["1e-9", "0.0002"])
+def test_a_film_whose_frames_stand_for_years_is_written_with_shorter_ones(
+    tmp_path: Path, place: Path, fps: str
+) -> None:
+    folder = write_folder(tmp_path / "frames", moving(6))
+    result = segment(folder, place, "--fps", fps, "--as", "overlay,matte")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "a frame stands for more than 1 h" in result.stderr
+    films = [place / "out" / "overlay.mp4", *(place / "out" / "matte").iterdir()]
+    for film in films:
+        assert [frame.seconds for frame in Film(film).frames()] == [3600.0 * i for i in range(6)]
+    assert len(films) == 2
+
+
+def test_sound_that_steps_back_is_left_out_where_it_does(tmp_path: Path, place: Path) -> None:
+    one = write_film(tmp_path / "one.mkv", moving(12), tone=True).read_bytes()
+    (tmp_path / "film.mkv").write_bytes(one + one)  # both clocks begin at 0
+    result = segment(tmp_path / "film.mkv", place, "--as", "overlay")
+    assert result.exit_code == 0, (result.output, result.exception)
+    with av.open(str(place / "out" / "overlay.mp4")) as written:
+        times = [packet.pts for packet in written.demux(audio=0) if packet.pts is not None]
+    assert len(times) > 5
+    assert times == sorted(set(times))
 
 
 @pytest.mark.parametrize("start", ["1e308", "1e16"])

@@ -39,6 +39,8 @@ COLOURS = (  # RGB, one an expression, then again from the first (our choice: fa
     (160, 160, 64),
 )  # fmt: skip
 TICKS = 90_000  # a second of a written film: fine enough for any frame rate, so variable rates survive
+PAUSE = 3600  # seconds between two frames of a written film at most (our choice: MP4 can count 6 hours)
+MOMENT = 0.0005  # seconds; the shortest packet of sound lasts five times as long, so what comes sooner steps back
 COPIED = frozenset({"aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"})  # sound that players expect in an MP4
 AAC_RATE = 48_000  # samples a second of sound that is encoded again
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -332,6 +334,8 @@ class FilmWriter:
         self._stream = stream
         self._first: float | None = None
         self._last_tick, self._last_seconds, self._end = -1, 0.0, film.end
+        self._cut = 0  # ticks that pauses were shortened by
+        self._warn = film.warn
         self._sound: Sound | None = None
 
     def keep_sound(self, film: Source) -> None:
@@ -351,12 +355,24 @@ class FilmWriter:
         # One thread: on several, libswscale leaves half-transparent patches in an alpha plane of odd height.
         frame = frame.reformat(format=self._stream.pix_fmt, threads=1)
         # A film may repeat a time or step back; a written one may not.
-        self._last_tick = max(round((seconds - self._first) * TICKS), self._last_tick + 1)
+        tick = max(round((seconds - self._first) * TICKS) - self._cut, self._last_tick + 1)
+        if tick > self._last_tick + PAUSE * TICKS:
+            self._shorten(tick - self._last_tick - PAUSE * TICKS)
+            tick = self._last_tick + PAUSE * TICKS
+        self._last_tick = tick
         frame.pts, frame.time_base = self._last_tick, Fraction(1, TICKS)
         self._container.mux(self._stream.encode(frame))
         self._last_seconds = seconds
         if self._sound is not None:
             self._sound.mux_until(seconds)
+
+    def _shorten(self, ticks: int) -> None:
+        """Leave out what a pause is too long for an MP4 by, and the sound after it, which would come too late."""
+        self._warn(f"a frame stands for more than {PAUSE / 3600:g} h; in films that are written, for that long")
+        self._cut += ticks
+        if self._sound is not None:
+            self._sound.mux_until(self._last_seconds + PAUSE)
+            self._sound.end()
 
     def close(self) -> None:
         try:
@@ -391,6 +407,7 @@ class Sound:
             self._stream = container.add_stream("aac", rate=AAC_RATE, layout=layout)
         self._packets: Iterator[Any] | None = self._source.demux(self._track)
         self._held: Any = None
+        self._reached: float | None = None  # where the last packet that was read begins
 
     def begin(self, seconds: float) -> None:
         """The written film begins at ``seconds`` of the source's pictures."""
@@ -400,19 +417,35 @@ class Sound:
         """Mux what sounds before ``seconds`` of the source's pictures."""
         while (packet := self._held or self._read()) is not None:
             self._held = None
-            at = float(Fraction(packet.pts or 0) * packet.time_base) - self._origin
+            at = self._time(packet)
             if at >= seconds:
                 self._held = packet
                 return
             if at >= self._first:
                 self._mux(packet)
 
+    def end(self) -> None:
+        """Nothing more is heard."""
+        self._packets = self._held = None
+
+    def _time(self, packet: Any) -> float:
+        return float(Fraction(packet.pts) * packet.time_base) - self._origin
+
     def _read(self) -> Any:
-        """The next packet that has a time; None at the end, and where the sound is damaged."""
+        """The next packet that has a time after the last one's; None at the end, and where the sound is damaged."""
         try:
             while self._packets is not None and (packet := next(self._packets, None)) is not None:
-                if packet.pts is not None and packet.time_base:
-                    return packet
+                if packet.pts is None or not packet.time_base:
+                    continue
+                at = self._time(packet)
+                if self._reached is not None and at < self._reached + MOMENT:
+                    self._film.warn("the sound steps back in time; what begins before it has reached is left out")
+                    continue
+                if self._reached is not None and at > self._reached + PAUSE:
+                    self._film.warn(f"the sound stops for more than {PAUSE / 3600:g} h; what comes after is left out")
+                    break
+                self._reached = at
+                return packet
         except (FFmpegError, ValueError) as error:
             self._film.warn(f"the sound is damaged ({error}); what comes after is left out")
         self._packets = None
