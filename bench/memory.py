@@ -1,6 +1,6 @@
 """Does memory grow with a film's length? Segments a long generated film as the command line does, and fits a line.
 
-    python bench/memory.py [--frames 10000] [--model light] [--device auto] [--expressions 2]
+    python bench/memory.py [--frames 10000] [--model light] [--device auto] [--expressions 2] [--size 112]
 
 Prints resident memory (and allocated GPU memory) as both passes go on, and the slope in MB per 1,000 frames, fitted
 from the second tenth of each pass on (the first warms up). Wanted: under 1 MB per 1,000 frames.
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--model", default="light")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--expressions", type=int, default=2)
+    parser.add_argument("--size", type=int, help="short side that the model sees, pixels (default: as trained)")
     parser.add_argument("--as", dest="formats", default="overlay,rle")
     chosen = parser.parse_args()
     passes: dict[str, list[tuple[int, float]]] = {"answering": [], "drawing": []}
@@ -58,8 +59,8 @@ def main() -> None:
         began = time.perf_counter()
         with Output(Path(folder) / "out") as output:
             tracks = segment(
-                film, WORDS[: chosen.expressions], model=chosen.model, device=chosen.device, folder=output.scratch,
-                progress=lambda done: note("answering", done), threshold=0.001,
+                film, WORDS[: chosen.expressions], model=chosen.model, device=chosen.device, size=chosen.size,
+                folder=output.scratch, progress=lambda done: note("answering", done), threshold=0.001,
             )  # fmt: skip
             answered = time.perf_counter()
             write(
@@ -69,7 +70,8 @@ def main() -> None:
         drawn = time.perf_counter()
         present = sum(int((t.masks.areas() > 0).sum()) for t in tracks)
     height, width = film.source_size
-    print(f"{len(tracks[0])} frames of {height}x{width}, {len(tracks)} expressions, {chosen.model}")
+    seen = f"short side {chosen.size}" if chosen.size else "the model's own size"
+    print(f"{len(tracks[0])} frames of {height}x{width}, {len(tracks)} expressions, {chosen.model}, {seen}")
     print(f"masks that are not empty: {present} (threshold lowered, so that masks are really written)")
     print(f"answered in {answered - began:.1f} s, written in {drawn - answered:.1f} s")
     for name, samples in passes.items():
