@@ -8,6 +8,7 @@ every benchmark's fixture with results, and the demo film that ships.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -367,7 +368,7 @@ def lie_in_json(r: Random, tree: Any, values: Sequence[Any] = HOSTILE) -> Any:
     tree = json.loads(json.dumps(tree))
     for _ in range(r.choice((1, 1, 1, 2, 3))):
         path = r.choice(list(paths_in(tree)))
-        value = r.choice(values)
+        value = copy.deepcopy(r.choice(values))  # one that stood in the tree twice would change the next case, too
         if not path:
             if r.random() < 0.1:
                 return value

@@ -34,6 +34,7 @@ from deixis.training.checkpoint import load_checkpoint, read_facts, save_checkpo
 from deixis.training.loop import train
 from deixis.types import DeixisError
 from deixis.video import Film
+from deixis.weights_import import import_checkpoint
 from deixis.writers import read_rle
 
 SOURCE = Path(__file__).parent.parent / "src"
@@ -227,6 +228,7 @@ def test_a_config_that_asks_for_a_million_layers_is_refused_at_once(tmp_path: Pa
     [("queries", 0, "states queries 0, expected 1 or more"), ("heads", -1, "states heads -1"),
      ("text__remember", -1, "states remember -1, expected 0 or more"), ("text__heads", -2, "states heads -2"),
      ("net_stages", [[1, 3, 0, 1, 8]], "states net_stages"), ("vit_windows", [7, -7, 7, 7], "states vit_windows"),
+     ("heads", 6, "6 heads cannot share 32 channels evenly"), ("text__heads", 3, "does not make a system"),
      ("frame_floor", 10**400, "frame_floor must be float")],
 )  # fmt: skip
 def test_a_count_that_no_tensor_shows_and_that_cannot_be_is_refused(
@@ -287,6 +289,40 @@ def test_weights_that_are_not_finite_are_refused_when_they_answer(tmp_path: Path
         film = write_film(tmp_path / "film.mp4", moving(3))
         refused(segment(film, place, model=str(tmp_path / "c.safetensors")), "not finite")
     assert list(place.iterdir()) == []
+
+
+PATCH, CLASSES = "backbone.0.body.patch_embed.proj.weight", "class_embed.0.weight"
+WORD_TABLE = "text_encoder.embeddings.word_embeddings.weight"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [({PATCH: torch.ones(())}, "its patch and class layers are"), ({CLASSES: torch.ones(())}, "its patch and class"),
+     ({CLASSES: torch.ones(100_000, 8)}, "its patch and class layers"),
+     ({CLASSES: torch.ones(1, 1).expand(1 << 40, 256)}, "more than the file holds of it"),
+     ({PATCH: torch.ones(1, 1, 1, 1, 1).expand(96, 3, 1 << 40, 4, 4)}, "more than the file holds of it"),
+     ({PATCH: torch.ones(96, 3, 4, 4).to_sparse()}, "is no plain tensor"),
+     ({PATCH: torch.empty(96, 3, 4, 4, device="meta")}, "is no plain tensor")],
+)  # fmt: skip
+def test_published_weights_whose_shapes_lie_are_refused(
+    tmp_path: Path, changed: dict[str, torch.Tensor], words: str
+) -> None:
+    state = {PATCH: torch.ones(96, 3, 2, 4, 4), CLASSES: torch.ones(1, 256), WORD_TABLE: torch.ones(1, 1)} | changed
+    torch.save({"model": state}, tmp_path / "published.pth")
+    with pytest.raises(DeixisError, match=words):
+        import_checkpoint(tmp_path / "published.pth", "soc")
+
+
+def test_published_weights_that_ask_for_more_memory_than_there_is_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    (tmp_path / "published.pth").write_bytes(b"x")
+    monkeypatch.setattr(torch, "load", full)  # a length of 4 GB in a pickle, where the machine has less
+    with pytest.raises(DeixisError, match="more memory than there is"):
+        import_checkpoint(tmp_path / "published.pth", "soc")
 
 
 # --- zips and benchmarks ----------------------------------------------------------------------------------------------

@@ -115,6 +115,8 @@ _GARBAGE = (
     RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError, struct.error,
     zipfile.BadZipFile,
 )  # fmt: skip
+_MOST_CLASSES = 1000  # our choice
+_LARGEST_VIEW = 1 << 20  # numbers of a tensor that shows fewer again and again (our choice: masks, counts of places)
 _LARGEST_FILE = 8 << 30  # bytes (our choice: the published files with optimiser states stay below 3 GB)
 
 
@@ -178,9 +180,13 @@ def build_for(official: Mapping[str, Tensor], system: str, path: Path) -> Any:
     """The system, with random weights, whose sizes fit the official state; official behaviours on."""
     try:
         patch, classes = official["backbone.0.body.patch_embed.proj.weight"], official["class_embed.0.weight"]
-        dim, words = len(patch), official["text_encoder.embeddings.word_embeddings.weight"].shape
+        words = official["text_encoder.embeddings.word_embeddings.weight"].shape
     except KeyError as error:
         raise DeixisError(f"{path} holds no {system} checkpoint: the key {error} is missing") from error
+    if patch.ndim not in (4, 5) or classes.ndim != 2 or not 1 <= len(classes) <= _MOST_CLASSES:
+        shapes = f"{tuple(patch.shape)} and {tuple(classes.shape)}"
+        raise DeixisError(f"{path} holds no {system} checkpoint: its patch and class layers are {shapes}")
+    dim = len(patch)
     sizes: dict[int, Callable[[], VideoSwinConfig]] = {96: video_swin_t, 128: video_swin_b}
     if dim not in sizes:
         raise DeixisError(f"{path}: a backbone {dim} channels wide is neither Video Swin T (96) nor B (128)")
@@ -284,12 +290,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise DeixisError(f"{path} is not a file of weights, or would run code when opened: {first[:160]}") from error
     except _GARBAGE as error:
         raise DeixisError(f"{path} cannot be read; it is cut off or not a PyTorch file") from error
+    except MemoryError as error:  # a length that lies, as a rule
+        raise DeixisError(f"{path} cannot be read; it asks for more memory than there is") from error
     for name in ("model_state_dict", "state_dict", "model"):
         if isinstance(holds, dict) and isinstance(holds.get(name), dict):
             holds = holds[name]
             break
     if not isinstance(holds, dict) or not holds or not all(isinstance(v, Tensor) for v in holds.values()):
         raise DeixisError(f"{path} holds no table of tensors under model_state_dict, state_dict or model")
+    for key, value in holds.items():
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise DeixisError(f"{path}: {key} is no plain tensor ({value.layout}, {value.device})")
+        if value.numel() > max(_LARGEST_VIEW, value.untyped_storage().nbytes() // value.element_size()):
+            raise DeixisError(f"{path}: {key} states {value.numel():,} numbers, more than the file holds of it")
     return {_plain_key(str(key)): value for key, value in holds.items()}
 
 

@@ -6,13 +6,22 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from deixis.types import DeixisError
+
+
+def check_heads(width: int, heads: int) -> int:
+    """``heads``, if they can share ``width`` channels evenly; else DeixisError."""
+    if heads < 1 or width % heads:
+        raise DeixisError(f"{heads} heads cannot share {width} channels evenly")
+    return heads
+
 
 class Attention(nn.Module):
     """Attention of (N, S, D) queries on (N, T, D') keys; ``padding`` (N, T) is True where a key is none."""
 
     def __init__(self, width: int, heads: int, source_width: int | None = None) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads = check_heads(width, heads)
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(source_width or width, 2 * width)
         self.out = nn.Linear(width, width)

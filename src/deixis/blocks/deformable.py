@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deixis.blocks.attention import check_heads
 from deixis.blocks.constants import constant
 from deixis.blocks.multihead import Attention, FeedForward
 
@@ -155,7 +156,7 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
-        self.heads, self.levels, self.points = heads, levels, points
+        self.heads, self.levels, self.points = check_heads(width, heads), levels, points
         self.sampling_offsets = nn.Linear(width, heads * levels * points * 2)
         self.attention_weights = nn.Linear(width, heads * levels * points)
         self.value_proj, self.output_proj = nn.Linear(width, width), nn.Linear(width, width)

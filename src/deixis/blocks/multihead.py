@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deixis.blocks.attention import check_heads
+
 
 class Attention(nn.Module):
     """softmax(q k / sqrt(d)) v per head, between an input projection (rows: q, k, v) and an output projection."""
 
     def __init__(self, width: int, heads: int = 8, dropout: float = 0.0) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout = check_heads(width, heads), dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from deixis.blocks.attention import check_heads
 from deixis.types import DeixisError
 
 TINY_VIT_CHANNELS = (64, 128, 160, 320)
@@ -58,7 +59,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()
-        self.heads, self.window = heads, window
+        self.heads, self.window = check_heads(channels, heads), window
         self.norm = nn.LayerNorm(channels)
         self.qkv, self.project = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
         self.bias = nn.Parameter(torch.zeros(heads, window * window))

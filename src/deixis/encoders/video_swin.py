@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deixis.blocks.attention import check_heads
 from deixis.blocks.constants import constant
 from deixis.blocks.multihead import in_pieces
 
@@ -144,7 +145,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, window: Size) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads = check_heads(width, heads)
         places = (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
         self.relative_position_bias_table = nn.Parameter(torch.empty(places, heads))
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)

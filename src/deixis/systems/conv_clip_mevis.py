@@ -21,6 +21,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deixis.blocks.attention import check_heads
 from deixis.blocks.deformable import EncoderLayer, references_of, valid_share
 from deixis.blocks.fusion import one_by_one, text_for
 from deixis.blocks.levels import Scene
@@ -259,7 +260,8 @@ class BiAttention(nn.Module):
     def __init__(self, config: ConvClipMevisConfig) -> None:
         super().__init__()
         d, inner = config.width, config.meet_width
-        self.heads, self.dropout, self.drop_path = config.meet_heads, config.meet_dropout, config.meet_drop_path
+        self.heads = check_heads(inner, config.meet_heads)
+        self.dropout, self.drop_path = config.meet_dropout, config.meet_drop_path
         self.pixel_norm, self.word_norm = nn.LayerNorm(d), nn.LayerNorm(d)
         self.pixel_query, self.word_query = nn.Linear(d, inner), nn.Linear(d, inner)
         self.pixel_value, self.word_value = nn.Linear(d, inner), nn.Linear(d, inner)

@@ -20,7 +20,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deixis.blocks.attention import Attention, FeedForward, SelfAttention
+from deixis.blocks.attention import Attention, FeedForward, SelfAttention, check_heads
 from deixis.blocks.constants import constant
 from deixis.blocks.query_heads import join
 from deixis.encoders.clip_vit import CLIP_MEAN, CLIP_STD, ClipVit, ClipVitConfig, clip_vit_b, clip_vit_l
@@ -300,7 +300,7 @@ class Guidance(nn.Module):
             self.query = nn.ModuleList(nn.Linear(tower.width, r) for _ in range(tower.layers))
             self.key_value = nn.ModuleList(nn.Linear(tower.text_width, 2 * r) for _ in range(tower.layers))
             self.out = nn.ModuleList(nn.Linear(r, tower.width) for _ in range(tower.layers))
-            self.heads = config.heads
+            self.heads = check_heads(r, config.heads)
 
     def words(self, words: Tensor) -> Tensor:
         """(B, L, C or C of the text tower), as the layers take them."""
@@ -499,7 +499,7 @@ class CubeAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, side: int, frames: int) -> None:
         super().__init__()
-        self.heads, self.side, self.frames = heads, side, frames
+        self.heads, self.side, self.frames = check_heads(width, heads), side, frames
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.bias = nn.Parameter(torch.randn((2 * frames - 1) * (2 * side - 1) ** 2, heads) * 0.02)
 
