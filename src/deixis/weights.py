@@ -61,7 +61,7 @@ KNOWN: dict[str, Checkpoint] = {
             name="light",
             preset="light",
             place=ASSETS / "light.safetensors",
-            sha256="2d3e972e0bd3dd04a1864503599b8e9770b575989d98fa537c52ceb77b1fe1ed",
+            sha256="ef34394436e78c23984169bc3ce39e2c86d4a64dc521e3a445a8767aa550221a",
             licence="Apache-2.0 (its parts: see the card)",
         ),
     )
