@@ -33,7 +33,7 @@ from deixis.cli import app
 from deixis.training.checkpoint import load_checkpoint, read_facts, save_checkpoint
 from deixis.training.loop import train
 from deixis.types import DeixisError
-from deixis.video import Film
+from deixis.video import PLAYLISTS, Film
 from deixis.weights_import import import_checkpoint
 from deixis.writers import read_rle
 
@@ -86,6 +86,31 @@ def test_a_duration_tag_that_is_no_time_is_passed_over(tmp_path: Path, place: Pa
     film = Film(path)
     assert film.length is None or film.length > 0
     assert segment(path, place, "--as", "rle").exit_code == 0
+
+
+@pytest.mark.parametrize("kind", ["m3u8", "mp4", "url", "ffconcat", "above"])
+def test_a_list_of_films_opens_none_that_lies_elsewhere(tmp_path: Path, place: Path, kind: str) -> None:
+    (tmp_path / "hidden").mkdir()
+    hidden = write_film(tmp_path / "hidden" / "film.ts", moving(3), codec="mpeg2video", fps=25)
+    named = {"url": "http://127.0.0.1:9/film.ts", "above": "../hidden/film.ts"}.get(kind, str(hidden))
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1.0,\n{named}\n#EXT-X-ENDLIST\n"
+    bait = tmp_path / "bait" / ("bait.mp4" if kind in ("mp4", "ffconcat") else "bait.m3u8")
+    bait.parent.mkdir()
+    bait.write_text(f"ffconcat version 1.0\nfile {hidden}\n" if kind == "ffconcat" else playlist)
+    refused(segment(bait, place), "may not be read" if kind == "ffconcat" else "is a playlist")
+    assert list(place.iterdir()) == []
+
+
+def test_a_list_of_the_parts_beside_it_is_a_film(tmp_path: Path, place: Path) -> None:
+    write_film(tmp_path / "a.mp4", moving(3))
+    (tmp_path / "film.ffconcat").write_text("ffconcat version 1.0\nfile a.mp4\nfile a.mp4\n")
+    assert segment(tmp_path / "film.ffconcat", place, "--as", "rle").exit_code == 0
+    assert len(read_rle(place / "out" / "masks.json")[0]) == 6
+
+
+def test_every_playlist_format_is_kept_out_and_no_other() -> None:
+    assert PLAYLISTS & av.formats_available >= {"hls", "dash"}
+    assert {"concat", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2"} <= av.formats_available - PLAYLISTS
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "device"])

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 MAX_PIXELS = 50_000_000  # our choice: pixels of one frame; 8K film holds 33 million
 FOLDER_FPS = 24.0  # our choice: frames per second of a folder, whose pictures carry no times
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+# Formats that are lists of other files and may name any on this machine. (FFmpeg keeps ffconcat to files beside it.)
+PLAYLISTS = frozenset({"hls", "applehttp", "dash", "imf", "sdp", "rtsp", "sap", "webm_dash_manifest", "lavfi"})
 SIDES_MAY_BEND = 0.04  # our choice: share by which a side may change so that no padding is needed
 
 Item = TypeVar("Item")
@@ -290,8 +292,16 @@ class _Stream:
             self.seconds = _seconds_of(container, stream)
 
     def _open(self) -> av.container.InputContainer:
-        # The whitelist keeps a playlist that poses as a film from opening sockets or other protocols.
-        options = {"max_pixels": str(self.max_pixels), "protocol_whitelist": "file"}
+        # A film of somebody else's may not have others of this machine shown, nor open sockets.
+        options = {
+            "max_pixels": str(self.max_pixels), "protocol_whitelist": "file",
+            "format_whitelist": ",".join(sorted(av.formats_available - PLAYLISTS)),
+        }  # fmt: skip
+        if self._begins(b"#EXTM3U"):
+            raise DeixisError(
+                f"{self.path} is a playlist, which may name any file; if you trust it, make a film of it with"
+                " `ffmpeg -i IN -c copy OUT.mp4`"
+            )
         try:
             return av.open(str(self.path), options=options)
         except av.error.PermissionError as error:
@@ -302,6 +312,13 @@ class _Stream:
             raise DeixisError(
                 f"{self.path} is not a film that can be decoded, or is cut off before its index ({_reason(error)})"
             ) from error
+
+    def _begins(self, signature: bytes) -> bool:
+        try:
+            with open(self.path, "rb") as file:
+                return file.read(len(signature)) == signature
+        except OSError:  # PyAV will say why
+            return False
 
     def _video(self, container: av.container.InputContainer) -> av.VideoStream:
         for stream in container.streams.video:
