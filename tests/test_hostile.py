@@ -248,11 +248,15 @@ def test_a_config_that_asks_for_a_million_layers_is_refused_at_once(tmp_path: Pa
     assert time.process_time() - began < 10
 
 
+STAGES = [[1, 3, 1, 1, 8], [1, 3, 2, 2, 8], [1, 3, 2, 2, 16], [1, 3, 2, 2, 16], [1, 3, 1, 2, 16], [1, 3, 2, 2, 16]]
+
+
 @pytest.mark.parametrize(
     ("field", "value", "words"),
     [("queries", 0, "states queries 0, expected 1 or more"), ("heads", -1, "states heads -1"),
      ("text__remember", -1, "states remember -1, expected 0 or more"), ("text__heads", -2, "states heads -2"),
      ("net_stages", [[1, 3, 0, 1, 8]], "states net_stages"), ("vit_windows", [7, -7, 7, 7], "states vit_windows"),
+     ("net_stages", [[1, 3, 2, 1, 8], *STAGES[1:]], "reach strides"), ("net_stages", [*STAGES[:3]], "reach strides"),
      ("heads", 6, "6 heads cannot share 32 channels evenly"), ("text__heads", 3, "does not make a system"),
      ("frame_floor", 10**400, "frame_floor must be float")],
 )  # fmt: skip

@@ -189,13 +189,16 @@ class EfficientNetLite(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 32, 3, 2)
         self.blocks = nn.ModuleList()
-        channels, stride, last_at = 32, 2, {}
+        channels, stride, last_at, widths = 32, 2, {}, {}
         for repeats, kernel, step, expand, out in stages:
             for i in range(repeats):
                 self.blocks.append(LiteBlock(channels, out, kernel, step if i == 0 else 1, expand))
                 channels, stride = out, stride * (step if i == 0 else 1)
-                last_at[stride] = len(self.blocks) - 1
+                last_at[stride], widths[stride] = len(self.blocks) - 1, channels
+        if stride != 32 or not {8, 16} <= last_at.keys():
+            raise DeixisError(f"the stages of EfficientNet-lite reach strides {sorted(last_at)}, expected 8, 16 and 32")
         self.taken = tuple(last_at[s] for s in (8, 16, 32))
+        self.widths = tuple(widths[s] for s in (8, 16, 32))  # channels of the maps
         self.head, self.classify = nn.Conv2d(channels, head, 1), nn.Linear(head, names)
 
     def forward(self, frames: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:

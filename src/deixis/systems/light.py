@@ -140,13 +140,13 @@ class Light(nn.Module):
             self.tiny_vit.requires_grad_(False)
             self.efficient_net.requires_grad_(False)
         self.text = MiniLm(config.text)
-        semantic = [stage[-1] for stage in config.net_stages]
-        self.map = CellMap(config, semantic[4], semantic[6])
+        _, half, quarter = self.efficient_net.widths
+        self.map = CellMap(config, half, quarter)
         self.find = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, 1))
         nn.init.constant_(self.find[2].get_parameter("bias"), -4.0)  # few cells are the middle of an object
         self.kernel = KernelHead(d, config.mask_channels, config.mask_hidden)
         self.fine = FinePixels(config)
-        self.describe = Describe(config, semantic[6])
+        self.describe = Describe(config, quarter)
         self.cluster = nn.ModuleList(QueryLayer(d, config.heads) for _ in range(config.cluster_layers))
         self.see = nn.Linear(d, 1)
         self.hear = Hear(config)
