@@ -25,10 +25,12 @@ def cluster() -> Iterator[Cluster]:
     """A Ray of two CPUs, small, for all tests of this file."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    start(attempts=3)
-    yield Cluster()
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)  # actors import the tests' workers
+        start(attempts=3)
+        yield Cluster()
+        ray.shutdown()
     torch.set_num_threads(before)
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
@@ -39,6 +40,8 @@ class Cluster:
             return self
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unasked
         here: dict[str, Any] = {}
+        if self.address is not None:
+            require_listener(self.address)  # Ray itself asks for minutes
         if self.address is None:
             here = {"num_cpus": usable_cores(), "object_store_memory": STORE_BYTES, "include_dashboard": False}
         try:
@@ -91,6 +94,17 @@ class Cluster:
             if "refused" in said:
                 raise DeixisError(said["refused"])
             yield int(row["index"]), said["answer"]
+
+
+def require_listener(address: str, seconds: float = 10.0) -> None:
+    """Raise DeixisError where an address names a host and a port, and nothing listens there."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto", or one that Ray knows better
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
+    except (OSError, OverflowError) as error:
+        raise DeixisError(f"no Ray cluster at {address}: {error}") from error
 
 
 def blocks(items: int) -> int:
