@@ -1,6 +1,6 @@
 """How fast is the main job? A film in, masks on disk; against the network alone on the same frames.
 
-    python bench/segment_speed.py [--model light] [--device cpu] [--frames 96] [--repeats 3] [--threads 2]
+    python bench/segment_speed.py [--model light] [--device cpu] [--frames 96] [--repeats 3] [--precision fp32,bf16]
 
 Prints, per precision: frames/s with one sentence (``--as png``, one 0/255 PNG a frame at source size, and the contact
 sheet), ms per frame for each further sentence, and the time of the whole over the time of the network alone (encode and
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", default="fp32,bf16")
     parser.add_argument("--source", type=int, default=480, help="short side of the film, pixels")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
@@ -73,7 +74,7 @@ def main() -> None:
             f"of {height}x{width}, seen at {size[0]}x{size[1]} in windows of {length}"
         )
         print("precision | frames/s | network alone | whole / network | ms a frame per further sentence (network)")
-        for precision in ("fp32", "bf16"):
+        for precision in chosen.precision.split(","):
             times: dict[str, list[float]] = {"whole 1": [], "whole 5": [], "network 1": [], "network 5": []}
             for repeat in range(chosen.repeats + 1):  # the first warms up
                 for count in (1, 5):
