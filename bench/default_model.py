@@ -43,6 +43,7 @@ def main() -> None:
     options.add_argument("--precision", default="auto")
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--share", type=float, default=1.0, help="of the films of each cell, for a quick look")
+    options.add_argument("--first", type=int, default=0, help="film of each cell to begin with, to add to an earlier run")
     options.add_argument("--only", default=",".join(CELLS))
     options.add_argument("-o", "--out", type=Path)
     asked = options.parse_args()
@@ -51,7 +52,7 @@ def main() -> None:
     began = time.time()
     found: dict[str, dict[str, Any]] = {}
     for cell in asked.only.split(","):
-        found[cell] = measure(cell, system, asked.pictures, asked.share, asked.precision)
+        found[cell] = measure(cell, system, asked.pictures, asked.share, asked.precision, asked.first)
         print(f"{cell}: {json.dumps(found[cell]['figures'])}  ({time.time() - began:.0f} s so far)", flush=True)
     if {"composites", "stills"} <= found.keys():
         told = [*found["composites"]["answers"]] + [a for a in found["stills"]["answers"] if a["odd"]]
@@ -64,11 +65,13 @@ def main() -> None:
         asked.out.write_text(json.dumps({"facts": facts, "cells": found}, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(cell: str, system: torch.nn.Module, pictures: Path, share: float, precision: str) -> dict:
+def measure(
+    cell: str, system: torch.nn.Module, pictures: Path, share: float, precision: str, first: int = 0
+) -> dict[str, Any]:
     """{"figures": ..., "answers": [...]} of one cell."""
     if cell == "davis":
         return davis(system, pictures, precision)
-    films = list(films_of(cell, pictures, share))
+    films = list(films_of(cell, pictures, share))[first:]
     words = None
     if cell == "shuffled":
         texts = [tuple(s.text for s in f.sentences) for f in films]
