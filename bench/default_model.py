@@ -43,7 +43,7 @@ def main() -> None:
     options.add_argument("--precision", default="auto")
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--share", type=float, default=1.0, help="of the films of each cell, for a quick look")
-    options.add_argument("--first", type=int, default=0, help="film of each cell to begin with, to add to an earlier run")
+    options.add_argument("--first", type=int, default=0, help="film of each cell to begin with, to add to a run")
     options.add_argument("--only", default=",".join(CELLS))
     options.add_argument("-o", "--out", type=Path)
     asked = options.parse_args()
