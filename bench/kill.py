@@ -229,15 +229,20 @@ def used(child: int) -> float:
     return total / 1e9
 
 
+def ended(child: int, argv: Sequence[str], temp: Path) -> bool:
+    """Whether it has ended by itself. RuntimeError unless with success."""
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done and status:
+        raise RuntimeError(f"{' '.join(argv)} ended with {status}: {(temp / 'stderr').read_text()[-2000:]}")
+    return bool(done)
+
+
 def to_the_end(argv: Sequence[str], temp: Path) -> float:
     """Run it unbroken; the processor time it took. RuntimeError unless it succeeds."""
     child, most = start(argv, temp), 0.0
     while True:
         most = max(most, used(child))
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            if status:
-                raise RuntimeError(f"{' '.join(argv)} ended with {status}: {(temp / 'stderr').read_text()[-2000:]}")
+        if ended(child, argv, temp):
             return most
         time.sleep(0.001)
 
@@ -246,10 +251,7 @@ def kill_at(argv: Sequence[str], temp: Path, moment: float) -> bool:
     """Kill it when it has used ``moment`` seconds of processor time; whether it was still running."""
     child = start(argv, temp)
     while used(child) < moment:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            if status:
-                raise RuntimeError(f"{' '.join(argv)} ended with {status}: {(temp / 'stderr').read_text()[-2000:]}")
+        if ended(child, argv, temp):
             return False
         time.sleep(0.0002)
     os.kill(child, signal.SIGKILL)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clips import batch
 from films import moving, write_folder
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from deixis import systems, weights
 from deixis.encoders.frozen import FrozenTower
 from deixis.segment import segment
 from deixis.training.optimizer import parameter_groups
-from deixis.types import Batch, Expression, Prediction
+from deixis.types import Expression, Prediction
 
 NAMES = [name for name in systems.PRESETS if name.endswith("_debug")]
 SIDE = 64  # pixels: a multiple of every stride, and square for the systems that want squares
@@ -28,11 +29,6 @@ def load(name: str) -> Any:
 
 def clips(count: int, frames: int = 3) -> Tensor:
     return torch.randn(count, frames, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(count))
-
-
-def batch(frames: Tensor, *texts: str) -> Batch:
-    b, t, _, h, w = frames.shape
-    return Batch(frames, torch.zeros(b, t, h, w, dtype=torch.bool), tuple(map(Expression, texts)), ((h, w),) * b)
 
 
 def same(a: Prediction, b: Prediction, row: int = 0) -> None:

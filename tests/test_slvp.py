@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clips import batch, clip, close, target
+from clips import (
+    batch,
+    check_another_number_of_expressions_is_refused,
+    check_many_questions_are_answered_as_each_alone,
+    check_wanted_frames_are_answered_alone_but_seen_in_their_window,
+    clip,
+    close,
+    target,
+)
 from typer.testing import CliRunner
 
 from deixis import systems, weights
@@ -24,7 +32,7 @@ from deixis.training import slvp
 from deixis.training.flow import Entry, FlowCache, FlowSettings
 from deixis.training.loop import Run, train
 from deixis.training.recipes import find_recipe
-from deixis.types import DeixisError, Expression, Prediction
+from deixis.types import DeixisError, Prediction
 
 NAMES = ("slvp_debug", "slvp_language_debug")
 FUSIONS = ("vision", "language")
@@ -73,25 +81,13 @@ def test_two_different_clips_in_a_batch_give_what_each_gives_alone(name: str) ->
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_one_clip_asked_many_things_answers_as_if_asked_each_alone(name: str) -> None:
-    model = make(name).eval()
-    x = batch(clip(3), "dog")
-    maps = model.encode(x.frames, x.padding)
-    texts = ("dog", "the red cat on the left", "a")
-    together = model.decode(maps, [Expression(t) for t in texts])
-    assert len(together.masks) == 3
-    for i, text in enumerate(texts):
-        alone = model.decode(maps, [Expression(text)])
-        close(together.masks[i], alone.masks[0])
-        close(together.scores[i], alone.scores[0])
+    together = check_many_questions_are_answered_as_each_alone(make(name).eval())
     assert not torch.allclose(together.masks[0], together.masks[1])  # the words are heard
 
 
 @torch.no_grad()
 def test_several_clips_refuse_another_number_of_expressions() -> None:
-    model = make("slvp_debug").eval()
-    x = batch(torch.cat([clip(1), clip(2)]), "dog", "cat")
-    with pytest.raises(DeixisError, match="2 clips take 2 expressions"):
-        model.decode(model.encode(x.frames, x.padding), [Expression("dog")] * 3)
+    check_another_number_of_expressions_is_refused(make("slvp_debug").eval())
 
 
 @pytest.mark.parametrize("frames", [1, 2, 9, 40])
@@ -106,14 +102,7 @@ def test_any_number_of_frames_is_answered(name: str, frames: int) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_wanted_frames_are_answered_alone_but_seen_in_their_window(name: str) -> None:
-    model = make(name).eval()
-    frames, other = clip(7, 4), clip(8, 4)
-    other[:, 2] = frames[:, 2]
-    x = batch(frames, "dog")
-    a = model(replace(x, wanted=(2,)))
-    b = model(replace(x, wanted=(2,), frames=other))
-    assert a.masks.shape[1] == 1
-    assert not torch.allclose(a.masks, b.masks)  # the backbone has seen the neighbours
+    check_wanted_frames_are_answered_alone_but_seen_in_their_window(make(name).eval())
 
 
 @pytest.mark.parametrize("name", NAMES)

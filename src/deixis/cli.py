@@ -56,6 +56,12 @@ ModelOption = Annotated[str, typer.Option(help="A name that `deixis models` list
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 FormatOption = Annotated[str, typer.Option("--as", help="Of overlay, png, rle, matte; commas between.")]
+StartOption = Annotated[float | None, typer.Option(help="Begin at this second.")]
+EndOption = Annotated[float | None, typer.Option(help="End before this second.")]
+EveryOption = Annotated[int, typer.Option(help="Look at each Nth frame.")]
+ThresholdOption = Annotated[float | None, typer.Option(help="Presence below which masks stay empty, 0..1.")]
+FpsOption = Annotated[float, typer.Option(help="Frames per second of a folder of frames.")]
+PixelsOption = Annotated[int, typer.Option(help="Refuse frames that hold more pixels.")]
 
 
 @app.command()
@@ -67,15 +73,15 @@ def segment(
     model: ModelOption = "light",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
-    start: Annotated[float | None, typer.Option(help="Begin at this second.")] = None,
-    end: Annotated[float | None, typer.Option(help="End before this second.")] = None,
-    every: Annotated[int, typer.Option(help="Look at each Nth frame.")] = 1,
+    start: StartOption = None,
+    end: EndOption = None,
+    every: EveryOption = 1,
     size: Annotated[
         int | None, typer.Option(help="Short side that the model sees, pixels (default: as trained).")
     ] = None,
-    threshold: Annotated[float | None, typer.Option(help="Presence below which masks stay empty, 0..1.")] = None,
-    fps: Annotated[float, typer.Option(help="Frames per second of a folder of frames.")] = 24.0,
-    max_pixels: Annotated[int, typer.Option(help="Refuse frames that hold more pixels.")] = 50_000_000,
+    threshold: ThresholdOption = None,
+    fps: FpsOption = 24.0,
+    max_pixels: PixelsOption = 50_000_000,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace results in a folder that is not empty.")
     ] = False,
@@ -118,13 +124,13 @@ def batch(
     model: ModelOption = "light",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
-    start: Annotated[float | None, typer.Option(help="Begin at this second.")] = None,
-    end: Annotated[float | None, typer.Option(help="End before this second.")] = None,
-    every: Annotated[int, typer.Option(help="Look at each Nth frame.")] = 1,
+    start: StartOption = None,
+    end: EndOption = None,
+    every: EveryOption = 1,
     size: Annotated[int | None, typer.Option(help="Short side that the model sees, pixels.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Presence below which masks stay empty, 0..1.")] = None,
-    fps: Annotated[float, typer.Option(help="Frames per second of a folder of frames.")] = 24.0,
-    max_pixels: Annotated[int, typer.Option(help="Refuse frames that hold more pixels.")] = 50_000_000,
+    threshold: ThresholdOption = None,
+    fps: FpsOption = 24.0,
+    max_pixels: PixelsOption = 50_000_000,
     engine: Annotated[str, typer.Option(help="local: this machine; ray: a Ray cluster (extra `cluster`).")] = "local",
     address: Annotated[str | None, typer.Option(help="Of the Ray cluster (default: one is started here).")] = None,
     workers: Annotated[int | None, typer.Option(help="Films at once (default: a GPU or a core each).")] = None,

@@ -15,7 +15,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +188,7 @@ def read_table(root: Path) -> tuple[list[_Row], list[Problem], tuple[str, ...]]:
             problems.append(Problem(path, f"line {line}: {str(error).removeprefix(f'{path}: ')}"))
     if "split" not in names:
         held = held_out_films({row.film for row in rows})
-        rows = [_with_split(row, "valid" if row.film in held else "train") for row in rows]
+        rows = [replace(row, split="valid" if row.film in held else "train") for row in rows]
     problems += _contradictions(rows, path)
     unread = [name for name in names if name not in (*COLUMNS, *MORE_COLUMNS)]
     notes = (f"columns not read: {', '.join(unread)}",) if unread else ()
@@ -244,10 +244,6 @@ def _objects(cell: str) -> tuple[str, ...]:
             f" nothing in the film, got {cell!r}"
         )
     return tuple(dict.fromkeys(str(int(word)) for word in words))
-
-
-def _with_split(row: _Row, split: str) -> _Row:
-    return _Row(row.line, row.film, row.text, row.objects, split, row.kind)
 
 
 def held_out_films(films: set[str]) -> frozenset[str]:

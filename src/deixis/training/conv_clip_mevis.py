@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from deixis.benchmarks.training_clips import TrainingClip, make_target, surrounding_frames, training_clip
 from deixis.encoders.conv_clip import ConvClipConfig, convnext_base_w_320, convnext_large_d_320
-from deixis.encoders.frozen import fill_towers, tower_facts
+from deixis.encoders.frozen import fill_towers
 from deixis.encoders.text import word_tokenizer
 from deixis.losses.referred_objects import ReferredLossConfig, referred_objects_loss
 from deixis.systems.conv_clip_mevis import ConvClipMevis, ConvClipMevisConfig
 from deixis.training import soc
 from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
-from deixis.training.towers import TowerConfig, start_from_scratch
+from deixis.training.towers import TowerConfig, start_from_scratch, tower_at
 from deixis.types import Batch, DeixisError, Expression
 
 
@@ -78,16 +78,8 @@ def with_tower(config: ConvClipMevisConfig, data: Mapping[str, Path]) -> ConvCli
     """The config with its tower at the place that ``data`` names; of one of our tower files, with its sizes too."""
     if "tower" not in data:
         return config
-    place = data["tower"].absolute() if data["tower"].exists() else data["tower"]
-    facts = tower_facts(place) if place.is_file() else None
-    if facts is None:
-        return replace(config, tower=replace(config.tower, place=str(place)))
-    if facts["kind"] != "ConvClip":
-        raise DeixisError(f"{place} holds a tower of kind {facts['kind']}; expected one of ConvClip")
-    from deixis.weights import config_from
-
-    tower: ConvClipConfig = config_from(ConvClipConfig, facts["config"], str(place))
-    return replace(config, tower=replace(tower, place=str(place)))
+    place, own = tower_at(data["tower"], "ConvClip", ConvClipConfig)
+    return replace(config, tower=replace(own or config.tower, place=place))
 
 
 def start(config: ConvClipMevisConfig, data: Mapping[str, Path]) -> nn.Module:

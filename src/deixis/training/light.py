@@ -40,6 +40,7 @@ from deixis.losses.proposals import (
 )
 from deixis.metrics.choice import right_object
 from deixis.systems.light import Light, LightConfig, Looked
+from deixis.tracks import sigmoid
 from deixis.training.clips import ClipBatch, gather_clips
 from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
@@ -312,7 +313,7 @@ def with_fitted_presence(config: LightConfig, told: Sequence[Answer]) -> LightCo
     def again(p: float) -> float:
         p = min(max(p, 1e-7), 1 - 1e-7)
         raw = (np.log(p / (1 - p)) - config.presence_shift) * config.presence_temperature
-        return float(1 / (1 + np.exp(-(raw / temperature + shift))))
+        return float(sigmoid(raw / temperature + shift))
 
     found = [(again(a.presence), a.right) for a in told if a.there]
     threshold = chosen_threshold(found, [again(a.presence) for a in told if not a.there], LEFT_EMPTY)

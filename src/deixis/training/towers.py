@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ from deixis.benchmarks.world import (
 )
 from deixis.encoders.clip_vit import CLIP_MEAN, CLIP_STD, ClipVit, ClipVitConfig
 from deixis.encoders.conv_clip import STRIDES, ConvClip, ConvClipConfig
-from deixis.encoders.frozen import FrozenTower, save_tower
+from deixis.encoders.frozen import FrozenTower, save_tower, tower_facts
 from deixis.encoders.text import word_tokenizer
 from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
@@ -176,6 +176,24 @@ def tower_world(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Ru
         config=model,
         export=export,
     )
+
+
+C = TypeVar("C")
+
+
+def tower_at(place: Path, kind: str, config: type[C]) -> tuple[str, C | None]:
+    """What ``--data tower=PLACE`` names: where it lies, and the config (its place is "") of one of our tower files;
+    None for weights of others. Raises DeixisError for a tower file of another kind.
+    """
+    place = place.absolute() if place.exists() else place
+    facts = tower_facts(place) if place.is_file() else None
+    if facts is None:
+        return str(place), None
+    if facts["kind"] != kind:
+        raise DeixisError(f"{place} holds a tower of kind {facts['kind']}; expected one of {kind}")
+    from deixis.weights import config_from
+
+    return str(place), config_from(config, facts["config"], str(place))
 
 
 def export(system: nn.Module, path: Path) -> None:

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from deixis.encoders.clip_vit import ClipVitConfig
-from deixis.encoders.frozen import fill_towers, tower_facts
+from deixis.encoders.frozen import fill_towers
 from deixis.encoders.text import word_tokenizer
 from deixis.losses.dense_loss import DenseLossConfig, dense_loss
 from deixis.systems.vlp_rvos import VlpRvos, VlpRvosConfig, check, clip_l_config, vlmo_b_config
 from deixis.training import soc
 from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
+from deixis.training.towers import tower_at
 from deixis.types import Batch, DeixisError, Expression, FeatureMaps
 
 # Shares of the learning rate of the parts that are not trained at all of it (read; which part is whose: inferred).
@@ -117,19 +118,14 @@ def with_tower(config: VlpRvosConfig, data: Mapping[str, Path]) -> VlpRvosConfig
     """The config with its tower at the place that ``data`` names; of one of our tower files, with its sizes too."""
     if "tower" not in data:
         return config
-    place = data["tower"].absolute() if data["tower"].exists() else data["tower"]
-    facts = tower_facts(place) if place.is_file() else None
-    if facts is None:
-        if config.clip is not None:
-            return replace(config, clip=replace(config.clip, place=str(place)))
-        assert config.vlmo is not None
-        return replace(config, vlmo=replace(config.vlmo, place=str(place)))
-    if facts["kind"] != "ClipVit":
-        raise DeixisError(f"{place} holds a tower of kind {facts['kind']}; expected one of ClipVit")
-    from deixis.weights import config_from
-
-    tower: ClipVitConfig = replace(config_from(ClipVitConfig, facts["config"], str(place)), place=str(place))
-    return replace(config, clip=tower, vlmo=None, taps=even_taps(tower.layers), multiple=tower.patch)
+    place, own = tower_at(data["tower"], "ClipVit", ClipVitConfig)
+    if own is not None:
+        clip = replace(own, place=place)
+        return replace(config, clip=clip, vlmo=None, taps=even_taps(clip.layers), multiple=clip.patch)
+    if config.clip is not None:
+        return replace(config, clip=replace(config.clip, place=place))
+    assert config.vlmo is not None
+    return replace(config, vlmo=replace(config.vlmo, place=place))
 
 
 def even_taps(layers: int) -> tuple[int, ...]:
