@@ -543,7 +543,7 @@ def test_a_start_that_differs_in_more_than_the_head_is_refused_by_name(
 
 def test_another_system_is_refused_as_a_start(tmp_path: Path) -> None:
     weights.save(systems.PRESETS["soc_debug"](), tmp_path / "soc.safetensors")
-    with pytest.raises(DeixisError, match="starts from slvp"):
+    with pytest.raises(DeixisError, match="a checkpoint of Soc, expected one of Slvp"):
         slvp.adopt(Slvp(STILL), tmp_path / "soc.safetensors")
     with pytest.raises(DeixisError, match="holds a system 'soc'; the transfer starts from slvp"):
         slvp.config_of_start({"start": tmp_path / "soc.safetensors"}, STILL)

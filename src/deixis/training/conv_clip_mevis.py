@@ -25,6 +25,7 @@ from deixis.systems.conv_clip_mevis import ConvClipMevis, ConvClipMevisConfig
 from deixis.training import soc
 from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
+from deixis.training.start import go_on
 from deixis.training.towers import TowerConfig, start_from_scratch, tower_at
 from deixis.types import Batch, DeixisError, Expression
 
@@ -88,13 +89,7 @@ def start(config: ConvClipMevisConfig, data: Mapping[str, Path]) -> nn.Module:
     if config.tower.place:
         fill_towers(model)
     if "start" in data:
-        from deixis.weights import load
-
-        found, own = load(data["start"]).state_dict(), model.state_dict()
-        wrong = sorted(own.keys() ^ found.keys()) + [k for k in own if k in found and own[k].shape != found[k].shape]
-        if wrong:
-            raise DeixisError(f"{data['start']} does not fit this model, at {len(wrong)} tensors, such as {wrong[0]}")
-        model.load_state_dict(found)
+        go_on(model, data["start"])
     return model
 
 

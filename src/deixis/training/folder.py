@@ -42,6 +42,7 @@ from deixis.training.light import FROZEN, Memory, film_number, light_losses, wit
 from deixis.training.loop import Run, TrainConfig, export_model
 from deixis.training.measure import answers
 from deixis.training.optimizer import parameter_groups
+from deixis.training.start import go_on, system_at
 from deixis.types import DeixisError, Expression
 from deixis.video import Film
 
@@ -100,7 +101,7 @@ def light_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> R
     place, start = _folder(data, "light_folder"), str(data.get("start", "light"))
     configs = apply_overrides(
         overrides,
-        model=_system(start, (Light,)).config,
+        model=system_at(start, Light).config,
         data=LightFolderData(),
         train=TrainConfig(
             steps=400, batch=4, lr=1e-4, warmup_steps=20, clip_norm=1.5, ema=0.99, precision="bf16", workers=1,
@@ -145,7 +146,7 @@ def soc_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run
     scales = {"vision.": plan.backbone / plan.lr, "text.encoder.": plan.text / plan.lr}
     return Run(
         name="soc_folder",
-        system=partial(_small_soc, model, place, films.skip_bad) if scratch else partial(start_soc, model, dict(data)),
+        system=partial(_small_soc, model, place, films.skip_bad) if scratch else partial(soc.start, model, dict(data)),
         samples=partial(soc_clip, place, model, films, train.seed),
         collate=partial(soc.collate, model),
         losses=partial(soc.losses, films.loss),
@@ -162,39 +163,16 @@ def _folder(data: Mapping[str, Path], name: str) -> str:
     return str(data["folder"])
 
 
-def _system(start: str, kinds: tuple[type, ...]) -> Any:
-    system = weights.load(start)
-    if not isinstance(system, kinds):
-        wanted = " or ".join(kind.__name__ for kind in kinds)
-        raise DeixisError(f"--data start={start} is a checkpoint of {type(system).__name__}, expected one of {wanted}")
-    return system
 
 
 def start_light(config: LightConfig, start: str) -> Light:
     """Light as the checkpoint left it, with a config that may differ in what changes no shape."""
-    return _filled(Light(config), _system(start, (Light,)), start)
-
-
-def start_soc(config: soc.Config, data: Mapping[str, Path]) -> nn.Module:
-    """SOC or SOC++ from one of our checkpoints, or SOC from the published starting points."""
-    if "start" not in data:
-        return soc.start(config, data)
-    system = Soc(config) if isinstance(config, SocConfig) else SocPlusPlus(config)
-    return _filled(system, _system(str(data["start"]), (Soc, SocPlusPlus)), str(data["start"]))
-
-
-def _filled(system: Any, source: nn.Module, start: str) -> Any:
-    try:
-        system.load_state_dict(source.state_dict())
-    except RuntimeError as error:
-        what = " ".join(str(error).split())[:200]
-        raise DeixisError(f"--data start={start} does not fit these --set model.* settings ({what})") from error
-    return system
+    return go_on(Light(config), start)
 
 
 def _soc_config(data: Mapping[str, Path]) -> SocConfig | SocPlusPlusConfig:
     if "start" in data:
-        return _system(str(data["start"]), (Soc, SocPlusPlus)).config
+        return system_at(data["start"], Soc, SocPlusPlus).config
     if "kinetics" in data:
         return SocConfig()
     return SocConfig(**{**soc.SMALL, "short_side": 96, "long_side": 176})

@@ -44,6 +44,7 @@ from deixis.tracks import sigmoid
 from deixis.training.clips import ClipBatch, gather_clips
 from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
+from deixis.training.start import go_on
 from deixis.types import DeixisError
 
 if TYPE_CHECKING:
@@ -157,10 +158,7 @@ def build(config: LightConfig, data: Mapping[str, Path]) -> Light:
     """The system with its pretrained parts in place, or as a checkpoint left it."""
     system = Light(config)
     if "start" in data:
-        from deixis.weights import load
-
-        system.load_state_dict(load(data["start"]).state_dict())
-        return system
+        return go_on(system, data["start"])
     weights = data["weights"]
     system.tiny_vit.load_state_dict(tiny_vit_state(load_file(weights / "mobile_sam.fp16.safetensors")))
     system.efficient_net.load_state_dict(

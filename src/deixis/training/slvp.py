@@ -47,9 +47,10 @@ from deixis.training.flow import (
 )
 from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
+from deixis.training.start import misfits, system_at
 from deixis.types import Batch, DeixisError, Expression
 from deixis.video import Film, resize
-from deixis.weights import EXTRA, config_from, load, read_header
+from deixis.weights import config_from, read_header
 from deixis.weights_import import load_kinetics, load_roberta
 
 log = logging.getLogger(__name__)
@@ -377,15 +378,12 @@ def adopt(model: Slvp, place: Path) -> list[str]:
     Left behind are the parts named in ``PRETRAINING``; those of ``TRANSFER`` begin anew if the checkpoint was
     pre-trained on flow. Everything else must be there, and fit: otherwise DeixisError names what does not.
     """
-    start = load(place)
-    if not isinstance(start, Slvp):
-        raise DeixisError(f"{place} holds a {type(start).__name__}; the transfer starts from slvp")
+    start: Slvp = system_at(place, Slvp)
     own, found = model.state_dict(), start.state_dict()
     left = [key for key in found if key.startswith(PRETRAINING)]
     new = [key for key in own if key.startswith(TRANSFER)] if start.config.head == "flow" else []
     kept = {key: value for key, value in found.items() if key not in set(left)}
-    wrong = sorted((own.keys() - set(new)) ^ kept.keys())
-    wrong += [k for k in kept.keys() & own.keys() if not k.endswith(EXTRA) and kept[k].shape != own[k].shape]
+    wrong = misfits({key: value for key, value in own.items() if key not in set(new)}, kept)
     if wrong:
         raise DeixisError(
             f"{place} does not fit this model, at {len(wrong)} tensors: {', '.join(wrong[:5])}; "

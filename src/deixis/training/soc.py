@@ -44,6 +44,7 @@ from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
 from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
+from deixis.training.start import go_on
 from deixis.types import Batch, DeixisError, Expression, Target
 from deixis.video import resize
 from deixis.weights_import import load_kinetics, load_roberta
@@ -170,10 +171,7 @@ def start(config: Config, data: Mapping[str, Path]) -> nn.Module:
     """The system with its published starting points, or as one of our checkpoints left it."""
     model: Any = Soc(config) if isinstance(config, SocConfig) else SocPlusPlus(config)
     if "start" in data:
-        from deixis.weights import load
-
-        model.load_state_dict(load(data["start"]).state_dict())
-        return model
+        return go_on(model, data["start"])
     load_kinetics(model.vision, data["kinetics"])
     load_roberta(model.text, str(data.get("roberta", config.text.tokenizer)))
     return model

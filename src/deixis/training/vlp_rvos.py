@@ -27,6 +27,7 @@ from deixis.systems.vlp_rvos import VlpRvos, VlpRvosConfig, check, clip_l_config
 from deixis.training import soc
 from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
+from deixis.training.start import go_on
 from deixis.training.towers import tower_at
 from deixis.types import Batch, DeixisError, Expression, FeatureMaps
 
@@ -138,18 +139,7 @@ def start(config: VlpRvosConfig, data: Mapping[str, Path]) -> nn.Module:
     model = VlpRvos(config)
     fill_towers(model)
     if "start" in data:
-        from deixis.weights import load
-
-        found = load(data["start"]).state_dict()
-        own = model.state_dict()
-        wrong = sorted(own.keys() ^ found.keys())
-        wrong += [k for k in own.keys() & found.keys() if own[k].shape != found[k].shape and "extra_state" not in k]
-        if wrong:
-            raise DeixisError(
-                f"{data['start']} does not fit this model, at {len(wrong)} tensors, such as {', '.join(wrong[:3])}; "
-                "go on from a model of the same recipe family, with the same --set model fields"
-            )
-        model.load_state_dict(found)
+        go_on(model, data["start"])
     return model
 
 
