@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -29,6 +30,7 @@ from deixis.benchmarks.painting import (
     dye,
     finish,
     from_first,
+    keep_apart,
     paste,
     scale_for,
     view,
@@ -116,19 +118,13 @@ class Mixture:
         """Paths for all patches that keep them mostly apart."""
         placed: list[tuple[Motion, Patch]] = []
         for patch, kind in zip(patches, kinds, strict=True):
-            best, least = None, 9.0
-            for _ in range(10):
-                motion = a_motion(
-                    rng, kind, self.config.frames, self.config.size, scale_for(rng, patch, self.config.size, share)
-                )
-                overlap = max([boxes_overlap((motion, patch), other) for other in placed], default=0.0)
-                if overlap < least:
-                    best, least = motion, overlap
-                if overlap < 0.2:
-                    break
-            assert best is not None
-            placed.append((best, patch))
+            draw = partial(self._path, rng, patch, kind, share)
+            placed.append((keep_apart(draw, patch, placed, boxes_overlap, tries=10, enough=0.2), patch))
         return [motion for motion, _ in placed]
+
+    def _path(self, rng: np.random.Generator, patch: Patch, kind: str, share: tuple[float, float]) -> Motion:
+        c = self.config
+        return a_motion(rng, kind, c.frames, c.size, scale_for(rng, patch, c.size, share))
 
     def _start(
         self, rng: np.random.Generator, picture: Picture, moves: bool, tight: float
@@ -211,18 +207,13 @@ class Mixture:
         """Paths of one patch, several times, that do not cover each other where that can be had."""
         placed: list[tuple[Motion, Patch]] = []
         for kind, heading in zip(kinds, headings, strict=True):
-            best, least = None, 9.0
-            for _ in range(14):
-                near = scale * float(rng.uniform(0.93, 1.07))
-                motion = a_motion(rng, kind, self.config.frames, self.config.size, near, heading)
-                overlap = max([boxes_overlap((motion, patch), other) for other in placed], default=0.0)
-                if overlap < least:
-                    best, least = motion, overlap
-                if overlap < 0.05:
-                    break
-            assert best is not None
-            placed.append((best, patch))
+            draw = partial(self._nearly, rng, scale, kind, heading)
+            placed.append((keep_apart(draw, patch, placed, boxes_overlap, tries=14, enough=0.05), patch))
         return [motion for motion, _ in placed]
+
+    def _nearly(self, rng: np.random.Generator, scale: float, kind: str, heading: float) -> Motion:
+        near = scale * float(rng.uniform(0.93, 1.07))
+        return a_motion(rng, kind, self.config.frames, self.config.size, near, heading)
 
     def _row(self, rng: np.random.Generator, patch: Patch, motion: Motion, count: int) -> list[Motion]:
         """One patch several times side by side (or one above the other), all but touching, on parallel paths."""

@@ -5,6 +5,7 @@ T frames, N things, H W pixels. Coordinates are pixels, x right, y down; maps ar
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -315,7 +316,31 @@ def dye(patch: Patch, colour: str) -> Patch:
     return replace(patch, rgb=cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB))
 
 
-def boxes_overlap(a: tuple[Motion, Patch], b: tuple[Motion, Patch]) -> float:
+Moving = tuple[Motion, Patch]
+
+
+def keep_apart(
+    draw: Callable[[], Motion],
+    patch: Patch,
+    placed: Sequence[Moving],
+    overlap: Callable[[Moving, Moving], float],
+    tries: int,
+    enough: float,
+) -> Motion:
+    """The first path drawn that overlaps those placed by less than ``enough`` (0..1), or the best of ``tries``."""
+    best, least = None, 9.0
+    for _ in range(tries):
+        motion = draw()
+        worst = max([overlap((motion, patch), other) for other in placed], default=0.0)
+        if worst < least:
+            best, least = motion, worst
+        if worst < enough:
+            break
+    assert best is not None
+    return best
+
+
+def boxes_overlap(a: Moving, b: Moving) -> float:
     """The largest share of the smaller box that the other covers, at the start and the end."""
     worst = 0.0
     for i in (0, len(a[0].centre) // 2, -1):

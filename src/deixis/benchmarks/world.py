@@ -19,6 +19,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,18 @@ import cv2
 import numpy as np
 
 from deixis.benchmarks.cutouts import Library, Patch
-from deixis.benchmarks.painting import Canvas, Motion, canvas_of, finish, from_first, paste, scale_for, view
+from deixis.benchmarks.painting import (
+    Canvas,
+    Motion,
+    Moving,
+    canvas_of,
+    finish,
+    from_first,
+    keep_apart,
+    paste,
+    scale_for,
+    view,
+)
 from deixis.benchmarks.predicates import (
     COLOURS,
     TEXTURES,
@@ -287,7 +299,11 @@ def _companion(
     return Motion(np.array(path), np.full(config.frames, scale), np.zeros(config.frames)) if inside else None
 
 
-def _overlap(a: tuple[Motion, Patch], b: tuple[Motion, Patch]) -> float:
+def _any_motion(rng: np.random.Generator, config: WorldConfig, patch: Patch, scale: float) -> Motion:
+    return _world_motion(rng, str(rng.choice(MOTIONS, p=_MOTION_ODDS)), config, patch, scale)
+
+
+def _overlap(a: Moving, b: Moving) -> float:
     """The largest share of the smaller object's circle that lies within the other's, over the film, roughly (0..1)."""
     gap = np.hypot(*(a[0].centre - b[0].centre).T)
     radii = [0.45 * max(p.alpha.shape) * m.scale for m, p in (a, b)]
@@ -417,17 +433,8 @@ class World:
             if companion is not None:
                 placed.append((companion, patch))
                 continue
-            best, least = None, 9.0
-            for _ in range(12):
-                kind = str(rng.choice(MOTIONS, p=_MOTION_ODDS))
-                motion = _world_motion(rng, kind, c, patch, scale)
-                overlap = max([_overlap((motion, patch), other) for other in placed], default=0.0)
-                if overlap < least:
-                    best, least = motion, overlap
-                if overlap < 0.05:
-                    break
-            assert best is not None
-            placed.append((best, patch))
+            draw = partial(_any_motion, rng, c, patch, scale)
+            placed.append((keep_apart(draw, patch, placed, _overlap, tries=12, enough=0.05), patch))
         return [motion for motion, _ in placed]
 
 
