@@ -54,7 +54,7 @@ def pretrained(options: argparse.Namespace, fusion: str, start: str, seed: int) 
     from deixis.training.recipes import find_recipe
     from deixis.weights import load
 
-    changes = STARTS[start]
+    changes, seed = STARTS[start], seed % options.pretrainings
     assert changes is not None
     folder = base(options) / f"pre-{fusion}-{start}-{seed}"
     if not (folder / "scores.json").is_file():
@@ -107,12 +107,19 @@ def transferred(options: argparse.Namespace, fusion: str, start: str, share: flo
         "parameters": sum(p.numel() for p in model.parameters()),
         "jf": [float(np.mean([row["jf"] for row in rows if row["film"] == film])) for film in films],
         "mean": {name: float(np.mean([row[name] for row in rows])) for name in ("jf", "j", "f", "right")},
-        "sentences": len(rows), "cpu_seconds": time.process_time() - began, "torch": torch.__version__,
+        "right": by_kind(rows), "sentences": len(rows),
+        "cpu_seconds": time.process_time() - began, "torch": torch.__version__,
     }  # fmt: skip
     done.write_text(json.dumps(facts, indent=1))
     for name in ("last.safetensors", "best.safetensors"):  # what resuming needs; the model stays
         (folder / name).unlink(missing_ok=True)
     return facts
+
+
+def by_kind(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Share of the sentences of each kind that are answered with the right object."""
+    kinds = sorted({row["kind"] for row in rows})
+    return {kind: float(np.mean([row["right"] for row in rows if row["kind"] == kind])) for kind in kinds}
 
 
 # --- table and plot ---------------------------------------------------------------------------------------------------
@@ -122,9 +129,7 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float
     """(mean, low, high) of (seeds, films) values: 95 % of a bootstrap over both."""
     rng = np.random.default_rng(0)
     seeds, films = values.shape
-    means = [
-        values[rng.integers(0, seeds, seeds)][:, rng.integers(0, films, films)].mean() for _ in range(draws)
-    ]
+    means = [values[rng.integers(0, seeds, seeds)][:, rng.integers(0, films, films)].mean() for _ in range(draws)]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(values.mean()), float(low), float(high)
 
@@ -154,7 +159,26 @@ def table(folder: Path) -> None:
             plain = [found.get((fusion, "scratch", share), {}) for share in shares]
             if start != "scratch" and any(runs):
                 print("| | | " + " | ".join(gain(r, p) for r, p in zip(runs, plain, strict=True)) + " |")
+    right_objects(folder, shares)
     plot(folder, found, shares)
+
+
+def right_objects(folder: Path, shares: list[float]) -> None:
+    """Print, for each start, how many sentences of each kind find the right object: mean and deviation over seeds."""
+    facts = [json.loads(path.read_text()) for path in sorted(folder.glob("run-*/scores.json"))]
+    kinds = sorted({kind for run in facts for kind in run["right"]})
+    print("\nright object, share of the sentences, by their kind: mean and standard deviation over seeds")
+    print("| fusion | start | kind | " + " | ".join(f"{100 * share:g} % of the masks" for share in shares) + " |")
+    print("|---|---|---|" + "---|" * len(shares))
+    for fusion in FUSIONS:
+        for start in STARTS:
+            for kind in kinds:
+                cells = []
+                for share in shares:
+                    runs = [r for r in facts if (r["fusion"], r["start"], r["share"]) == (fusion, start, share)]
+                    of = np.array([r["right"][kind] for r in runs])
+                    cells.append(f"{of.mean():.3f} ± {of.std():.3f}" if len(of) else "-")
+                print(f"| {fusion} as query | {start} | {kind} | " + " | ".join(cells) + " |")
 
 
 def cell(runs: dict[int, np.ndarray]) -> str:
@@ -320,6 +344,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400, help="of a training for masks, 8 clips each")
     parser.add_argument("--films", type=int, default=1000, help="whose masks are all of them")
     parser.add_argument("--pretrain-steps", type=int, default=800, help="of a pre-training, 16 clips each")
+    parser.add_argument("--pretrainings", type=int, default=3, help="of a kind; seed n starts from number n modulo it")
     parser.add_argument("--pretrain-films", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
