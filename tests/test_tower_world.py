@@ -78,9 +78,10 @@ def test_the_losses_fall(trained: tuple[str, Path]) -> None:
     import json
 
     rows = [json.loads(line)["losses"] for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
-    region = [row["region"] for row in rows]
-    assert len(region) == 12
-    assert np.mean(region[-3:]) < np.mean(region[:3])
+    assert len(rows) == 12
+    for name in ("region", "words"):
+        term = [row[name] for row in rows]
+        assert np.mean(term[-3:]) < np.mean(term[:3])
 
 
 @pytest.mark.parametrize("kind", ["vit", "conv"])
@@ -192,10 +193,10 @@ def test_soc_refuses_a_tower_that_is_none(tmp_path: Path) -> None:
         soc_run(tmp_path / "nothing.safetensors")
 
 
-def test_losses_name_region_and_picture() -> None:
+def test_losses_name_region_picture_and_words() -> None:
     data = TowerData(picture=0.0)
     system = LearningTower(TowerConfig())
     terms = losses(data, system, collate([sample(data, 0, i) for i in range(3)]))
-    assert set(terms) == {"region", "picture"}
+    assert set(terms) == {"region", "picture", "words"}
     assert terms["picture"].item() == 0.0
     assert terms["region"].item() > 0

@@ -46,13 +46,14 @@ from deixis.benchmarks.world import (
     draw_shape,
     held_out_pair,
 )
+from deixis.encoders.clip_tokens import ids_of
 from deixis.encoders.clip_vit import CLIP_MEAN, CLIP_STD, ClipVit, ClipVitConfig
 from deixis.encoders.conv_clip import STRIDES, ConvClip, ConvClipConfig
 from deixis.encoders.frozen import FrozenTower, save_tower, tower_facts
 from deixis.encoders.text import word_tokenizer
 from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
-from deixis.types import DeixisError
+from deixis.types import DeixisError, TextFeatures
 
 KNOWN_SHAPES = tuple(shape for shape in SHAPES if shape not in HELD_OUT_SHAPES)
 
@@ -97,6 +98,7 @@ class TowerData:
     held_out_pictures: int = 150  # of the validation: known shapes in new pairs with colours, on new backgrounds
     region: float = 1.0  # weights of the terms
     picture: float = 0.5
+    words: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -217,11 +219,15 @@ class LearningTower(nn.Module):
         body.requires_grad_(True)
         # Of a ViT the patches go where its CLS goes. A ConvNeXt's own way into the joint space starts at stride 32, too
         # coarse for small objects, so each level has a map of its own here; it is not kept.
+        joint: int = getattr(config, config.kind).joint
         self.levels = nn.ModuleList()
         if config.kind == "conv":
             start_from_scratch(body)
-            joint = config.conv.joint
             self.levels.extend(nn.Sequential(nn.LayerNorm(c), nn.Linear(c, joint)) for c in config.conv.channels)
+
+        # Stills give the ears no reason to tell what moves left from what moves right; being asked for its words does.
+        heard = config.vit.text_width if config.kind == "vit" else joint
+        self.name_word, self.name_words = (nn.Linear(heard, self.tower.config.vocabulary) for _ in range(2))
 
     def look(self, frames: Tensor) -> tuple[list[Tensor], Tensor]:
         """Maps (N, E, h, w), one a level, and the whole pictures (N, E), from (N, 3, H, W). Unit vectors."""
@@ -243,10 +249,19 @@ class LearningTower(nn.Module):
 
     def hear(self, texts: Sequence[str]) -> Tensor:
         """(B, E), unit vectors."""
+        return self.in_joint(self.listen(texts))
+
+    def listen(self, texts: Sequence[str]) -> TextFeatures:
+        """What other systems get of texts."""
         if isinstance(self.tower, ClipVit):
-            return F.normalize(self.tower.texts_in_joint(self.tower.hear(texts).sentence), dim=-1)
+            return self.tower.hear(texts)
         assert isinstance(self.tower, ConvClip)
-        return F.normalize(self.tower.listen(texts).sentence, dim=-1)
+        return self.tower.listen(texts)
+
+    def in_joint(self, heard: TextFeatures) -> Tensor:
+        """(B, E), unit vectors."""
+        sentence = heard.sentence
+        return F.normalize(self.tower.texts_in_joint(sentence) if isinstance(self.tower, ClipVit) else sentence, dim=-1)
 
     def scale(self) -> Tensor:
         """What cosines are multiplied by; at most 100, as in CLIP."""
@@ -272,7 +287,8 @@ def losses(config: TowerData, system: nn.Module, batch: TowerBatch) -> dict[str,
     """Regions and their phrases; pictures and all their phrases as one sentence. Negatives are those of the batch."""
     assert isinstance(system, LearningTower)
     maps, whole = system.look(batch.frames)
-    phrases = system.hear(batch.phrases)
+    heard = system.listen(batch.phrases)
+    phrases = system.in_joint(heard)
     per_level = [
         region_loss(regions_of(x, batch), backgrounds_of(x, batch), phrases, batch.fits, system.scale()) for x in maps
     ]
@@ -283,7 +299,25 @@ def losses(config: TowerData, system: nn.Module, batch: TowerBatch) -> dict[str,
     logits = system.scale() * whole @ system.hear(sentences).t()
     index = torch.arange(len(logits), device=logits.device)
     picture = (F.cross_entropy(logits, index) + F.cross_entropy(logits.t(), index)) / 2
-    return {"region": config.region * torch.stack(per_level).mean(), "picture": config.picture * picture}
+    return {
+        "region": config.region * torch.stack(per_level).mean(), "picture": config.picture * picture,
+        "words": config.words * words_loss(system, batch.phrases, heard),
+    }  # fmt: skip
+
+
+def named_words(system: LearningTower, texts: Sequence[str]) -> Tensor:
+    """(n,): 1 for every word of the texts, start and end included, that is read off its own feature, else 0."""
+    heard = system.listen(texts)
+    tokens, there = tokens_of(system, texts, heard)
+    return (system.name_word(heard.words).argmax(-1) == tokens)[there].float()
+
+
+def words_loss(system: LearningTower, texts: Sequence[str], heard: TextFeatures) -> Tensor:
+    """(): how badly each word is read off its own feature, and all words off the sentence's, in nats a word."""
+    tokens, there = tokens_of(system, texts, heard)
+    own = F.cross_entropy(system.name_word(heard.words)[there], tokens[there])
+    log_shares = system.name_words(heard.sentence).log_softmax(-1).gather(1, tokens)  # (B, L)
+    return (own - log_shares[there].mean()) / 2
 
 
 def regions_of(cells: Tensor, batch: TowerBatch) -> Tensor:
@@ -315,6 +349,14 @@ def region_loss(regions: Tensor, backgrounds: Tensor, phrases: Tensor, fits: Ten
     index = torch.arange(len(regions), device=regions.device)
     to_phrase, to_region = F.cross_entropy(logits, index), F.cross_entropy(torch.cat([logits, others]).t(), index)
     return (to_phrase + to_region) / 2
+
+
+def tokens_of(system: LearningTower, texts: Sequence[str], heard: TextFeatures) -> tuple[Tensor, Tensor]:
+    """Token ids (B, L), and where there are any (B, L), of what was heard."""
+    tokenizer = system.tower.tokenizer
+    assert tokenizer is not None
+    tokens, padding = ids_of(tokenizer, texts, heard.words.shape[1])
+    return tokens.to(heard.words.device), ~padding.to(heard.words.device)
 
 
 # --- pictures and phrases ---------------------------------------------------------------------------------------------
@@ -365,12 +407,13 @@ def _place(rng: np.random.Generator, labels: np.ndarray, reach: float) -> np.nda
 def phrase_of(thing: Thing, rng: np.random.Generator) -> Phrase:
     """A phrase that is true of the thing: its class, its colour, both, or its class in words of motion.
 
-    A still shows no motion: such words are only there so that the ears have met them, and learn to hear the rest.
+    A still shows no motion: such words are only there so that the ears have met them, learn to hear the rest, and are
+    asked for them (``words_loss``).
     """
     noun = SHAPES[thing.shape]
     words = [word for word in noun.true if word != "shape"]
     word = noun.name if rng.random() < 0.7 else str(rng.choice(words))
-    kind = str(rng.choice(["class", "colour", "thing", "motion"], p=[0.25, 0.4, 0.15, 0.2]))
+    kind = str(rng.choice(["class", "colour", "thing", "motion"], p=[0.35, 0.3, 0.1, 0.25]))
     if kind == "class":
         return Phrase(fill(str(rng.choice(CLASS_WORDS)), word), "", word)
     if kind == "motion":
@@ -425,7 +468,8 @@ def validate(data: TowerData, system: nn.Module) -> dict[str, float]:
     """On held-out pictures, by the likeness of regions and phrases: the share of objects whose "the COLOUR SHAPE" is
     found among all such phrases (``retrieval``), whose "the SHAPE" is, and whose "the COLOUR object" is, each with its
     chance; and the share of phrases whose most similar cell lies in their object (``pointing``), against the objects'
-    share of the picture. Training never paired these colours and shapes, which tells most against ``retrieval``."""
+    share of the picture. Training never paired these colours and shapes, which tells most against ``retrieval``.
+    ``named``: the share of the words of motion phrases that are read off their own features."""
     assert isinstance(system, LearningTower)
     pairs = [Thing(colour, shape) for colour in COLOURS for shape in KNOWN_SHAPES]
     device = next(system.parameters()).device
@@ -457,5 +501,7 @@ def validate(data: TowerData, system: nn.Module) -> dict[str, float]:
         at = covered.flatten(1).gather(1, alike.flatten(1).argmax(1)[:, None])[:, 0] > 0.5
         hits["pointing"] += at.float().tolist()
         hits["pointing_chance"] += (covered > 0.5).float().mean((1, 2)).tolist()
+    texts = [fill(form, "star") for forms in MOTION_WORDS.values() for form in forms]
+    hits["named"] = named_words(system, texts).tolist()
     chances = {f"{name}_chance": 1 / len(texts) for name, (texts, _) in tables.items()}
     return {name: float(np.mean(values)) for name, values in hits.items()} | chances
