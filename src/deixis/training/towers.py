@@ -227,7 +227,7 @@ class LearningTower(nn.Module):
 
         # Stills give the ears no reason to tell what moves left from what moves right; being asked for its words does.
         heard = config.vit.text_width if config.kind == "vit" else joint
-        self.name_word, self.name_words = (nn.Linear(heard, self.tower.config.vocabulary) for _ in range(2))
+        self.name_word = nn.Linear(heard, self.tower.config.vocabulary)
 
     def look(self, frames: Tensor) -> tuple[list[Tensor], Tensor]:
         """Maps (N, E, h, w), one a level, and the whole pictures (N, E), from (N, 3, H, W). Unit vectors."""
@@ -313,11 +313,9 @@ def named_words(system: LearningTower, texts: Sequence[str]) -> Tensor:
 
 
 def words_loss(system: LearningTower, texts: Sequence[str], heard: TextFeatures) -> Tensor:
-    """(): how badly each word is read off its own feature, and all words off the sentence's, in nats a word."""
+    """(): how badly the words are read off their own features, in nats a word."""
     tokens, there = tokens_of(system, texts, heard)
-    own = F.cross_entropy(system.name_word(heard.words)[there], tokens[there])
-    log_shares = system.name_words(heard.sentence).log_softmax(-1).gather(1, tokens)  # (B, L)
-    return (own - log_shares[there].mean()) / 2
+    return F.cross_entropy(system.name_word(heard.words)[there], tokens[there])
 
 
 def regions_of(cells: Tensor, batch: TowerBatch) -> Tensor:
