@@ -384,27 +384,27 @@ class DenseFlow(nn.Module):
 
 
 class LayeredFlow(nn.Module):
-    """Language as query: the kernels share the picture among them (softmax), each share moves by its own affine motion.
+    """Language as query: the kernels share the picture among them (softmax), and each reads the motion of its share off
+    the pixels by a second kernel of its own.
 
-    So a kernel does well if it covers what moves as one: an object.
+    One rigid motion a share would be the purer layer, but learns nothing: as long as all shares are alike, the best
+    motion of each is none, and as long as none moves, nothing tells the shares apart.
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.motion = Mlp(channels + width, width, 6)
-        nn.init.zeros_(self.motion.last.weight)  # at first, nothing moves
-        nn.init.zeros_(self.motion.last.bias)
+        self.kernel = Mlp(channels + width, width, 2 * (channels + 1))  # the last number of each is a bias
+        nn.init.zeros_(self.kernel.last.weight)  # at first, nothing moves
+        nn.init.zeros_(self.kernel.last.bias)
 
     def forward(self, fused: Fused) -> Tensor:
         assert fused.layers is not None
         share = fused.layers.softmax(2)  # (B, T, K, h, w)
         seen = pooled(fused.pixels, share)  # (B, T, K, P)
         asked = fused.queries[:, None].expand(-1, seen.shape[1], -1, -1)
-        motion = self.motion(torch.cat([seen, asked], dim=-1)).unflatten(-1, (2, 3))  # of (x, y, 1), both -1..1
-        h, w = share.shape[-2:]
-        y, x = torch.meshgrid(*(torch.linspace(-1, 1, n, device=share.device) for n in (h, w)), indexing="ij")
-        where = torch.stack([x, y, torch.ones_like(x)])  # (3, h, w)
-        return torch.einsum("btkcj,jhw,btkhw->btchw", motion, where, share)
+        kernel = self.kernel(torch.cat([seen, asked], dim=-1)).unflatten(-1, (2, -1))  # (B, T, K, 2, P + 1)
+        motion = torch.einsum("btkcp,btphw->btkchw", kernel[..., :-1], fused.pixels) + kernel[..., -1:, None]
+        return (share[:, :, :, None] * motion).sum(2)
 
 
 class Compare(nn.Module):
