@@ -275,13 +275,16 @@ def test_the_pixels_hear_the_caption_without_its_hidden_words(monkeypatch: pytes
 
 
 @torch.no_grad()
-def test_layers_that_move_as_one_give_their_affine_motion() -> None:
+def test_where_language_asks_each_kernel_reads_its_shares_flow_off_the_pixels() -> None:
     model = Slvp(replace(TINY, fusion="language")).eval()
-    model.flow.motion.last.bias.copy_(torch.tensor([0.0, 0.0, 1.5, 0.0, 2.0, -0.5]))  # dx = 1.5, dy = 2 y - 0.5
+    channels = TINY.pixel_channels
+    reads = torch.zeros(2, channels + 1)
+    reads[0, 3], reads[1, 5], reads[1, -1] = 1.5, -2.0, 0.5  # dx is 1.5 of channel 3, dy 0.5 less 2 of channel 5
+    model.flow.kernel.last.bias.copy_(reads.flatten())
     x = flow_batch(model.config, 1)
-    flow, _ = model.foresee(model.encode(x.frames, x.padding), model.text(["dog"]))
-    assert torch.allclose(flow[0, :, 0], torch.tensor(1.5), atol=1e-5)
-    assert torch.allclose(flow[0, 0, 1, :, 0], torch.linspace(-2.5, 1.5, 8), atol=1e-5)
+    flow, fused = model.foresee(model.encode(x.frames, x.padding), model.text(["dog"]))
+    assert torch.allclose(flow[:, :, 0], 1.5 * fused.pixels[:, :, 3], atol=1e-5)  # whatever the shares, they sum to 1
+    assert torch.allclose(flow[:, :, 1], 0.5 - 2 * fused.pixels[:, :, 5], atol=1e-5)
 
 
 def test_a_model_that_was_only_pre_trained_says_that_it_cannot_segment() -> None:
