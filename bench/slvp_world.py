@@ -48,6 +48,11 @@ def base(options: argparse.Namespace) -> Path:
     return options.out / ("world" if options.pictures is None else "real")
 
 
+def slow(options: argparse.Namespace) -> int:
+    """How slowly things move in the films of the pre-training. Real ones move little: twice as fast there."""
+    return 2 if options.pictures is None else 1
+
+
 def pretrained(options: argparse.Namespace, fusion: str, start: str, seed: int) -> Path:
     """The checkpoint of one pre-training; trained now if it is not there."""
     from deixis.training.loop import train
@@ -61,6 +66,7 @@ def pretrained(options: argparse.Namespace, fusion: str, start: str, seed: int) 
         overrides = changes | {
             "model.fusion": fusion, "train.seed": str(seed), "train.steps": str(options.pretrain_steps),
             "train.threads": str(options.threads), "data.films.count": str(options.pretrain_films),
+            "data.films.slow": str(slow(options)),
         }  # fmt: skip
         job = find_recipe("slvp_pretrain_world")(places(options), overrides=overrides)
         began = time.process_time()
@@ -253,7 +259,7 @@ def flow_report(options: argparse.Namespace) -> None:
     from deixis.training.slvp import SmallFilms, errors_of, flow_pixels, length_of, side_by_side, small_film
     from deixis.weights import load
 
-    films = SmallFilms(pictures=options.pictures, held_out=options.clips)
+    films = SmallFilms(pictures=options.pictures, held_out=options.clips, slow=slow(options))
     middle = (length_of(films) - films.frames) // 2
     made = [small_film(films, "valid_u", i) for i in range(films.held_out)]
     clips = {"generated": [side_by_side(small, films.frames, middle) for small in made]}
