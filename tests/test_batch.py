@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from films import moving, write_film
 from typer.testing import CliRunner, Result
 
 from deixis import batch as films
+from deixis import batch_places
 from deixis.batch import RESULT, RESULTS, FilmWorker, Options, Settings, batch, foresee, read_manifest
 from deixis.batch_local import Local, usable_cores
 from deixis.batch_places import file_system
@@ -254,12 +256,23 @@ def test_an_out_that_holds_other_things_is_refused_and_left_alone(few: Path, tmp
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
-def test_two_batches_may_not_write_to_one_out(few: Path, tmp_path: Path) -> None:
+def test_two_batches_may_not_write_to_one_out(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_places, "LET_GO", 0.1)
+
     def other(done: int, total: int) -> None:
         with pytest.raises(DeixisError, match="another batch is writing to"):
             batch(plan_of(few, tmp_path / "out", engine=Here()))
 
     assert len(batch(plan_of(few, tmp_path / "out", engine=Here()), progress=other).now) == 4
+
+
+def test_what_a_killed_batch_still_holds_for_a_moment_is_waited_for(few: Path, tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / "out").mkdir()
+    dying = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(dying, fcntl.LOCK_EX)
+    threading.Timer(0.3, os.close, [dying]).start()
+    assert len(batch(plan_of(few, tmp_path / "out", engine=Here())).now) == 4
 
 
 class Unloadable(FilmWorker):
@@ -550,7 +563,7 @@ def test_a_batch_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_one
 def whole_folders(out: Path) -> dict[str, str]:
     """``state`` of the folders that hold a result.json."""
     there = state(out) if out.exists() else {}
-    whole = {name.partition("/")[0] for name in there if name.endswith(f"/{RESULT}")}
+    whole = {name.partition("/")[0] for name in there if name.endswith(f"/{RESULT}") and not name.startswith(".")}
     return {name: data for name, data in there.items() if name.partition("/")[0] in whole}
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ from deixis.video import PICTURES
 from deixis.writers import Output
 
 RESULTS, RESULT = "results.jsonl", "result.json"  # of a batch; of a film
+LET_GO = 3.0  # seconds that what was killed may take to let go of OUT (our choice)
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(://|::)")
 
 
@@ -176,15 +178,21 @@ def claimed(store: Store) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock on a folder that ends with this process. Raises DeixisError where another one holds it."""
+    """A lock on a folder that ends with this process and those forked from it. Raises DeixisError where another batch
+    holds it, and goes on holding it: what was killed a moment ago may not be gone yet."""
     try:
         import fcntl
     except ImportError:
         return None  # Windows has none
     handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise DeixisError(f"another batch is writing to {folder}; wait for it, or give another folder") from error
-    return handle
+    patience = time.monotonic() + LET_GO
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError as error:
+            if time.monotonic() > patience:
+                os.close(handle)
+                message = f"another batch is writing to {folder}; wait for it, or give another folder"
+                raise DeixisError(message) from error
+        time.sleep(0.02)
