@@ -193,6 +193,7 @@ def _lock(folder: Path) -> int | None:
         except BlockingIOError as error:
             if time.monotonic() > patience:
                 os.close(handle)
-                message = f"another batch is writing to {folder}; wait for it, or give another folder"
-                raise DeixisError(message) from error
+                raise DeixisError(
+                    f"another batch is writing to {folder}; wait for it, or give another folder"
+                ) from error
         time.sleep(0.02)
