@@ -140,17 +140,17 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float
     return float(values.mean()), float(low), float(high)
 
 
-def collect(folder: Path) -> dict[tuple[str, str, float], dict[int, np.ndarray]]:
+def collect(runs: list[dict[str, Any]]) -> dict[tuple[str, str, float], dict[int, np.ndarray]]:
     """(fusion, start, share) -> seed -> J&F of each held-out film."""
     found: dict[tuple[str, str, float], dict[int, np.ndarray]] = {}
-    for path in sorted(folder.glob("run-*/scores.json")):
-        facts = json.loads(path.read_text())
+    for facts in runs:
         found.setdefault((facts["fusion"], facts["start"], facts["share"]), {})[facts["seed"]] = np.array(facts["jf"])
     return found
 
 
 def table(folder: Path) -> None:
-    found = collect(folder)
+    done = [json.loads(path.read_text()) for path in sorted(folder.glob("run-*/scores.json"))]
+    found = collect(done)
     if not found:
         return
     shares = sorted({share for _, _, share in found})
@@ -165,13 +165,12 @@ def table(folder: Path) -> None:
             plain = [found.get((fusion, "scratch", share), {}) for share in shares]
             if start != "scratch" and any(runs):
                 print("| | | " + " | ".join(gain(r, p) for r, p in zip(runs, plain, strict=True)) + " |")
-    right_objects(folder, shares)
+    right_objects(done, shares)
     plot(folder, found, shares)
 
 
-def right_objects(folder: Path, shares: list[float]) -> None:
+def right_objects(facts: list[dict[str, Any]], shares: list[float]) -> None:
     """Print, for each start, how many sentences of each kind find the right object: mean and deviation over seeds."""
-    facts = [json.loads(path.read_text()) for path in sorted(folder.glob("run-*/scores.json"))]
     kinds = sorted({kind for run in facts for kind in run["right"]})
     print("\nright object, share of the sentences, by their kind: mean and standard deviation over seeds")
     print("| fusion | start | kind | " + " | ".join(f"{100 * share:g} % of the masks" for share in shares) + " |")
