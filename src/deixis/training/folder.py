@@ -33,16 +33,16 @@ from deixis.benchmarks.training_clips import TrainingClip, consecutive_windows, 
 from deixis.encoders.text import word_tokenizer
 from deixis.losses.proposals import ProposalWeights
 from deixis.losses.set_loss import SetLossConfig
-from deixis.systems.light import Light, LightConfig, head_phrase
+from deixis.systems.light import Light, head_phrase
 from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
 from deixis.training import soc
 from deixis.training.clips import gather_clips
-from deixis.training.light import FROZEN, Memory, film_number, light_losses, with_fitted_presence
+from deixis.training.light import FROZEN, Memory, build, film_number, light_losses, with_fitted_presence
 from deixis.training.loop import Run, TrainConfig, export_model
 from deixis.training.measure import answers
 from deixis.training.optimizer import parameter_groups
-from deixis.training.start import go_on, system_at
+from deixis.training.start import system_at
 from deixis.types import DeixisError, Expression
 from deixis.video import Film
 
@@ -112,7 +112,7 @@ def light_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> R
     labelled(place, "train", films.skip_bad)  # refuses bad data, and unpacks films, before any process starts
     return Run(
         name="light_folder",
-        system=partial(start_light, model, start),
+        system=partial(build, model, {"start": Path(start)}),
         samples=partial(light_film, place, films, train.batch, train.seed),
         collate=gather_clips,
         losses=partial(light_losses, films.loss, Memory(films.pool)),
@@ -163,11 +163,6 @@ def _folder(data: Mapping[str, Path], name: str) -> str:
     return str(data["folder"])
 
 
-
-
-def start_light(config: LightConfig, start: str) -> Light:
-    """Light as the checkpoint left it, with a config that may differ in what changes no shape."""
-    return go_on(Light(config), start)
 
 
 def _soc_config(data: Mapping[str, Path]) -> SocConfig | SocPlusPlusConfig:
