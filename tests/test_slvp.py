@@ -275,12 +275,12 @@ def test_the_pixels_hear_the_caption_without_its_hidden_words(monkeypatch: pytes
 
 
 @torch.no_grad()
-def test_where_language_asks_each_kernel_reads_its_shares_flow_off_the_pixels() -> None:
+def test_where_language_asks_each_kernel_adds_flow_to_its_share_of_the_pixels() -> None:
     model = Slvp(replace(TINY, fusion="language")).eval()
     channels = TINY.pixel_channels
     reads = torch.zeros(2, channels + 1)
     reads[0, 3], reads[1, 5], reads[1, -1] = 1.5, -2.0, 0.5  # dx is 1.5 of channel 3, dy 0.5 less 2 of channel 5
-    model.flow.kernel.last.bias.copy_(reads.flatten())
+    model.flow.kernel.last.bias.copy_(reads.flatten() * (channels + 1) ** 0.5)
     x = flow_batch(model.config, 1)
     flow, fused = model.foresee(model.encode(x.frames, x.padding), model.text(["dog"]))
     assert torch.allclose(flow[:, :, 0], 1.5 * fused.pixels[:, :, 3], atol=1e-5)  # whatever the shares, they sum to 1

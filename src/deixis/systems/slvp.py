@@ -49,6 +49,9 @@ class SlvpConfig:
     heads: int = 8  # of every attention
     blocks: int = 2  # vision as query: fusion blocks a level
     space: tuple[int, ...] = (16, 32)  # strides at which the cells of a frame attend to each other; 8 is the dearest
+    compared: tuple[int, ...] = (8,)  # strides at which cells are compared with those of the frames beside
+    reach: int = 3  # cells each way that they are compared with
+    signature: int = 32  # channels in which they are compared
     queries: int = 5  # language as query: K
     layers: int = 3  # language as query: decoder layers
     pixel_channels: int = 128  # P
@@ -87,7 +90,10 @@ class Slvp(nn.Module):
         self.project = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, d, 1), nn.GroupNorm(config.norm_groups, d)) for c in self.vision.channels[1:]
         )
-        self.neighbours = nn.ModuleList(Neighbours(c) for c in (p, d, d, d))
+        self.neighbours = nn.ModuleList(
+            Neighbours(c, config.signature if stride in config.compared else 0, config.reach)
+            for c, stride in zip((p, d, d, d), STRIDES, strict=True)
+        )
         self.over_time, self.after_time = SelfAttention(d, config.heads), FeedForward(d)  # at stride 16
         self.fine = nn.Conv2d(self.vision.channels[0], p, 1)
         self.fuse: VisionAsQuery | LanguageAsQuery = (
@@ -115,7 +121,10 @@ class Slvp(nn.Module):
             conv(level.flatten(0, 1)).unflatten(0, (b, t)) for level, conv in zip(levels[1:], self.project, strict=True)
         ]
         fine = self.fine(levels[0].flatten(0, 1)).unflatten(0, (b, t))
-        fine, *projected = [near(x) for near, x in zip(self.neighbours, (fine, *projected), strict=True)]
+        fine, *projected = [
+            near(x, cell_padding(padding, (x.shape[-2], x.shape[-1])))
+            for near, x in zip(self.neighbours, (fine, *projected), strict=True)
+        ]
         projected = [x + self.places(padding, x) for x in projected]  # where and when, told once
         projected[1] = self.see_other_frames(projected[1])
         if self.config.fusion == "language":
@@ -210,15 +219,41 @@ def pooled(pixels: Tensor, weights: Tensor) -> Tensor:
 
 
 class Neighbours(nn.Module):
-    """Every cell sees its own place in the frame before and in the one after: the nearest evidence of motion."""
+    """Every cell sees its own place in the frame before and in the one after; and, with a signature, how alike it is to
+    each cell around that place: the nearest evidence of motion."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, signature: int, reach: int) -> None:
         super().__init__()
+        self.reach = reach
         self.mix = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        self.sign = nn.Conv2d(channels, signature, 1, bias=False) if signature else None
+        self.moved = nn.Conv2d(2 * (2 * reach + 1) ** 2, channels, 1) if signature else None
 
-    def forward(self, level: Tensor) -> Tensor:
-        """(B, T, C, h, w) -> (B, T, C, h, w)."""
-        return level + F.gelu(self.mix(level.transpose(1, 2))).transpose(1, 2)
+    def forward(self, level: Tensor, hidden: Tensor | None) -> Tensor:
+        """(B, T, C, h, w) -> (B, T, C, h, w). hidden: (B, T, h, w), the cells' padding, or None."""
+        seen = self.mix(level.transpose(1, 2)).transpose(1, 2)
+        if self.sign is not None and self.moved is not None:
+            frames = level.shape[:2]
+            signs = self.sign(level.flatten(0, 1)).unflatten(0, frames)
+            seen = seen + self.moved(likeness(signs, hidden, self.reach).flatten(0, 1)).unflatten(0, frames)
+        return level + F.gelu(seen)
+
+
+def likeness(level: Tensor, hidden: Tensor | None, reach: int) -> Tensor:
+    """(B, T, 2 (2 reach + 1)^2, h, w): each cell's cosines with the cells up to ``reach`` away in the next frame, then
+    in the one before; 0 beyond the picture and the clip. Of features (B, T, C, h, w), less their mean over the clip:
+    what all cells have in common tells none from another. hidden: (B, T, h, w), the cells' padding, or None."""
+    h, w = level.shape[-2:]
+    there = torch.ones_like(level[:, :, :1]) if hidden is None else (~hidden)[:, :, None].to(level.dtype)
+    mean = (level * there).sum((1, 3, 4), keepdim=True) / there.sum((1, 3, 4), keepdim=True).clamp(min=1)
+    unit = F.normalize((level - mean) * there, dim=2)
+    around = (reach, reach, reach, reach)
+    steps = [(slice(y, y + h), slice(x, x + w)) for y in range(2 * reach + 1) for x in range(2 * reach + 1)]
+    here, beside = unit[:, :-1], F.pad(unit[:, 1:], around)
+    after = torch.stack([(here * beside[..., y, x]).sum(2) for y, x in steps], dim=2)  # (B, T-1, steps, h, w)
+    back = F.pad(after, around).flip(2)  # a step back meets the cell from which the same step leads here
+    before = torch.stack([back[:, :, k, y, x] for k, (y, x) in enumerate(steps)], dim=2)
+    return torch.cat([F.pad(after, (0, 0) * 3 + (0, 1)), F.pad(before, (0, 0) * 3 + (1, 0))], dim=2)
 
 
 class PixelDecoder(nn.Module):
@@ -384,17 +419,18 @@ class DenseFlow(nn.Module):
 
 
 class LayeredFlow(nn.Module):
-    """Language as query: the kernels share the picture among them (softmax), and each reads the motion of its share off
-    the pixels by a second kernel of its own.
+    """Language as query: what the pixels tell by themselves, and what each kernel adds to it where it holds its share of
+    the picture (softmax), by a second kernel of its own.
 
-    One rigid motion a share would be the purer layer, but learns nothing: as long as all shares are alike, the best
+    Motion by shares alone would be the purer layers, but learns nothing: as long as all shares are alike, the best
     motion of each is none, and as long as none moves, nothing tells the shares apart.
     """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
+        self.dense = DenseFlow(channels)
         self.kernel = Mlp(channels + width, width, 2 * (channels + 1))  # the last number of each is a bias
-        nn.init.zeros_(self.kernel.last.weight)  # at first, nothing moves
+        nn.init.zeros_(self.kernel.last.weight)  # at first, nothing is added
         nn.init.zeros_(self.kernel.last.bias)
 
     def forward(self, fused: Fused) -> Tensor:
@@ -403,8 +439,9 @@ class LayeredFlow(nn.Module):
         seen = pooled(fused.pixels, share)  # (B, T, K, P)
         asked = fused.queries[:, None].expand(-1, seen.shape[1], -1, -1)
         kernel = self.kernel(torch.cat([seen, asked], dim=-1)).unflatten(-1, (2, -1))  # (B, T, K, 2, P + 1)
-        motion = torch.einsum("btkcp,btphw->btkchw", kernel[..., :-1], fused.pixels) + kernel[..., -1:, None]
-        return (share[:, :, :, None] * motion).sum(2)
+        kernel = kernel / kernel.shape[-1] ** 0.5
+        added = torch.einsum("btkcp,btphw->btkchw", kernel[..., :-1], fused.pixels) + kernel[..., -1:, None]
+        return self.dense(fused) + (share[:, :, :, None] * added).sum(2)
 
 
 class Compare(nn.Module):

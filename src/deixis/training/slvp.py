@@ -70,7 +70,7 @@ class PretrainLoss:
     words: float = 0.5  # hidden words
     hide: float = 0.15  # share of the words that are hidden, where ``words`` is not 0
     gradient: float = 0.5  # of the differences between neighbouring cells, within the flow term
-    epsilon: float = 1e-3  # of Charbonnier, in units of flow
+    epsilon: float = 0.5  # of Charbonnier, in units of flow: round at 0, or "nothing moves" is a trap
     temperature: float = 0.07  # of the contrast
     limit: float = 5.0  # units at which the target is clipped
     moving: float = 4.0  # weight of cells that move by half a unit or more, where the others have 1
@@ -494,8 +494,8 @@ SMALL = SlvpConfig(
         vocabulary=512, width=64, layers=2, heads=4, hidden=128, positions=66, dropout=0.0, frozen=False,
         tokenizer="letters",
     ),
-    width=64, heads=4, blocks=1, space=(16, 32), queries=5, layers=2, pixel_channels=32, norm_groups=8, pixel_groups=4,
-    contrast=64, short_side=48, long_side=80, window=5,
+    width=64, heads=4, blocks=1, space=(16, 32), compared=(4, 8), signature=16, queries=5, layers=2, pixel_channels=32,
+    norm_groups=8, pixel_groups=4, contrast=64, short_side=48, long_side=80, window=5,
 )  # fmt: skip
 
 
