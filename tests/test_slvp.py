@@ -27,7 +27,7 @@ from deixis.benchmarks.fixtures import tiny_videos, write_film
 from deixis.benchmarks.video_captions import VideoCaptions, write_list
 from deixis.cli import app
 from deixis.losses.mask_loss import MaskLossConfig, mask_loss
-from deixis.systems.slvp import DEBUG, PRETRAINING, Slvp, SlvpConfig
+from deixis.systems.slvp import DEBUG, PRETRAINING, Slvp, SlvpConfig, likeness
 from deixis.training import slvp
 from deixis.training.flow import Entry, FlowCache, FlowSettings
 from deixis.training.loop import Run, train
@@ -272,6 +272,32 @@ def test_the_pixels_hear_the_caption_without_its_hidden_words(monkeypatch: pytes
     hidden = heard[0] != tokens
     assert hidden.any(1).all()
     assert not (hidden & padding).any()
+
+
+@pytest.mark.parametrize(("down", "right"), [(0, 0), (1, 0), (-1, 2), (2, -2)])
+def test_a_cell_is_most_alike_where_it_went_and_where_it_came_from(down: int, right: int) -> None:
+    first = torch.randn(1, 6, 9, 11, generator=torch.Generator().manual_seed(0))
+    alike = likeness(torch.stack([first, first.roll((down, right), (-2, -1))], dim=1), None, reach=2)  # 5 x 5 steps
+    assert alike.shape == (1, 2, 50, 9, 11)
+    inside = (..., slice(2, -2), slice(2, -2))  # what went over the edge came back on the other side
+    after, before = alike[0, 0, :25], alike[0, 1, 25:]
+    assert (after.argmax(0)[inside] == 5 * (2 + down) + 2 + right).all()
+    assert (before.argmax(0)[inside] == 5 * (2 - down) + 2 - right).all()
+    assert torch.allclose(after.amax(0)[inside], torch.ones(5, 7), atol=1e-5)
+    assert not alike[0, 0, 25:].any()  # before the first frame and
+    assert not alike[0, 1, :25].any()  # after the last there is nothing
+
+
+def test_nothing_is_alike_to_padding_and_what_lies_there_is_not_heard() -> None:
+    level = torch.randn(1, 3, 6, 7, 12, generator=torch.Generator().manual_seed(0))
+    hidden = torch.zeros(1, 3, 7, 12, dtype=torch.bool)
+    hidden[..., 8:] = True
+    other = level.clone()
+    other[..., 8:] += 5.0
+    one, two = likeness(level, hidden, reach=2), likeness(other, hidden, reach=2)
+    assert torch.equal(one, two)
+    assert not one[..., 8:].any()
+    assert torch.allclose(one[..., :8], likeness(level[..., :8], None, reach=2), atol=1e-6)  # as if it were not there
 
 
 @torch.no_grad()

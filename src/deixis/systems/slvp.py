@@ -419,8 +419,8 @@ class DenseFlow(nn.Module):
 
 
 class LayeredFlow(nn.Module):
-    """Language as query: what the pixels tell by themselves, and what each kernel adds to it where it holds its share of
-    the picture (softmax), by a second kernel of its own.
+    """Language as query: what the pixels tell by themselves, and what each kernel adds to it by a second kernel of its
+    own, where it holds its share of the picture (softmax).
 
     Motion by shares alone would be the purer layers, but learns nothing: as long as all shares are alike, the best
     motion of each is none, and as long as none moves, nothing tells the shares apart.
