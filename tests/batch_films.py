@@ -93,8 +93,8 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def bytes_of(path: Path) -> bytes:
-    """A file's bytes; of an overlay the times and sizes of its frames: once in some dozens of runs its colours are
-    rounded another way on their way into YUV. Masks, RLE and contact sheets are always the same."""
+    """A file's bytes; of an overlay the times and sizes of its frames: once in some dozens of runs its bytes are
+    others, and why is not known. Masks, RLE and contact sheets are always the same."""
     if path.name != "overlay.mp4":
         return path.read_bytes()
     with av.open(str(path)) as film:

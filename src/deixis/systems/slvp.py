@@ -121,11 +121,11 @@ class Slvp(nn.Module):
             conv(level.flatten(0, 1)).unflatten(0, (b, t)) for level, conv in zip(levels[1:], self.project, strict=True)
         ]
         fine = self.fine(levels[0].flatten(0, 1)).unflatten(0, (b, t))
+        hidden = [cell_padding(padding, (x.shape[-2], x.shape[-1])) for x in (fine, *projected)]
         fine, *projected = [
-            near(x, cell_padding(padding, (x.shape[-2], x.shape[-1])))
-            for near, x in zip(self.neighbours, (fine, *projected), strict=True)
+            near(x, h) for near, x, h in zip(self.neighbours, (fine, *projected), hidden, strict=True)
         ]
-        projected = [x + self.places(padding, x) for x in projected]  # where and when, told once
+        projected = [x + places(x, h) for x, h in zip(projected, hidden[1:], strict=True)]  # where and when, told once
         projected[1] = self.see_other_frames(projected[1])
         if self.config.fusion == "language":
             fine = self.pixels(fine, projected)
@@ -177,16 +177,6 @@ class Slvp(nn.Module):
         tokens = tokens + self.after_time(tokens)
         return rearrange(tokens, "(b h w) t d -> b t d h w", b=b, h=h, w=w)
 
-    def places(self, padding: Tensor, level: Tensor) -> Tensor:
-        """(B or 1, T, D, h, w): sine codes of place and time for a level (B, T, D, h, w)."""
-        _, t, d, h, w = level.shape
-        hidden = cell_padding(padding, (h, w))
-        if hidden is None:
-            place = plain_map_positions(h, w, d, level.device)[None]  # (1, 1, h, w, D)
-        else:
-            place = map_positions(hidden.flatten(0, 1), d).unflatten(0, padding.shape[:2])
-        return (place + frame_positions(t, d, level.device)[:, None, None]).permute(0, 1, 4, 2, 3).to(level.dtype)
-
 
 # --- what both fusions share ------------------------------------------------------------------------------------------
 
@@ -202,6 +192,17 @@ def cell_padding(padding: Tensor, size: tuple[int, int]) -> Tensor | None:
     if not bool(padding.any()):
         return None
     return F.interpolate(padding.float(), size=size).bool()
+
+
+def places(level: Tensor, hidden: Tensor | None) -> Tensor:
+    """(B or 1, T, D, h, w): sine codes of place and time for a level (B, T, D, h, w). hidden: (B, T, h, w), the cells'
+    padding, or None."""
+    _, t, d, h, w = level.shape
+    if hidden is None:
+        place = plain_map_positions(h, w, d, level.device)[None]  # (1, 1, h, w, D)
+    else:
+        place = map_positions(hidden.flatten(0, 1), d).unflatten(0, hidden.shape[:2])
+    return (place + frame_positions(t, d, level.device)[:, None, None]).permute(0, 1, 4, 2, 3).to(level.dtype)
 
 
 @constant
