@@ -291,10 +291,10 @@ def check_command(words: list[str], where: str) -> None:
         pytest.fail(f"{where}: {' '.join(words)}: {error.format_message()}")
 
 
-MANUALS = sorted(path for path in [*DOCS.glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+MANUALS = sorted(path for path in [*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 
 
-@pytest.mark.parametrize("page", MANUALS, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", MANUALS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_on_a_page_has_the_options_that_it_is_given(page: Path) -> None:
     for block in blocks_of(page):
         if block.language not in ("", "bash", "console"):
@@ -305,7 +305,7 @@ def test_every_command_on_a_page_has_the_options_that_it_is_given(page: Path) ->
                     check_command(words, str(block))
 
 
-@pytest.mark.parametrize("page", MANUALS, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", MANUALS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_and_pictures_of_a_page_lead_somewhere(page: Path) -> None:
     wrong = []
     for target in re.findall(r"\]\(([^)\s]+)\)", prose_of(page)):
