@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pickle
@@ -23,22 +24,20 @@ from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
 from deixis.tracks import Linking
 from deixis.types import Clip, DeixisError, Expression
 
-SPEC = Path(os.environ.get("DEIXIS_SHARED", Path(__file__).parents[2] / "shared")) / "spec"
-needs_lists = pytest.mark.skipif(not SPEC.is_dir(), reason="the official key lists (shared/spec) are not here")
+KEYS = Path(__file__).parent / "data" / "official_keys.json.gz"  # names, shapes and types: no weights
 
 
 def key_list(name: str) -> dict[str, tuple[int, ...]]:
-    rows = [line.split("\t") for line in (SPEC / name).read_text().splitlines() if line.strip()]
+    rows = [line.split("\t") for line in json.loads(gzip.decompress(KEYS.read_bytes()))[name] if line.strip()]
     return {key: tuple(int(n) for n in shape.strip("()").split(",") if n.strip()) for key, shape, _ in rows}
 
 
-@needs_lists
 @pytest.mark.parametrize(
     ("name", "system", "config", "count"),
     [
-        ("soc_state_dict.txt", "soc", SocConfig(), 696),
-        ("soc_b_state_dict.txt", "soc", SocConfig(vision=video_swin_b()), 864),
-        ("socpp_state_dict.txt", "soc_plus_plus", SocPlusPlusConfig(), 724),
+        ("soc", "soc", SocConfig(), 696),
+        ("soc_b", "soc", SocConfig(vision=video_swin_b()), 864),
+        ("soc_plus_plus", "soc_plus_plus", SocPlusPlusConfig(), 724),
     ],
 )
 def test_every_official_key_is_consumed_by_name_and_shape(name: str, system: str, config: Any, count: int) -> None:

@@ -1,0 +1,55 @@
+"""With ``--only-skips FILE`` the run fails on a test that is skipped for a reason that FILE does not list."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+SKIPPED: dict[str, str] = {}  # test -> reason, in this run
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--only-skips", metavar="FILE",
+        help="fail on a skip whose reason matches no line of FILE (a regular expression a line; # begins a comment)",
+    )  # fmt: skip
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail") and isinstance(report.longrepr, tuple):
+        SKIPPED[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.skipped and isinstance(report.longrepr, tuple):
+        SKIPPED[report.nodeid] = report.longrepr[2].removeprefix("Skipped: ")
+
+
+def patterns(file: Path) -> list[str]:
+    """The regular expressions of a list of allowed skips."""
+    lines = (line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def not_allowed(skipped: dict[str, str], allowed: list[str]) -> list[str]:
+    """A line for each test whose reason matches none of the ``allowed`` expressions."""
+    return [f"{test}: {reason}" for test, reason in skipped.items() if not any(re.search(p, reason) for p in allowed)]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    listed = session.config.getoption("--only-skips")
+    if listed and exitstatus == pytest.ExitCode.OK and not_allowed(SKIPPED, patterns(Path(listed))):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    listed = config.getoption("--only-skips")
+    wrong = not_allowed(SKIPPED, patterns(Path(listed))) if listed else []
+    if wrong:
+        terminalreporter.section("skips that are not on the list", red=True)
+        for line in wrong:
+            terminalreporter.write_line(line)
+        terminalreporter.write_line(f"list a reason in {listed} only where a machine may rightly lack what it names")
