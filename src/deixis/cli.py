@@ -558,13 +558,14 @@ def fixture(
 
 @data.command()
 def build(
-    benchmark: Annotated[str, typer.Argument(help="ref-davis17 or visor.")],
+    benchmark: Annotated[str, typer.Argument(help="ref-davis17, refcoco or visor.")],
     source: Annotated[Path, typer.Argument(help="The folder of the original download.")],
     out: Annotated[Path, typer.Argument(help="Folder for the built copy.")],
     texts: Annotated[Path | None, typer.Option(help="ref-davis17: the folder with the four text files.")] = None,
     semantics: Annotated[Path | None, typer.Option(help="ref-davis17: davis_semantics.json, for categories.")] = None,
+    images: Annotated[Path | None, typer.Option(help="refcoco: COCO's train2014, if not in SOURCE.")] = None,
 ) -> None:
-    """Lay a download out in the form that deixis reads (Ref-DAVIS17, VISOR)."""
+    """Lay a download out in the form that deixis reads (Ref-DAVIS17, RefCOCO/+/g, VISOR)."""
     from deixis.types import DeixisError
 
     if benchmark == "ref-davis17":
@@ -577,8 +578,15 @@ def build(
         from deixis.benchmarks.visor import build as build_visor
 
         build_visor(source, out)
+    elif benchmark == "refcoco":
+        from deixis.benchmarks.refcoco_build import build as build_refcoco
+
+        for split, count in build_refcoco(source, out, images).items():
+            typer.echo(f"{split}: {count} sentences")
     else:
-        raise DeixisError(f"only ref-davis17 and visor are built, got {benchmark!r}; the others are read as they come")
+        raise DeixisError(
+            f"only ref-davis17, refcoco and visor are built, got {benchmark!r}; the others are read as they come"
+        )
     typer.echo(f"wrote {out}")
 
 

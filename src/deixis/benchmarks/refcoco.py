@@ -1,7 +1,9 @@
 """RefCOCO, RefCOCO+ and RefCOCOg on COCO's train2014 images: one still a sentence, for pre-training and for a look.
 
-A split is one file in COCO's form, a record for each *sentence* with its ``caption`` and exactly one annotation. For
-training on video a still becomes a pseudo-clip (``deixis.benchmarks.training_clips``).
+A split is one file in COCO's form, a record for each *sentence* with its ``caption`` and exactly one annotation:
+``instances_refcoco_val.json`` in the folder itself, or in ``refcoco`` below it, as ReferFormer and SOC keep it.
+``refcoco_build`` makes such files of the refer toolkit's download. For training on video a still
+becomes a pseudo-clip (``deixis.benchmarks.training_clips``).
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ SPLITS = tuple(f"{name}_{split}" for name, splits in SETS.items() for split in s
 MAX_SIDE = 20_000  # pixels (our choice: COCO's images have 640)
 WHERE = (
     "get train2014 from https://cocodataset.org and the expressions from https://github.com/lichengunc/refer,"
-    " and see docs/benchmarks.md for the form they are due in"
+    " and lay them out with `deixis data build refcoco DOWNLOAD OUT`"
 )
 
 
@@ -51,6 +53,8 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
     """Open a set and split by name, such as refcoco_val or refcoco+_testA (default refcoco_val)."""
     split = choose_split(split, SPLITS, NAME)
     file = root / f"instances_{split}.json"
+    below = root / split.rpartition("_")[0] / file.name
+    file = below if below.is_file() and not file.is_file() else file
     table = read_json(file, WHERE)
     images = require_folder(root / "train2014", WHERE)
     present = {entry.name for entry in list_folder(images)}
