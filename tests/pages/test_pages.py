@@ -4,7 +4,7 @@ A page is read as blocks. ```bash and ```python blocks run; a ```text block afte
 differ, a line of … stands for any lines). Comments before a block: ``not run: WHY`` (its options are checked all the
 same), ``fails: TEXT`` (it ends with status 2 and says TEXT), ``file: PATH`` (the block is that file), ``edit: PATH``
 (a ```diff of one added line).
-``TINY`` makes commands small. The folder holds the clone as ``deixis``. Run by ``pytest -m pages tests/pages``.
+``TINY`` makes commands small. The folder holds the clone as ``deixis``. Run by ``pytest tests/pages``.
 """
 
 from __future__ import annotations
