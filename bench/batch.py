@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from films import drawn_film
 
-from deixis.batch import Options, batch, plan
-from deixis.batch_local import usable_cores
+from deixis.batch.local import usable_cores
+from deixis.batch.manifest import Options
+from deixis.batch.run import batch, plan
 
 WORDS = "a red square|a blue circle"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from films import real_film
 
-from deixis.segment import segment
+from deixis.inference import segment
 from deixis.video import Film
 from deixis.weights import load
 

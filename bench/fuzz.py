@@ -48,7 +48,7 @@ from PIL import Image
 import deixis
 from deixis.cli import main as deixis_main
 from deixis.types import DeixisError
-from deixis.writers import read_rle
+from deixis.writers.rle import read_rle
 
 SECONDS = 20.0  # of processor time in one case; a forked child has nothing to import
 WALL = 240.0  # by the clock, for a case that waits for something; other work on the machine may slow it

@@ -327,7 +327,7 @@ def main() -> None:
     cv2.setNumThreads(0)
     systems.SYSTEMS["toy"] = (Toy, ToyConfig)
     recipes.RECIPES["toy"] = toy
-    for module in ("deixis.predict", "deixis.segment", "deixis.writers", "matplotlib.figure"):
+    for module in ("deixis.predict", "deixis.inference", "deixis.writers", "matplotlib.figure"):
         with contextlib.suppress(ImportError):
             __import__(module)  # so that a child need not
     began = time.perf_counter()

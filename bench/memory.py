@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from films import drawn_film
 
-from deixis.segment import segment
+from deixis.inference import segment
 from deixis.video import Film
-from deixis.writers import Output, write
+from deixis.writers import write
+from deixis.writers.output import Output
 
 WORDS = ("a red square", "the moving thing", "a blue circle", "a dog", "the largest object")
 

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from films import real_film
 
-from deixis.segment import choose_device, model_size, segment
+from deixis.inference import choose_device, model_size, segment
 from deixis.types import Clip, Expression
 from deixis.video import Film, normalise
 from deixis.weights import load
-from deixis.writers import Output, write
+from deixis.writers import write
+from deixis.writers.output import Output
 
 WORDS = ("a woman in a black dress", "the bench", "a brown dog", "the path", "a tree on the left")
 

@@ -59,8 +59,8 @@ def film(frames: int, size: tuple[int, int]) -> Any:
 
 def run_film(model: Any, clip: Any, device: torch.device) -> None:
     """All windows of a film, asked one sentence."""
-    from deixis.segment import film_answers
-    from deixis.tracks import Linking
+    from deixis.inference import film_answers
+    from deixis.linking import Linking
     from deixis.types import Clip, Expression
 
     def windows(overlap: int) -> Iterator[Clip]:
@@ -82,7 +82,7 @@ def run_film(model: Any, clip: Any, device: torch.device) -> None:
 
 def measure(pipe: Connection, name: str, frames: int, options: argparse.Namespace) -> None:
     """In a process: one system, one number of frames."""
-    from deixis.segment import model_size
+    from deixis.inference import model_size
 
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)

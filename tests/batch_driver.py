@@ -17,8 +17,9 @@ from pathlib import Path
 import cv2
 from batch_films import plan_of
 
-from deixis import batch as films
-from deixis.batch_local import Local
+from deixis.batch import run as run_module
+from deixis.batch import storage
+from deixis.batch.local import Local
 
 cv2.setNumThreads(1)
 
@@ -26,8 +27,8 @@ cv2.setNumThreads(1)
 def run(manifest: str, out: str) -> int:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    summary = films.batch(plan_of(manifest, out, engine=Local("fork")))
-    print(" | ".join(films.summary_lines(summary, out)), end=" ", flush=True)
+    summary = run_module.batch(plan_of(manifest, out, engine=Local("fork")))
+    print(" | ".join(run_module.summary_lines(summary, out)), end=" ", flush=True)
     return 130 if summary.stopped else 0
 
 
@@ -39,7 +40,7 @@ def main(manifest: str) -> None:
             os._exit(run(manifest, out))
         what, *when = line.split()
         if what != "whole":
-            while len(list(Path(out).glob(f"*/{films.RESULT}"))) < int(when[0]) or not os.path.exists(out):
+            while len(list(Path(out).glob(f"*/{storage.RESULT}"))) < int(when[0]) or not os.path.exists(out):
                 if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                     break  # it ended by itself, which the test will see
                 time.sleep(0.002)

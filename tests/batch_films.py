@@ -16,11 +16,14 @@ import numpy as np
 from films import COLOURS, moving, write_film, write_folder
 from typer.testing import CliRunner
 
-from deixis.batch import RESULT, RESULTS, FilmWorker, Job, Options, Plan, plan
+from deixis.batch.manifest import Job, Options
+from deixis.batch.run import Plan, plan
+from deixis.batch.storage import RESULT, RESULTS
+from deixis.batch.worker import FilmWorker
 from deixis.cli import app
 from deixis.types import MaskTrack
 from deixis.video import Film
-from deixis.writers import Output
+from deixis.writers.output import Output
 
 SHAPE = (32, 48)
 COUNT = 24

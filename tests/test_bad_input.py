@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 from deixis import systems, tracks, weights, writers
 from deixis.cli import app
 from deixis.weights import save
+from deixis.writers import contact_sheet, overlay, png, rle
 
 SOURCE = Path(__file__).parent.parent / "src"
 
@@ -228,7 +229,7 @@ def test_a_film_cut_off_in_the_middle_is_used_as_far_as_it_goes_and_that_is_said
     result = run(path, place, "--as", "rle")
     assert result.exit_code == 0
     assert any(line.startswith("warning: ") and "cut off" in line for line in result.stderr.splitlines())
-    assert 8 < len(writers.read_rle(place / "out" / "masks.json")[0]) < 30
+    assert 8 < len(rle.read_rle(place / "out" / "masks.json")[0]) < 30
 
 
 # --- a full disk ------------------------------------------------------------------------------------------------------
@@ -240,8 +241,8 @@ def full(*arguments: object, **named: object) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(tracks.DiskFile, "append"), (tracks.DiskRles, "append"), (writers, "write_rle"), (writers.Overlay, "add"),
-     (writers.ContactSheet, "close"), (writers, "_write_png")],
+    [(tracks.DiskFile, "append"), (tracks.DiskRles, "append"), (writers, "write_rle"), (overlay.Overlay, "add"),
+     (contact_sheet.ContactSheet, "close"), (png, "_write_png")],
 )  # fmt: skip
 def test_a_full_disk_is_one_line_wherever_it_comes(
     film: Path, place: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
@@ -295,7 +296,7 @@ def test_ctrl_c_while_answering_keeps_the_frames_that_are_answered(
     assert sorted(p.name for p in (place / "out").iterdir()) == ["contact_sheet.png", "masks.json"]
     assert f"wrote {place / 'out' / 'masks.json'}" in result.stdout
     assert "stopped; what was finished is kept" in result.stderr
-    assert len(writers.read_rle(place / "out" / "masks.json")[0]) == 15
+    assert len(rle.read_rle(place / "out" / "masks.json")[0]) == 15
     assert [p.name for p in place.iterdir()] == ["out"]
 
 
@@ -306,7 +307,7 @@ def test_ctrl_c_while_drawing_keeps_and_names_what_is_finished(
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
 
-    monkeypatch.setattr(writers.Overlay, "add", pressed)
+    monkeypatch.setattr(overlay.Overlay, "add", pressed)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         result = run(film, place, "--as", "overlay,rle")
@@ -339,7 +340,7 @@ def test_ctrl_c_twice_stops_at_once_and_leaves_nothing(
 def test_the_demo_cuts_out_of_the_clip_that_is_shipped(place: Path) -> None:
     result = CliRunner().invoke(app, ["demo", "-o", str(place / "out"), "--model", "light_debug", "--as", "rle"])
     assert result.exit_code == 0, result.output
-    found = writers.read_rle(place / "out" / "masks.json")
+    found = rle.read_rle(place / "out" / "masks.json")
     assert [t.expression.text for t in found] == list(weights.DEMO_EXPRESSIONS)
     assert len(weights.DEMO_EXPRESSIONS) == 3
     again = CliRunner().invoke(app, ["demo", "-o", str(place / "out"), "--model", "light_debug", "--as", "rle"])

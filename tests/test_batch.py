@@ -24,11 +24,15 @@ from batch_films import files as files_of
 from films import moving, write_film
 from typer.testing import CliRunner, Result
 
-from deixis import batch as films
-from deixis import batch_places
-from deixis.batch import RESULT, RESULTS, FilmWorker, Options, Settings, batch, foresee, read_manifest
-from deixis.batch_local import Local, usable_cores
-from deixis.batch_places import file_system
+from deixis.batch import forecast as forecast_module
+from deixis.batch import run as run_module
+from deixis.batch import storage
+from deixis.batch.forecast import foresee
+from deixis.batch.local import Local, usable_cores
+from deixis.batch.manifest import Options, Settings, read_manifest
+from deixis.batch.run import batch
+from deixis.batch.storage import RESULT, RESULTS, file_system
+from deixis.batch.worker import FilmWorker
 from deixis.cli import app
 from deixis.types import DeixisError
 
@@ -40,7 +44,7 @@ QUICK = Local("forkserver")  # workers that need not import everything anew; the
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["deixis.batch"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["deixis.batch.run"])
     yield
     torch.set_num_threads(before)
 
@@ -142,7 +146,7 @@ def test_bad_films_are_named_with_their_reasons_and_do_not_stop_the_rest(few: Pa
 
 
 def test_the_command_names_bad_films_on_stderr_and_ends_in_status_1(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(films, "Local", Here)
+    monkeypatch.setattr(run_module, "Local", Here)
     noise(tmp_path / "noise.mp4")
     (tmp_path / "m.jsonl").write_text('{"film": "noise.mp4", "sentences": "a dog"}\n')
     done = command(tmp_path / "m.jsonl", tmp_path / "out")
@@ -257,7 +261,7 @@ def test_an_out_that_holds_other_things_is_refused_and_left_alone(few: Path, tmp
 
 
 def test_two_batches_may_not_write_to_one_out(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_places, "LET_GO", 0.1)
+    monkeypatch.setattr(storage, "LET_GO", 0.1)
 
     def other(done: int, total: int) -> None:
         with pytest.raises(DeixisError, match="another batch is writing to"):
@@ -360,7 +364,7 @@ class Interrupting(Here):
 def test_ctrl_c_keeps_and_names_what_is_finished_and_the_rest_follows(few: Path, tmp_path: Path) -> None:
     summary = batch(plan_of(few, tmp_path / "out", engine=Interrupting()))
     assert summary.stopped
-    lines = films.summary_lines(summary, "out")
+    lines = run_module.summary_lines(summary, "out")
     names = [line["folder"] for line in results(tmp_path / "out")]
     assert [line["row"] for line in results(tmp_path / "out")] == [1, 2, 3]  # the third was finished, not yet told
     assert lines[:3] == [f"finished {name}" for name in names]
@@ -446,7 +450,8 @@ def test_the_manifests_of_the_page_can_be_read(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing_and_times_the_first_film(few: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(films, "Local", lambda: QUICK)
+    monkeypatch.setattr(run_module, "Local", lambda: QUICK)
+    monkeypatch.setattr(forecast_module, "Local", lambda: QUICK)
     noise(tmp_path / "films" / "noise.mp4")
     few.write_text(few.read_text() + "films/noise.mp4,a dog,\n")
     before = sorted(tmp_path.rglob("*"))
@@ -472,7 +477,7 @@ def test_a_dry_run_counts_with_the_speed_of_earlier_results(few: Path, tmp_path:
     assert (forecast.films, forecast.finished, [job.row for job in forecast.due]) == (4, 2, [2, 4])
     assert forecast.frames == 4 + 6
     assert forecast.seconds == pytest.approx(10 * 0.5 / 2)
-    told = "\n".join(films.forecast_lines(forecast))
+    told = "\n".join(forecast_module.forecast_lines(forecast))
     assert f"2.00 frames/s a worker, measured on 4 films of {out / RESULTS}; 1 workers with 1 threads on cpu" in told
     (tmp_path / "other.jsonl").write_text(json.dumps(slow[0]) + "\n")
     new = foresee(plan_of(few, tmp_path / "new", engine=QUICK), str(tmp_path / "other.jsonl"))

@@ -11,12 +11,13 @@ import torch
 from batch_films import COUNT, Listed, Mortal, files, make_films, noise, plan_of, results, truth_of
 from films import moving, write_film
 
-from deixis.batch import RESULTS, batch
+from deixis.batch.run import batch
+from deixis.batch.storage import RESULTS
 
 ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")
 pytest.importorskip("ray.data", reason="the extra `cluster` is not installed")
 
-from deixis.batch_ray import Asker, Cluster, cpu_share, gpu_share  # noqa: E402  (needs Ray)
+from deixis.batch.ray_cluster import Asker, Cluster, cpu_share, gpu_share  # noqa: E402  (needs Ray)
 from deixis.types import DeixisError  # noqa: E402
 
 

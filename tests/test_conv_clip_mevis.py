@@ -22,12 +22,13 @@ from deixis.encoders.clip_vit import ClipVit
 from deixis.encoders.conv_clip import ConvClip
 from deixis.encoders.frozen import save_tower
 from deixis.encoders.text import word_tokenizer
+from deixis.inference import segment
+from deixis.linking import Linking, Presence
 from deixis.losses import referred_objects, terms
 from deixis.losses.points import dice_costs, entropy_costs, sample_points, uncertain_points
 from deixis.losses.referred_objects import Matched, ReferredLossConfig, referred_objects_loss, similarity_loss
 from deixis.metrics.evaluate import score_benchmark
 from deixis.predict import predict
-from deixis.segment import segment
 from deixis.systems.conv_clip_mevis import (
     BiAttention,
     ConvClipMevis,
@@ -37,7 +38,7 @@ from deixis.systems.conv_clip_mevis import (
     aligned_slots,
     elsewhere,
 )
-from deixis.tracks import Linking, Presence, TrackBuilder, select
+from deixis.tracks import TrackBuilder, select
 from deixis.training import conv_clip_mevis as recipes
 from deixis.training.loop import train
 from deixis.training.optimizer import parameter_groups

@@ -35,7 +35,7 @@ from deixis.training.loop import train
 from deixis.types import DeixisError
 from deixis.video import PLAYLISTS, Film
 from deixis.weights_import import import_checkpoint
-from deixis.writers import read_rle
+from deixis.writers.rle import read_rle
 
 SOURCE = Path(__file__).parent.parent / "src"
 

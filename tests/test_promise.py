@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deixis import systems, weights
 from deixis.encoders.frozen import FrozenTower
-from deixis.segment import segment
+from deixis.inference import segment
 from deixis.training.optimizer import parameter_groups
 from deixis.types import Expression, Prediction
 

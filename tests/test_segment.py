@@ -11,8 +11,9 @@ import torch
 from films import Colours, ColoursConfig, colours, moving, square, write_film, write_folder
 
 import deixis
-from deixis.segment import answer, choose_device, choose_precision, cpu_has_bf16, model_size, segment
-from deixis.tracks import Candidates, DiskRles, Linking, Presence, TrackBuilder, Window, best_path, select, to_source
+from deixis.inference import answer, choose_device, choose_precision, cpu_has_bf16, model_size, segment
+from deixis.linking import Linking, Presence, Window, best_path
+from deixis.tracks import Candidates, DiskRles, TrackBuilder, select, to_source
 from deixis.types import DeixisError, Expression, Prediction, encode_rle
 from deixis.video import Film
 

@@ -24,12 +24,15 @@ from typer.testing import CliRunner
 
 pytest.importorskip("gradio", reason="needs the extra web")
 
-from deixis import jobs, serve
 from deixis.cli import app
-from deixis.jobs import Job, Limits, Queue, Task
 from deixis.types import DeixisError
 from deixis.video import Film
-from deixis.writers import read_rle
+from deixis.web import app as app_module
+from deixis.web import guard, html, process, timeline, worker
+from deixis.web import queue as queue_module
+from deixis.web.jobs import Job, Limits, Task
+from deixis.web.queue import Queue
+from deixis.writers.rle import read_rle
 
 SECRET = "the words of a file that nobody may read"
 
@@ -39,15 +42,15 @@ SECRET = "the words of a file that nobody may read"
 
 def test_stretches_last_until_the_next_frame_and_the_last_one_a_gap() -> None:
     times = [0.0, 0.1, 0.2, 0.5, 0.6]
-    assert jobs.stretches([True, True, False, True, True], times, 0.1) == [(0.0, 0.2), (0.5, 0.7)]
-    assert jobs.stretches([False] * 5, times, 0.1) == []
-    assert jobs.stretches([False, False, True, False, False], times, 0.1) == [(0.2, 0.5)]
+    assert timeline.stretches([True, True, False, True, True], times, 0.1) == [(0.0, 0.2), (0.5, 0.7)]
+    assert timeline.stretches([False] * 5, times, 0.1) == []
+    assert timeline.stretches([False, False, True, False, False], times, 0.1) == [(0.2, 0.5)]
 
 
 def test_words_of_a_visitor_are_words_in_the_page_and_never_code() -> None:
     words = "<script>alert(1)</script> ${alert(2)} {{value}} `x` \"'"
     row = {"sentence": words, "colour": "#fff", "present": True, "presence": 0.5, "stretches": [[0, 1]], "share": 0.1}
-    for made in (jobs.timeline([row], 2.0), serve.table_html([row]), serve.status_html("failed", words)):
+    for made in (timeline.timeline([row], 2.0), html.table_html([row]), html.status_html("failed", words)):
         assert "&lt;script&gt;" in made
         assert not [sign for sign in ("<script", "${", "{{", "`") if sign in made]
 
@@ -55,7 +58,7 @@ def test_words_of_a_visitor_are_words_in_the_page_and_never_code() -> None:
 def test_the_timeline_puts_a_bar_where_the_object_is() -> None:
     row = {"sentence": "red", "colour": "#ff4040", "present": True, "stretches": [[1.0, 1.5]]}
     away = {"sentence": "blue", "colour": "#4090ff", "present": False, "stretches": []}
-    made = jobs.timeline([row, away], 2.0)
+    made = timeline.timeline([row, away], 2.0)
     assert 'x="50.00%" y="26" width="25.00%"' in made
     assert made.count("#4090ff") == 0
     assert "not there" in made
@@ -64,8 +67,8 @@ def test_the_timeline_puts_a_bar_where_the_object_is() -> None:
 def test_a_message_tells_no_path_and_no_advice_for_the_owner() -> None:
     task = a_task(Path("/srv/uploads/abc/film.mp4"), Path("/srv/results/xyz"))
     said = "/srv/uploads/abc/film.mp4: a frame holds 9 pixels, more than 8; if you trust the file, raise it with --max"
-    assert jobs.plain(said, task) == "film.mp4: a frame holds 9 pixels, more than 8"
-    assert "/srv" not in jobs.plain("cannot write to /srv/results/xyz or /srv/results", task)
+    assert process.plain(said, task) == "film.mp4: a frame holds 9 pixels, more than 8"
+    assert "/srv" not in process.plain("cannot write to /srv/results/xyz or /srv/results", task)
 
 
 def a_task(film: Path, out: Path, **more: object) -> Task:
@@ -102,7 +105,7 @@ def test_a_list_of_other_files_that_poses_as_a_film_is_refused(tmp_path: Path, k
     else:  # may name what lies beside it only, and a visitor's folder holds nobody else's film
         assert Film(bait).source_size == (72, 96)
     with pytest.raises(DeixisError, match="not a film that can be decoded here"):
-        jobs.check_container(bait)
+        process.check_container(bait)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,7 @@ def test_a_list_of_other_files_that_poses_as_a_film_is_refused(tmp_path: Path, k
     ],
 )  # fmt: skip
 def test_what_a_browser_plays(tmp_path: Path, name: str, codec: str, pixels: str, plays: str | None) -> None:
-    assert jobs.check_container(write_film(tmp_path / name, moving(4), codec=codec, pixels=pixels)) == plays
+    assert process.check_container(write_film(tmp_path / name, moving(4), codec=codec, pixels=pixels)) == plays
 
 
 @pytest.mark.parametrize(
@@ -130,7 +133,7 @@ def test_one_task_leaves_what_was_asked_for_and_says_when(tmp_path: Path, film: 
 
     told: list[tuple[str, int, int]] = []
     task = a_task(film, tmp_path / "out", formats=("overlay", "rle", "png", "matte"), sentences=("red", "a dog"))
-    done = jobs.answer(task, weights.load("light_debug"), lambda *facts: told.append(facts), lambda: False)
+    done = process.answer(task, weights.load("light_debug"), lambda *facts: told.append(facts), lambda: False)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "contact_sheet.png", "masks.json", "masks.zip", "matte.zip", "original.mp4", "overlay.mp4", "timeline.svg",
     ]  # fmt: skip
@@ -150,8 +153,8 @@ def test_a_film_that_browsers_do_not_play_is_shown_as_one_that_they_do(tmp_path:
     from deixis import weights
 
     film = write_film(tmp_path / "film.avi", moving(6), codec="mjpeg", pixels="yuvj420p")
-    jobs.answer(a_task(film, tmp_path / "out"), weights.load("light_debug"), lambda *_: None, lambda: False)
-    assert jobs.check_container(tmp_path / "out" / "original.mp4") == "mp4"
+    process.answer(a_task(film, tmp_path / "out"), weights.load("light_debug"), lambda *_: None, lambda: False)
+    assert process.check_container(tmp_path / "out" / "original.mp4") == "mp4"
     assert Film(tmp_path / "out" / "original.mp4").length == 6
 
 
@@ -163,11 +166,12 @@ def test_a_task_stops_in_every_stage_and_leaves_nothing(
 
     (tmp_path / "results").mkdir()
     at: list[str] = []
-    pack = jobs.pack
-    monkeypatch.setattr(jobs, "pack", lambda *a: (at.append("packing"), pack(*a)))
+    pack = process.pack
+    monkeypatch.setattr(process, "pack", lambda *a: (at.append("packing"), pack(*a)))
     task = a_task(film, tmp_path / "results" / "out", formats=("png", "overlay"))
-    with pytest.raises(jobs.Stopped):
-        jobs.answer(task, weights.load("light_debug"), lambda s, *_: at.append(s), lambda: bool(at) and at[-1] == stage)
+    model = weights.load("light_debug")
+    with pytest.raises(process.Stopped):
+        process.answer(task, model, lambda s, *_: at.append(s), lambda: bool(at) and at[-1] == stage)
     assert at[-1] == stage
     if stage != "packing":  # then the server removes what is there, see Queue
         assert list((tmp_path / "results").iterdir()) == []
@@ -199,7 +203,7 @@ class Pretender:
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Queue]:
     monkeypatch.setattr(Pretender, "go", threading.Event(), raising=False)
     monkeypatch.setattr(Pretender, "done", [], raising=False)
-    monkeypatch.setattr(jobs, "Worker", Pretender)
+    monkeypatch.setattr(queue_module, "Worker", Pretender)
     limits = Limits(jobs=2, bytes=1000, sentences=2, keep=100)
     with Queue(tmp_path / "serve", {"light": "light", "debug": "light_debug"}, limits) as made:
         yield made
@@ -265,7 +269,7 @@ def test_only_a_plain_file_of_the_uploads_counts_as_a_film(queue: Queue, tmp_pat
     (queue.uploads / "folder").symlink_to(tmp_path)
     bad = [
         secret, good.parent / "link.mp4", queue.uploads / "folder" / "secret.mp4", good.parent,
-        good.parent / ".." / good.parent.name / good.name, queue.folder / jobs.MARK, Path("a.mp4"), Path(""),
+        good.parent / ".." / good.parent.name / good.name, queue.folder / queue_module.MARK, Path("a.mp4"), Path(""),
         Path("/etc/passwd"), Path("/proc/self/environ"), Path(str(good) + "\0"), good.parent / ("n" * 5000),
     ]  # fmt: skip
     assert [queue.brought(path) for path in bad] == [False] * len(bad)
@@ -304,7 +308,7 @@ def test_films_and_results_are_deleted_some_time_after_the_job_and_not_before(qu
 def test_the_folder_is_emptied_at_the_start_and_at_the_end_and_links_are_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "Worker", Pretender)
+    monkeypatch.setattr(queue_module, "Worker", Pretender)
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "mine.txt").write_text("mine")
@@ -313,10 +317,10 @@ def test_the_folder_is_emptied_at_the_start_and_at_the_end_and_links_are_not_fol
         (first.uploads / "link").symlink_to(precious)
         with pytest.raises(DeixisError, match="used by another deixis serve"), Queue(tmp_path / "serve", {}):
             pass
-    assert [p.name for p in (tmp_path / "serve").iterdir()] == [jobs.MARK]
+    assert [p.name for p in (tmp_path / "serve").iterdir()] == [queue_module.MARK]
     (tmp_path / "serve" / "left").mkdir()  # as after kill -9
     with Queue(tmp_path / "serve", {"light": "light"}):
-        assert sorted(p.name for p in (tmp_path / "serve").iterdir()) == [jobs.MARK, "results", "uploads"]
+        assert sorted(p.name for p in (tmp_path / "serve").iterdir()) == [queue_module.MARK, "results", "uploads"]
         assert (tmp_path / "serve").stat().st_mode & 0o077 == 0
     assert (precious / "mine.txt").read_text() == "mine"
 
@@ -352,8 +356,8 @@ def test_an_option_of_serve_that_cannot_be_is_refused(tmp_path: Path, options: l
 
 
 def test_what_is_loopback() -> None:
-    assert all(serve.is_loopback(host) for host in ("127.0.0.1", "localhost", "LOCALHOST", "::1", "127.8.8.8"))
-    assert not any(serve.is_loopback(host) for host in ("0.0.0.0", "::", "192.168.1.5", "127.example.org", ""))
+    assert all(guard.is_loopback(host) for host in ("127.0.0.1", "localhost", "LOCALHOST", "::1", "127.8.8.8"))
+    assert not any(guard.is_loopback(host) for host in ("0.0.0.0", "::", "192.168.1.5", "127.example.org", ""))
 
 
 def test_the_default_is_loopback_and_anything_else_is_warned_of(
@@ -363,8 +367,8 @@ def test_the_default_is_loopback_and_anything_else_is_warned_of(
 
     bound: list[str] = []
     monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: bound.append(sockets[0].getsockname()[0]))
-    monkeypatch.setattr(serve, "make_app", lambda queue: None)
-    monkeypatch.setattr(jobs, "Worker", Pretender)
+    monkeypatch.setattr(app_module, "make_app", lambda queue: None)
+    monkeypatch.setattr(queue_module, "Worker", Pretender)
     for options, address, warned in (([], "127.0.0.1", False), (["--host", "0.0.0.0"], "0.0.0.0", True)):
         command = ["serve", "--port", "0", "--folder", str(tmp_path / "f"), "--model", "light_debug", *options]
         result = CliRunner().invoke(app, command)
@@ -393,7 +397,7 @@ def test_a_worker_is_stopped_killed_and_replaced_and_a_film_that_breaks_it_is_na
         assert job.of == 700
         first = queue._worker._process.pid if queue._worker is not None else None
         assert first is not None
-        monkeypatch.setattr(jobs, "GRACE", 300.0)
+        monkeypatch.setattr(worker, "GRACE", 300.0)
         queue.cancel(job)
         until(lambda: job.over)
         assert job.state == "stopped"
@@ -422,14 +426,14 @@ def test_a_worker_is_stopped_killed_and_replaced_and_a_film_that_breaks_it_is_na
         stuck = bring(long_film)
         until(lambda: stuck.frames > 0)
         os.kill(second, signal.SIGSTOP)  # it answers no more
-        monkeypatch.setattr(jobs, "GRACE", 0.5)
+        monkeypatch.setattr(worker, "GRACE", 0.5)
         queue.cancel(stuck)
         until(lambda: stuck.over)
         assert stuck.state == "stopped"
         with pytest.raises(ProcessLookupError):
             os.kill(second, 0)
         assert [path.name for path in queue.results.iterdir()] == [good.token]
-    assert [p.name for p in (tmp_path / "serve").iterdir()] == [jobs.MARK]
+    assert [p.name for p in (tmp_path / "serve").iterdir()] == [queue_module.MARK]
 
 
 # --- a true server ----------------------------------------------------------------------------------------------------
@@ -442,7 +446,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     options = ("--max-bytes", "2000000", "--max-jobs", "1", "--max-seconds", "60", "--max-pixels", "1000000")
     with running(place, *options) as made:
         yield made
-    assert [p.name for p in made.folder.iterdir()] == [jobs.MARK]
+    assert [p.name for p in made.folder.iterdir()] == [queue_module.MARK]
     assert made.process.returncode == 128 + signal.SIGTERM
     assert made.log.read_text().splitlines() == [f"deixis is at {made.url} (Ctrl-C ends it)"]
 
@@ -631,7 +635,7 @@ def test_no_file_and_no_other_server_is_read_through_the_page(server: Server, ta
         link.symlink_to(secret)
     known = {
         "secret": secret, "SECRET": str(secret).upper(), "uploads": server.folder / "uploads", "link": link,
-        "mark": server.folder / jobs.MARK, "port": urlsplit(server.url).port, "token": "A" * 22,
+        "mark": server.folder / queue_module.MARK, "port": urlsplit(server.url).port, "token": "A" * 22,
     }  # fmt: skip
     for method in ("GET", "HEAD"):
         status, headers, body = ask(server, method, target.format(**known))
@@ -662,7 +666,7 @@ def test_a_question_about_a_file_that_was_not_uploaded_is_refused(server: Server
     if not link.is_symlink():
         link.symlink_to(secret)
     known = {
-        "secret": secret, "uploads": server.folder / "uploads", "link": link, "mark": server.folder / jobs.MARK,
+        "secret": secret, "uploads": server.folder / "uploads", "link": link, "mark": server.folder / queue_module.MARK,
         "port": urlsplit(server.url).port,
     }  # fmt: skip
     named = path.format(**known)
@@ -820,7 +824,7 @@ def test_a_disk_that_is_full_of_films_takes_no_more(queue: Queue) -> None:
         "type": "http", "method": "POST", "path": "/gradio_api/upload",
         "headers": [(b"host", b"127.0.0.1"), (b"content-length", b"100")],
     }  # fmt: skip
-    asyncio.run(serve.Guard(app, queue, serve.LOOPBACK)(scope, receive, send))
+    asyncio.run(guard.Guard(app, queue, guard.LOOPBACK)(scope, receive, send))
     assert said[0]["status"] == 507
     assert b"the server's disk is full of films" in said[1]["body"]
 

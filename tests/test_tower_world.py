@@ -48,9 +48,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def tower_at(kind: str, path: Path) -> FrozenTower:
+    from deixis.config import config_from
     from deixis.encoders.clip_vit import ClipVitConfig
     from deixis.encoders.conv_clip import ConvClipConfig
-    from deixis.weights import config_from
 
     facts = tower_facts(path)
     assert facts is not None

@@ -20,11 +20,12 @@ from training_toy import ToyConfig, losses, sample, toy
 from typer.testing import CliRunner
 
 from deixis.cli import app
+from deixis.config import apply_overrides
 from deixis.training.checkpoint import load_checkpoint, read_facts, save_checkpoint
 from deixis.training.feed import micro_batches, sample_indices
 from deixis.training.loop import NotFiniteError, TrainConfig, train
 from deixis.training.optimizer import WeightAverage, parameter_groups, schedule_factor
-from deixis.training.recipes import RECIPES, apply_overrides, find_recipe
+from deixis.training.recipes import RECIPES, find_recipe
 from deixis.training.record import read_metrics
 from deixis.types import DeixisError
 
@@ -325,7 +326,7 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("deixis.training.checkpoint.os.replace", full)
+    monkeypatch.setattr("deixis.files.os.replace", full)
     with pytest.raises(OSError, match="no space"):
         save_checkpoint(path, {"model/a": torch.zeros(2)}, {"step": 2})
     assert load_checkpoint(path)[1] == {"step": 1}

@@ -22,8 +22,8 @@ from deixis.cli import app
 from deixis.encoders.clip_vit import ClipVit
 from deixis.encoders.frozen import fill_towers, save_tower
 from deixis.encoders.vlmo import VlmoConfig
+from deixis.inference import segment
 from deixis.losses.dense_loss import DenseLossConfig, dense_loss, wanted_mask
-from deixis.segment import segment
 from deixis.systems.vlp_rvos import (
     CERTAIN,
     CubeAttention,
@@ -512,7 +512,7 @@ def test_a_published_recipe_takes_a_step_on_its_benchmark(
              "model.vision_prompts": "2"}  # fmt: skip
     places = {benchmark: tmp_path / "data", "tower": tower_file}
     if name.endswith("a2d"):  # goes on from another run: its tower's and its own sizes
-        from deixis.training.recipes import apply_overrides
+        from deixis.config import apply_overrides
 
         fields = {k: v for k, v in small.items() if k.startswith("model.")}
         base = training.with_tower(RECIPES[name].keywords["model"], places)  # type: ignore[attr-defined]

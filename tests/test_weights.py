@@ -13,8 +13,9 @@ import torch
 from films import Colours, ColoursConfig, colours
 
 from deixis import systems, weights
+from deixis.config import config_from
 from deixis.types import DeixisError
-from deixis.weights import config_from, find, load, quantise, read_header, restore, save
+from deixis.weights import find, load, quantise, read_header, restore, save
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from deixis import systems, weights, weights_import
 from deixis.cli import app
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b
-from deixis.segment import answer
+from deixis.inference import answer
+from deixis.linking import Linking
 from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
-from deixis.tracks import Linking
 from deixis.types import Clip, DeixisError, Expression
 
 KEYS = Path(__file__).parent / "data" / "official_keys.json.gz"  # names, shapes and types: no weights

@@ -14,10 +14,13 @@ import pytest
 from films import colours, moving, write_film, write_folder
 from pycocotools import mask as coco
 
-from deixis.segment import segment
+from deixis.inference import segment
 from deixis.types import DeixisError, Expression, MaskTrack
 from deixis.video import Film
-from deixis.writers import FORMATS, Output, check_formats, encode_png, read_rle, slug, write, write_rle
+from deixis.writers import FORMATS, check_formats, write
+from deixis.writers.output import Output, slug
+from deixis.writers.png import encode_png
+from deixis.writers.rle import read_rle, write_rle
 
 ABOUT = {"name": "colours", "checkpoint": None, "sha256": None}
 WORDS = ["the red square", "a green one", "something blue"]

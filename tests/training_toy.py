@@ -77,8 +77,8 @@ def toy(
 
 
 def main() -> None:
+    from deixis.config import apply_overrides
     from deixis.training.loop import train
-    from deixis.training.recipes import apply_overrides
 
     out, *settings = sys.argv[1:]
     overrides = dict(setting.split("=") for setting in settings)

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import logging
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -15,7 +13,7 @@ __version__ = "0.1.0"
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library is silent unless asked
 
 _HOMES = {
-    "segment": "segment",
+    "segment": "inference",
     "load": "weights",
     "Film": "video",
     "Clip": "types",
@@ -27,7 +25,7 @@ _HOMES = {
 __all__ = ["Clip", "DeixisError", "Expression", "Film", "MaskTrack", "__version__", "load", "segment"]
 
 if TYPE_CHECKING:
-    from deixis.segment import segment
+    from deixis.inference import segment
     from deixis.types import Clip, DeixisError, Expression, MaskTrack
     from deixis.video import Film
     from deixis.weights import load
@@ -41,15 +39,3 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"deixis.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
-
-
-class _FrontDoor(ModuleType):
-    """Keeps ``deixis.segment`` the function, also after its file of the same name was imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and _HOMES.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _FrontDoor

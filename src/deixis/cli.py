@@ -6,7 +6,6 @@ import io
 import os
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +16,12 @@ import typer
 from typer.core import TyperGroup
 
 from deixis import __version__
+from deixis.progress import counting_bar, frames_bar, training_bar
 
 if TYPE_CHECKING:
     from deixis.metrics.summary import Scores
-    from deixis.training.loop import Progress
     from deixis.types import MaskTrack
-    from deixis.writers import Output
+    from deixis.writers.output import Output
 
 
 class OneLineErrors(TyperGroup):
@@ -88,7 +87,8 @@ def segment(
 ) -> None:
     """Cut the object that each EXPRESSION names out of FILM."""
     from deixis.video import Film
-    from deixis.writers import Output, check_formats
+    from deixis.writers import check_formats
+    from deixis.writers.output import Output
 
     kinds = check_formats(formats)
     source = Film(film, start=start, end=end, every=every, max_pixels=max_pixels, fps=fps)
@@ -107,7 +107,8 @@ def demo(
     """Run `segment` on the short clip that comes with deixis, with three expressions, one of something not there."""
     from deixis.video import Film
     from deixis.weights import DEMO_EXPRESSIONS, DEMO_FILM
-    from deixis.writers import Output, check_formats
+    from deixis.writers import check_formats
+    from deixis.writers.output import Output
 
     kinds = check_formats(formats)
     source = Film(DEMO_FILM)
@@ -140,26 +141,29 @@ def batch(
     rate_from: Annotated[str | None, typer.Option(help="With --dry-run: a results.jsonl whose speed counts.")] = None,
 ) -> None:
     """Run `segment` on every film of MANIFEST; finished films are passed over. A row's own options go first."""
-    from deixis import batch as films
+    from deixis.batch.forecast import forecast_lines, foresee
+    from deixis.batch.manifest import Options
+    from deixis.batch.run import batch as run_batch
+    from deixis.batch.run import plan, summary_lines
     from deixis.writers import check_formats
 
-    planned = films.plan(
+    planned = plan(
         manifest, out, model=model, device=device, precision=precision, engine=engine, address=address,
         workers=workers, threads=threads, tries=tries,
-        defaults=films.Options(
+        defaults=Options(
             formats=check_formats(formats), start=start, end=end, every=every, size=size, threshold=threshold,
             fps=fps, max_pixels=max_pixels,
         ),
     )  # fmt: skip
     if dry_run:
-        for line in films.forecast_lines(films.foresee(planned, rate_from)):
+        for line in forecast_lines(foresee(planned, rate_from)):
             typer.echo(line)
         return
-    with _counting_bar("films") as progress:
-        summary = films.batch(planned, progress=progress)
+    with counting_bar("films") as progress:
+        summary = run_batch(planned, progress=progress)
     for bad in summary.failed:
         typer.echo(f"failed: {bad['film']} (row {bad['row']}): {bad['reason']}", err=True)
-    for line in films.summary_lines(summary, out):
+    for line in summary_lines(summary, out):
         typer.echo(line)
     if summary.stopped:
         typer.echo("deixis: stopped; what is finished is kept, and the same command goes on from there", err=True)
@@ -196,8 +200,8 @@ def _segment_to_disk(
     threshold: float | None,
 ) -> None:
     """The two passes over a film, with what is seen on the screen."""
-    from deixis.segment import as_expressions, choose_device
-    from deixis.segment import segment as answer
+    from deixis.inference import as_expressions, choose_device
+    from deixis.inference import segment as answer
     from deixis.weights import describe
     from deixis.writers import write
 
@@ -206,7 +210,7 @@ def _segment_to_disk(
     about = describe(model)
     try:
         with output:
-            with _frames_bar("segmenting", film.length) as progress, _ctrl_c_once() as stop:
+            with frames_bar("segmenting", film.length) as progress, _ctrl_c_once() as stop:
                 tracks = answer(
                     film, asked, model=model, device=device, precision=precision, size=size,
                     threshold=threshold, folder=output.scratch, progress=progress, stop=stop,
@@ -215,7 +219,7 @@ def _segment_to_disk(
             frames = len(tracks[0])
             if stopped:  # what is answered is kept in the form that is quickest to write
                 formats = ("rle",)
-            with _frames_bar("drawing", frames) as progress:
+            with frames_bar("drawing", frames) as progress:
                 write(output, film, tracks, formats, model=about, complete=not stopped, progress=progress)
             for track in tracks:
                 typer.echo(_verdict(track))
@@ -260,28 +264,6 @@ def _ctrl_c_once() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextmanager
-def _frames_bar(words: str, frames: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal: frames, frames per second, time left. Nothing in a file."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} frames/s"), TimeRemainingColumn(),
-    )  # fmt: skip
-    began = time.perf_counter()
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(words, total=frames, rate=0.0)
-
-        def show(done: int) -> None:
-            rate = done / max(time.perf_counter() - began, 1e-6)
-            bar.update(task, completed=done, total=max(done, frames or done), rate=rate)
-
-        yield show
-
-
 @app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
@@ -304,8 +286,8 @@ def serve(
     keep: Annotated[float, typer.Option(help="Seconds that a film and its results stay after the job.")] = 1800.0,
 ) -> None:
     """Serve a web page: drop a film, write what to look for, see where and when it is (extra `web`)."""
-    from deixis.jobs import Limits
-    from deixis.serve import serve as serve_page
+    from deixis.web.app import serve as serve_page
+    from deixis.web.jobs import Limits
 
     limits = Limits(
         bytes=max_bytes, pixels=max_pixels, seconds=max_seconds, sentences=max_sentences, jobs=max_jobs,
@@ -336,7 +318,7 @@ def train(
 
     places = {name: Path(place) for name, place in _pairs(data, "--data NAME=PATH").items()}
     run = find_recipe(recipe)(places, overrides=_pairs(settings, "--set FIELD=VALUE"))
-    with _training_bar(run.train.steps) as report:  # under torchrun the first process alone reports
+    with training_bar(run.train.steps) as report:  # under torchrun the first process alone reports
         outcome = train_run(run, out, device=device, resume=resume, report=report)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"{outcome.stopped} at step {outcome.step} of {run.train.steps}; the model: {outcome.model}")
@@ -353,45 +335,6 @@ def _pairs(items: list[str] | None, form: str) -> dict[str, str]:
         if not all(item.partition("=")[::2]):
             raise DeixisError(f"expected {form}, got {item!r}")
     return {item.partition("=")[0]: item.partition("=")[2] for item in items or []}
-
-
-@contextmanager
-def _training_bar(steps: int) -> Iterator[Callable[[Progress], None]]:
-    """A bar on a terminal; in a file and under torchrun, a line for every line of metrics.jsonl."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-
-    def words(progress: Progress) -> str:
-        parts = " ".join(f"{name} {value:.3f}" for name, value in progress.losses.items())
-        return f"{parts} | lr {progress.lr:.1e} | {progress.samples_per_second:.1f} samples/s"
-
-    def scores(progress: Progress) -> str:
-        return ", ".join(f"{name} {value:.4f}" for name, value in progress.scores.items())
-
-    if not console.is_terminal or "RANK" in os.environ:
-
-        def line(progress: Progress) -> None:
-            if progress.logged or progress.scores:
-                left = f"{progress.seconds_left / 60:.1f} min left"
-                typer.echo(f"step {progress.step}/{progress.steps} | {words(progress)} | {left}", err=True)
-            if progress.scores:
-                typer.echo(f"step {progress.step}: {scores(progress)}", err=True)
-
-        yield line
-        return
-    columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Bar(*columns, console=console) as bar:
-        task = bar.add_task("making the first batch", total=steps)
-
-        def show(progress: Progress) -> None:
-            bar.update(task, completed=progress.step, description=words(progress))
-            if progress.scores:
-                bar.console.print(f"step {progress.step}: {scores(progress)}")
-
-        yield show
 
 
 @app.command()
@@ -411,7 +354,7 @@ def world(
     if not (height.isdecimal() and width.isdecimal()):
         raise DeixisError(f"--size must be HEIGHTxWIDTH in pixels, as 240x432, got {size!r}")
     config = WorldConfig(size=(int(height), int(width)), frames=frames, cutouts=cutouts)
-    with _frames_bar("making films", films * frames) as progress:
+    with frames_bar("making films", films * frames) as progress:
         counts = write_mevis(out, films, seed=seed, config=config, progress=lambda done: progress(done * frames))
     typer.echo(f"{out}: " + ", ".join(f"{count} films in {split}" for split, count in counts.items()))
 
@@ -440,7 +383,7 @@ def predict(
     from deixis.predict import predict as answer_all
 
     opened = open_benchmark(benchmark, root, split, skip_bad)
-    with _counting_bar("expressions") as progress:
+    with counting_bar("expressions") as progress:
         answer_all(opened, out, model, device=device, precision=precision, threshold=threshold, progress=progress)
     typer.echo(f"{len(opened.samples)} expressions of {benchmark} {opened.split} are answered in {out}")
 
@@ -490,7 +433,7 @@ def _score_benchmark(
     from deixis.metrics.evaluate import look_at, score_benchmark
 
     with opened(results) as folder:
-        with _counting_bar("videos") as progress:
+        with counting_bar("videos") as progress:
             scores = score_benchmark(
                 name, root, folder, split, workers=workers, least_pixels=least_pixels, skip_bad=skip_bad,
                 progress=progress,
@@ -523,6 +466,8 @@ def pack(
 
 
 data = typer.Typer(help="Benchmarks on disk: check, build, and make tiny copies of them.", no_args_is_help=True)
+
+
 app.add_typer(data, name="data")
 
 
@@ -535,7 +480,7 @@ def check(
     """Read a benchmark through: counts against the published ones, and every problem by path."""
     from deixis.benchmarks.checking import check as check_all
 
-    with _counting_bar("videos") as progress:
+    with counting_bar("videos") as progress:
         findings = check_all(benchmark, root, split, progress)
     for line in findings.lines:
         typer.echo(line)
@@ -605,13 +550,13 @@ def flow(
 ) -> None:
     """Estimate the optical flow of captioned films ahead of training; what is there already is kept."""
     from deixis.benchmarks.video_captions import VideoCaptions
+    from deixis.config import apply_overrides
     from deixis.training.flow import FlowCache, FlowSettings, fill_cache
-    from deixis.training.recipes import apply_overrides
 
     wanted = {f"flow.{name}": text for name, text in _pairs(settings, "--set FIELD=VALUE").items()}
     chosen = apply_overrides({"flow.estimator": estimator} | wanted, flow=FlowSettings())["flow"]
     cache = FlowCache(out, chosen)
-    with _counting_bar("films") as progress:
+    with counting_bar("films") as progress:
         tally = fill_cache(VideoCaptions(videos), cache, workers, progress)
     for reason in tally.reasons:
         typer.echo(f"left out {reason}", err=True)
@@ -620,20 +565,9 @@ def flow(
     )
 
 
-@contextmanager
-def _counting_bar(words: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal: done, in all, time left. Nothing in a file."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(words, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 weights = typer.Typer(help="Checkpoints: read those of others.", no_args_is_help=True)
+
+
 app.add_typer(weights, name="weights")
 
 

@@ -24,10 +24,12 @@ from deixis import weights
 from deixis.benchmarks.pngs import write_binary, write_ids
 from deixis.benchmarks.ref_davis17 import merge_objects
 from deixis.benchmarks.results import ANNOTATORS, ANSWERS, SIDECAR, davis_path, due_files, marker_path, mask_path
-from deixis.benchmarks.samples import Benchmark, Sample, Video, field_of, read_json, write_json
+from deixis.benchmarks.samples import Benchmark, Sample, Video
 from deixis.benchmarks.training_clips import centred_window, film_index, read_frames
-from deixis.segment import answer, choose_device, choose_precision, film_answers, model_size, segment
-from deixis.tracks import Linking, Presence, TrackBuilder, sigmoid, to_source
+from deixis.files import field_of, read_json, write_json
+from deixis.inference import answer, choose_device, choose_precision, film_answers, model_size, segment
+from deixis.linking import Linking, Presence, sigmoid
+from deixis.tracks import TrackBuilder, to_source
 from deixis.types import Clip, DeixisError, Expression, MaskTrack, encode_rle
 from deixis.video import Film, resize
 

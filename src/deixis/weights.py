@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import struct
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from deixis import systems
+from deixis.config import config_from, some_of
 from deixis.encoders.frozen import fill_towers
 from deixis.types import DeixisError
 
@@ -38,7 +38,6 @@ ASSETS = Path(__file__).parent / "assets"
 DEMO_FILM = ASSETS / "demo" / "lucia.mp4"  # DAVIS 2016, CC BY 4.0; its licence lies beside it
 DEMO_EXPRESSIONS = ("a woman in a black dress", "the bench", "a brown dog")  # there is no dog
 LARGEST_HEADER = 100_000_000  # bytes; safetensors' own bound (read)
-LARGEST_NUMBER = 1 << 20  # our choice: no size, count or rate in a config comes near it, so a larger one lies
 EXTRA = "_extra_state"  # PyTorch's key for what a module keeps beside its tensors: here bytes, as uint8 of any length
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
@@ -335,13 +334,9 @@ def _check_fit(path: Path, kind: type, config: Any, entries: Mapping[str, Any]) 
     missing, left = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     bent = sorted(k for k in wanted.keys() & found.keys() if wanted[k] != found[k] and not k.endswith(EXTRA))
     if missing or left or bent:
-        parts = [f"missing {_some(missing)}", f"unexpected {_some(left)}", f"of another shape {_some(bent)}"]
+        parts = [f"missing {some_of(missing)}", f"unexpected {some_of(left)}", f"of another shape {some_of(bent)}"]
         wrong = "; ".join(part for part, keys in zip(parts, (missing, left, bent), strict=True) if keys)
         raise DeixisError(f"{path} does not fit the system that its config describes: {wrong}")
-
-
-def _some(keys: Sequence[str]) -> str:
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def _system_name(system: nn.Module) -> str:
@@ -349,43 +344,3 @@ def _system_name(system: nn.Module) -> str:
         if type(system) is kind:
             return name
     raise DeixisError(f"{type(system).__name__} is not among the systems of deixis: {', '.join(systems.SYSTEMS)}")
-
-
-def config_from(kind: type, values: Any, where: str) -> Any:
-    """A config dataclass from its JSON: unknown fields, wrong types and absurd numbers raise DeixisError."""
-    if not isinstance(values, dict):
-        raise DeixisError(f"{where}: expected the fields of {kind.__name__}, got {type(values).__name__}")
-    hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind) if field.init]
-    unknown = sorted(values.keys() - set(names))
-    if unknown:
-        raise DeixisError(f"{where}: {kind.__name__} has no {_some(unknown)}; it has {', '.join(names)}")
-    made = {name: _value(hints[name], value, f"{where}: {kind.__name__}.{name}") for name, value in values.items()}
-    try:
-        return kind(**made)
-    except TypeError as error:
-        raise DeixisError(f"{where}: {error}") from error
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """A JSON value as the type that a config's field is annotated with."""
-    if dataclasses.is_dataclass(hint):
-        return config_from(typing.cast(type, hint), value, where)
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in inner:
-            return None
-        return _value(next(a for a in inner if a is not type(None)), value, where)
-    if origin is typing.Literal and value in inner:
-        return value
-    if origin in (tuple, list) and isinstance(value, list):
-        each = [inner[0]] * len(value) if origin is list or inner[-1:] == (Ellipsis,) else list(inner)
-        if len(each) == len(value):
-            return origin(_value(e, v, where) for e, v in zip(each, value, strict=True))
-    if origin is dict and isinstance(value, dict):
-        return {key: _value(inner[1], v, where) for key, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_NUMBER:
-        value = float(value)
-    if type(value) is hint and not (isinstance(value, int | float) and not abs(value) <= LARGEST_NUMBER):
-        return value
-    raise DeixisError(f"{where} must be {getattr(hint, '__name__', hint)}, got {value!r:.60}")

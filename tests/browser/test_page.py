@@ -18,9 +18,9 @@ import pytest
 from films import moving, write_film
 from serving import Server, running
 
-from deixis.segment import segment
+from deixis.inference import segment
 from deixis.video import Film
-from deixis.writers import read_rle
+from deixis.writers.rle import read_rle
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser (Playwright)")

@@ -15,24 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from deixis.benchmarks.fixtures import FRAMES, WORDS, tiny_videos
+from deixis.benchmarks.fixtures import FRAMES, WORDS, tiny_videos, write_film
 from deixis.benchmarks.samples import (
     Benchmark,
     FrameTruth,
     Problem,
     Sample,
     Video,
-    cache_path,
     choose_split,
     finish,
     normalise_text,
-    read_json,
-    read_words,
-    require_file,
-    require_folder,
-    safe_name,
-    write_json,
 )
+from deixis.files import cache_path, read_json, read_words, require_file, require_folder, safe_name, write_json
 from deixis.types import DeixisError
 
 log = logging.getLogger(__name__)
@@ -148,8 +142,6 @@ def truth(labels: Path, video: Video, index: int) -> FrameTruth:
 def write_fixture(out: Path) -> None:
     """Three films of eight frames (two of test), two labelled frames each, with the odd rows of the real files."""
     import h5py
-
-    from deixis.benchmarks.fixtures import write_film
 
     texts = out / "text_annotations"
     rows, listed = ["video_id,instance_id,query"], []

@@ -29,16 +29,11 @@ from deixis.benchmarks.samples import (
     Problem,
     Sample,
     Video,
-    cache_folder,
     choose_split,
     finish,
-    list_folder,
     normalise_text,
-    require_file,
-    require_folder,
-    safe_name,
-    write_json,
 )
+from deixis.files import cache_folder, list_folder, require_file, require_folder, safe_name, write_json
 from deixis.types import DeixisError, Expression
 from deixis.video import Film, natural
 

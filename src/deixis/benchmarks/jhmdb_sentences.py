@@ -24,14 +24,9 @@ from deixis.benchmarks.samples import (
     choose_split,
     finish,
     frame_files,
-    list_folder,
     normalise_text,
-    read_json,
-    read_words,
-    require_file,
-    require_folder,
-    safe_name,
 )
+from deixis.files import list_folder, read_json, read_words, require_file, require_folder, safe_name
 from deixis.types import DeixisError
 
 NAME = "jhmdb-sentences"

@@ -19,20 +19,8 @@ import numpy as np
 from deixis.benchmarks.expressions import Entry, id_list, read_expressions
 from deixis.benchmarks.fixtures import WORDS, tiny_videos, write_jpegs
 from deixis.benchmarks.pngs import checked_mask, png_size
-from deixis.benchmarks.samples import (
-    Benchmark,
-    FrameTruth,
-    Problem,
-    Sample,
-    Video,
-    cache_path,
-    choose_split,
-    finish,
-    parse_json,
-    require_file,
-    require_folder,
-    write_json,
-)
+from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, Video, choose_split, finish
+from deixis.files import cache_path, parse_json, require_file, require_folder, write_json
 from deixis.types import DeixisError, encode_rle
 
 log = logging.getLogger(__name__)

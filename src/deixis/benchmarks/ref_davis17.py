@@ -20,20 +20,8 @@ import numpy as np
 from deixis.benchmarks.expressions import Entry, id_list, read_expressions
 from deixis.benchmarks.fixtures import WORDS, tiny_videos, write_jpegs
 from deixis.benchmarks.pngs import read_ids, write_ids
-from deixis.benchmarks.samples import (
-    Benchmark,
-    FrameTruth,
-    Problem,
-    Sample,
-    Video,
-    choose_split,
-    finish,
-    list_folder,
-    read_json,
-    read_words,
-    require_file,
-    require_folder,
-)
+from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, Video, choose_split, finish
+from deixis.files import list_folder, read_json, read_words, require_file, require_folder
 from deixis.types import DeixisError
 
 NAME = "ref-davis17"

@@ -25,14 +25,10 @@ from deixis.benchmarks.samples import (
     Sample,
     Video,
     choose_split,
-    field_of,
     finish,
-    list_folder,
     normalise_text,
-    read_json,
-    require_folder,
-    safe_name,
 )
+from deixis.files import field_of, list_folder, read_json, require_folder, safe_name
 from deixis.types import encode_rle
 
 NAME = "refcoco"

@@ -20,7 +20,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deixis.benchmarks.pngs import checked_mask, png_size, read_ids
-from deixis.benchmarks.samples import Benchmark, Sample, Video, field_of, list_folder, read_json, safe_name
+from deixis.benchmarks.samples import Benchmark, Sample, Video
+from deixis.files import field_of, list_folder, read_json, safe_name
 from deixis.types import DeixisError
 
 SIDECAR = ".deixis"

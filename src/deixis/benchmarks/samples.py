@@ -6,10 +6,7 @@ A benchmark's file has ``open_split(root, split, skip_bad) -> Benchmark`` and ``
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from deixis.benchmarks.pngs import present_numbers
+from deixis.files import list_folder
 from deixis.types import DeixisError
 
 log = logging.getLogger(__name__)
@@ -159,88 +157,6 @@ def choose_split(split: str | None, splits: Sequence[str], name: str) -> str:
     return split or splits[0]
 
 
-def safe_name(name: Any, source: Path) -> str:
-    """A name from a file, fit to be one part of a path; anything that could leave its folder is refused."""
-    bad = not isinstance(name, str) or not name or name in (".", "..") or len(name) > 200
-    if bad or any(c in "/\\:" or not c.isprintable() for c in name):
-        raise DeixisError(
-            f"{source}: {str(name)[:80]!r} is no name of a video, frame or expression (it may leave its folder)"
-        )
-    return name
-
-
-def require_file(path: Path, where: str) -> Path:
-    """The path, if there is such a file; else a DeixisError that says how to get it."""
-    if not path.is_file():
-        raise DeixisError(f"{path} is missing; {where}")
-    return path
-
-
-def require_folder(path: Path, where: str) -> Path:
-    """The path, if there is such a folder; else a DeixisError that says how to get it."""
-    if not path.is_dir():
-        raise DeixisError(f"the folder {path} is missing; {where}")
-    return path
-
-
-def list_folder(path: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name. Raises DeixisError where it cannot be read (a symlink loop, say)."""
-    try:
-        with os.scandir(path) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise DeixisError(f"{path}: cannot be listed ({error.strerror})") from error
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice")
-    return table
-
-
-def _no_constant(word: str) -> Any:
-    raise ValueError(f"{word} is no number")
-
-
-def parse_json(text: str | bytes, source: Path) -> Any:
-    """JSON without doubled keys, NaN or infinity; anything else is a DeixisError that names the file."""
-    try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise DeixisError(f"{source}: not valid JSON ({error})") from error
-
-
-def read_json(path: Path, where: str = "") -> Any:
-    """The contents of a JSON file; see ``parse_json``."""
-    try:
-        text = require_file(path, where or "it belongs to the benchmark").read_bytes()
-    except OSError as error:
-        raise DeixisError(f"{path}: cannot be read ({error.strerror})") from error
-    return parse_json(text, path)
-
-
-def read_words(path: Path, where: str = "", encoding: str = "utf-8") -> str:
-    """The contents of a text file. Raises DeixisError where it is missing, cannot be read, or is no such text."""
-    try:
-        return require_file(path, where or "it belongs to the benchmark").read_text(encoding=encoding)
-    except OSError as error:
-        raise DeixisError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DeixisError(f"{path}: not {encoding} text ({error.reason} at byte {error.start})") from error
-
-
-def field_of(table: Any, key: str, kind: type | tuple[type, ...], source: Path) -> Any:
-    """table[key], checked to be there and of a kind."""
-    if not isinstance(table, dict) or not isinstance(table.get(key), kind):
-        wanted = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
-        got = type(table.get(key)).__name__ if isinstance(table, dict) and key in table else "nothing"
-        raise DeixisError(f"{source}: {key!r} must be {wanted}, got {got}")
-    return table[key]
-
-
 def frame_files(folder: Path, names: Sequence[str]) -> tuple[tuple[Path, ...], list[Problem]]:
     """The image file of every frame name in a folder, and a problem for each that is missing."""
     if not folder.is_dir():
@@ -262,23 +178,3 @@ def normalise_text(text: Any, source: Path) -> str:
     if not words:
         raise DeixisError(f"{source}: an expression must be text with words, got {text!r}")
     return words
-
-
-def cache_folder() -> Path:
-    """Where indexes of large files are kept: DEIXIS_CACHE, or ~/.cache/deixis."""
-    return Path(os.environ.get("DEIXIS_CACHE") or Path.home() / ".cache" / "deixis")
-
-
-def cache_path(source: Path, kind: str) -> Path:
-    """A place in the cache that changes when the source's path, size or time does."""
-    status = source.stat()
-    key = f"{source.absolute()}|{status.st_size}|{status.st_mtime_ns}|{kind}|1"
-    return cache_folder() / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:24]}"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON in one step: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(path.name + ".half")
-    half.write_text(json.dumps(value, allow_nan=False))
-    half.replace(path)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deixis.benchmarks.samples import cache_path, require_file
+from deixis.files import cache_path, require_file
 from deixis.types import MAX_EXPRESSION_CHARACTERS, DeixisError
 
 log = logging.getLogger(__name__)

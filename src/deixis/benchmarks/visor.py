@@ -20,19 +20,8 @@ import numpy as np
 from deixis.benchmarks.expressions import Entry, id_list, read_expressions
 from deixis.benchmarks.fixtures import tiny_videos, write_jpegs
 from deixis.benchmarks.pngs import read_ids, write_ids
-from deixis.benchmarks.samples import (
-    Benchmark,
-    FrameTruth,
-    Problem,
-    Sample,
-    Video,
-    choose_split,
-    field_of,
-    finish,
-    read_json,
-    require_folder,
-    safe_name,
-)
+from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, Video, choose_split, finish
+from deixis.files import field_of, read_json, require_folder, safe_name
 from deixis.types import DeixisError
 
 NAME = "visor"

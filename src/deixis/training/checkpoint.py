@@ -30,13 +30,6 @@ _FACTS: dict[str, type | tuple[type, ...]] = {  # what a run needs to go on, bes
 }  # fmt: skip
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` beside ``path`` and put it in place in one move."""
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
-
-
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write a checkpoint; a reader, or a crash at any moment, finds the whole old file or the whole new one."""
     # Clones, because safetensors refuses tied weights, and CPU, because the next machine may have no GPU.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deixis.benchmarks.training_clips import TrainingClip, make_target, surrounding_frames, training_clip
+from deixis.config import apply_overrides
 from deixis.encoders.conv_clip import ConvClipConfig, convnext_base_w_320, convnext_large_d_320
 from deixis.encoders.frozen import fill_towers
 from deixis.encoders.text import word_tokenizer
@@ -49,8 +50,6 @@ def mevis(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
     """Train on MeViS. data: ``mevis``, its folder; ``tower``, a file or folder of open_clip's weights if they are not
     to come from the hub; ``start``, one of our checkpoints to go on from.
     """
-    from deixis.training.recipes import apply_overrides
-
     if "mevis" not in data:
         raise DeixisError(f"the recipe {name} needs --data mevis=FOLDER; docs/benchmarks.md tells its layout")
     # 55,000 steps of 8 videos, each a tenth of the rate at 40,000 and 50,000; DsHmp took 17 hours on 8 RTX 3090.
@@ -175,8 +174,6 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
     """A small system on films made as it goes. data: ``tower``, a file of a small frozen ConvNeXt CLIP, such as the
     recipe tower_world makes; without it the tower is random, which shows that the parts work and nothing else.
     """
-    from deixis.training.recipes import apply_overrides
-
     train = TrainConfig(
         steps=600, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50,
         find_unused_parameters=True,

@@ -28,9 +28,11 @@ from deixis.benchmarks.augment import AugmentConfig, augment, resize
 from deixis.benchmarks.folder import Truth, open_split
 from deixis.benchmarks.pngs import png_size
 from deixis.benchmarks.predicates import Sentence, WorldFilm
-from deixis.benchmarks.samples import Sample, Video, cache_path
+from deixis.benchmarks.samples import Sample, Video
 from deixis.benchmarks.training_clips import TrainingClip, consecutive_windows, read_frames, training_clip
+from deixis.config import apply_overrides
 from deixis.encoders.text import word_tokenizer
+from deixis.files import cache_path
 from deixis.losses.proposals import ProposalWeights
 from deixis.losses.set_loss import SetLossConfig
 from deixis.systems.light import Light, head_phrase
@@ -96,8 +98,6 @@ def light_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> R
     """Fine-tune light. data: ``folder``, your data; ``start`` (optional), a checkpoint of light, by default the bundled
     one. Both encoders and the text encoder stay frozen unless ``model.train_vision=true`` (a GPU).
     """
-    from deixis.training.recipes import apply_overrides
-
     place, start = _folder(data, "light_folder"), str(data.get("start", "light"))
     configs = apply_overrides(
         overrides,
@@ -132,8 +132,6 @@ def soc_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run
 
     Sentences that name nothing are left out: SOC is not trained to answer "not there".
     """
-    from deixis.training.recipes import apply_overrides
-
     place = _folder(data, "soc_folder")
     model = _soc_config(data)
     scratch = not {"start", "kinetics"} & set(data)
@@ -161,8 +159,6 @@ def _folder(data: Mapping[str, Path], name: str) -> str:
     if "folder" not in data:
         raise DeixisError(f"the recipe {name} needs --data folder=FOLDER; docs/train_on_your_data.md tells its layout")
     return str(data["folder"])
-
-
 
 
 def _soc_config(data: Mapping[str, Path]) -> SocConfig | SocPlusPlusConfig:

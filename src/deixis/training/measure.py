@@ -18,8 +18,8 @@ from scipy.optimize import minimize
 from torch import nn
 
 from deixis.benchmarks.predicates import Sentence, WorldFilm
+from deixis.inference import segment
 from deixis.metrics.choice import FOUND, overlap_with_each, right_object
-from deixis.segment import segment
 from deixis.types import MaskTrack
 
 
@@ -61,9 +61,7 @@ def answers(
             texts = tuple(s.text for s in film.sentences) if words is None else words(number, film)
             place = Path(folder) / str(number)
             write_frames(film, place)
-            tracks = segment(
-                place, list(texts), model=system, threshold=threshold, precision=precision, device=device
-            )
+            tracks = segment(place, list(texts), model=system, threshold=threshold, precision=precision, device=device)
             for sentence, track in zip(film.sentences, tracks, strict=True):
                 yield judge(film, sentence, track)
             for file in place.iterdir():

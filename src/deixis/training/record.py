@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deixis.training.checkpoint import write_atomically
+from deixis.files import write_atomically
 
 log = logging.getLogger(__name__)
 

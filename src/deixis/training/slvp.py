@@ -25,6 +25,7 @@ from deixis.benchmarks.predicates import SentenceMix, WorldFilm
 from deixis.benchmarks.training_clips import TrainingClip, make_target
 from deixis.benchmarks.video_captions import CaptionedFilm, VideoCaptions, shuffled
 from deixis.benchmarks.world import World, WorldConfig
+from deixis.config import apply_overrides, config_from
 from deixis.encoders.text import UNKNOWN, TextConfig, word_tokenizer
 from deixis.encoders.video_swin import VideoSwinConfig
 from deixis.losses.mask_loss import MaskLossConfig, mask_loss
@@ -50,7 +51,7 @@ from deixis.training.optimizer import parameter_groups
 from deixis.training.start import misfits, system_at
 from deixis.types import Batch, DeixisError, Expression
 from deixis.video import Film, resize
-from deixis.weights import config_from, read_header
+from deixis.weights import read_header
 from deixis.weights_import import load_kinetics, load_roberta
 
 log = logging.getLogger(__name__)
@@ -176,8 +177,6 @@ def pretrain(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: st
     fills (what it does not hold is estimated on the way, and kept there); ``kinetics``, a Video Swin checkpoint to
     start the eyes from; ``roberta`` (default: the hub's roberta-base), a folder for the ears.
     """
-    from deixis.training.recipes import apply_overrides
-
     if "videos" not in data:
         raise DeixisError(f"the recipe {name} needs --data videos=FILE.csv with the columns film and caption")
     train = TrainConfig(
@@ -315,8 +314,6 @@ def transfer(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: st
     ``start``, a pre-trained checkpoint, whose config is then taken; without it, ``kinetics`` and ``roberta`` as in
     pre-training. Ref-DAVIS17 is evaluated with the model of Ref-YouTube-VOS, never trained on.
     """
-    from deixis.training.recipes import apply_overrides
-
     if "ref-davis17" in data:
         raise DeixisError(
             "Ref-DAVIS17 is not trained on; train on ref-youtube-vos, then: deixis predict ref-davis17 FOLDER ..."
@@ -522,8 +519,6 @@ class SmallTransfer:
 
 def pretrain_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, model: SlvpConfig) -> Run:
     """A small system, pre-trained from scratch on films made as it goes. data: nothing, or ``pictures``, a folder."""
-    from deixis.training.recipes import apply_overrides
-
     configs = apply_overrides(
         overrides,
         model=model,
@@ -550,8 +545,6 @@ def pretrain_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], na
 def transfer_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, model: SlvpConfig) -> Run:
     """A small system, trained for the masks of films made as it goes. data: nothing, or ``start``, what
     slvp_pretrain_world left; ``pictures``, a folder."""
-    from deixis.training.recipes import apply_overrides
-
     configs = apply_overrides(
         overrides,
         model=config_of_start(data, model),

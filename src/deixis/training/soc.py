@@ -33,13 +33,14 @@ from deixis.benchmarks.training_clips import (
     training_clip,
 )
 from deixis.benchmarks.world import World, WorldConfig
+from deixis.config import apply_overrides, config_from
 from deixis.encoders.conv_clip import CLIP_MEAN, CLIP_STD, STRIDES, ConvClipConfig
 from deixis.encoders.frozen import fill_towers, tower_facts
 from deixis.encoders.text import TextConfig, word_tokenizer
 from deixis.encoders.video_swin import VideoSwinConfig
+from deixis.inference import model_size
 from deixis.losses.set_loss import SetLossConfig, set_loss
 from deixis.metrics.choice import right_object
-from deixis.segment import model_size
 from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
 from deixis.training.loop import Run, TrainConfig
@@ -133,8 +134,6 @@ def published(
     """A published run. data: the benchmarks' folders; ``kinetics``, a Video Swin checkpoint to start the eyes from;
     ``roberta`` (default: the hub's roberta-base), a folder for the ears; or ``start``, one of our checkpoints instead.
     """
-    from deixis.training.recipes import apply_overrides
-
     for needed in {source.data for source in sources}:
         if needed not in data:
             raise DeixisError(f"the recipe {name} needs --data {needed}=FOLDER; docs/benchmarks.md tells its layout")
@@ -320,8 +319,6 @@ SMALL: dict[str, Any] = {
 def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, model: Config) -> Run:
     """A small system, trained from scratch on films made as it goes. data: nothing is needed; ``tower`` (SOC only), a
     file of a small frozen ConvNeXt CLIP, such as the recipe tower_world makes, in place of eyes and ears."""
-    from deixis.training.recipes import apply_overrides
-
     configs = apply_overrides(
         overrides,
         model=with_tower(model, data["tower"]) if "tower" in data else model,
@@ -349,8 +346,6 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
 
 def with_tower(config: Config, place: Path) -> SocConfig:
     """The config with a tower file of ours in place of eyes and ears."""
-    from deixis.weights import config_from
-
     facts = tower_facts(place) if place.is_file() else None
     if not isinstance(config, SocConfig) or facts is None or facts["kind"] != "ConvClip":
         raise DeixisError(f"--data tower={place}: SOC, and SOC alone, takes a tower file of kind ConvClip here")

@@ -46,6 +46,7 @@ from deixis.benchmarks.world import (
     draw_shape,
     held_out_pair,
 )
+from deixis.config import apply_overrides, config_from
 from deixis.encoders.clip_tokens import ids_of
 from deixis.encoders.clip_vit import CLIP_MEAN, CLIP_STD, ClipVit, ClipVitConfig
 from deixis.encoders.conv_clip import STRIDES, ConvClip, ConvClipConfig
@@ -153,8 +154,6 @@ class TowerBatch:
 
 def tower_world(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
     """Train a small tower pair on pictures made as it goes; needs no data. ``--set model.kind=vit`` or ``conv``."""
-    from deixis.training.recipes import apply_overrides
-
     configs = apply_overrides(
         overrides,
         model=TowerConfig(),
@@ -193,8 +192,6 @@ def tower_at(place: Path, kind: str, config: type[C]) -> tuple[str, C | None]:
         return str(place), None
     if facts["kind"] != kind:
         raise DeixisError(f"{place} holds a tower of kind {facts['kind']}; expected one of {kind}")
-    from deixis.weights import config_from
-
     return str(place), config_from(config, facts["config"], str(place))
 
 
@@ -366,9 +363,7 @@ def picture_of(data: TowerData, held_out: bool, index: int) -> TowerPicture:
     rng = np.random.default_rng([index, int(held_out)])
     h, w = data.size
     kinds = HELD_OUT_BACKGROUNDS if held_out else [b for b in BACKGROUNDS if b not in HELD_OUT_BACKGROUNDS]
-    canvas = Canvas(
-        draw_background(str(rng.choice(kinds)), data.size, rng)[None], np.zeros((1, h, w), np.uint8)
-    )
+    canvas = Canvas(draw_background(str(rng.choice(kinds)), data.size, rng)[None], np.zeros((1, h, w), np.uint8))
     things = []
     for _ in range(int(rng.integers(data.objects[0], data.objects[1] + 1))):
         thing = _thing(rng, held_out)

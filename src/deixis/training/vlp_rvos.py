@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deixis.config import apply_overrides
 from deixis.encoders.clip_vit import ClipVitConfig
 from deixis.encoders.frozen import fill_towers
 from deixis.encoders.text import word_tokenizer
@@ -76,8 +77,6 @@ def published(
     """A published run. data: the benchmark's folder; ``tower``, where the frozen tower lies if not at its usual place;
     ``start``, one of our checkpoints to go on from (a run that follows a pre-training needs it).
     """
-    from deixis.training.recipes import apply_overrides
-
     for needed in {source.data for source in plan.sources}:
         if needed not in data:
             raise DeixisError(f"the recipe {name} needs --data {needed}=FOLDER; docs/benchmarks.md tells its layout")
@@ -205,8 +204,6 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str) 
     """A small system on films made as it goes. data: ``tower``, a file of a small frozen tower, such as the recipe
     tower_world makes; without it the frozen tower is random, which shows that the parts work and nothing else.
     """
-    from deixis.training.recipes import apply_overrides
-
     train = TrainConfig(
         steps=600, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50,
         find_unused_parameters=True,

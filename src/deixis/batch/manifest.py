@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from deixis.batch_places import URL, fetched
-from deixis.tracks import Presence
+from deixis.batch.storage import URL, fetched
+from deixis.linking import Presence
 from deixis.types import DeixisError, Expression
 from deixis.video import FOLDER_FPS, MAX_PIXELS, check_stretch
 from deixis.writers import check_formats

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
-from deixis.batch_local import Work, died, usable_cores
+from deixis.batch.local import Work, died, usable_cores
 from deixis.types import DeixisError
 
 STORE_BYTES = 128 * 2**20  # of Ray's object store where we start Ray ourselves: it holds row numbers and lines of text

@@ -16,7 +16,7 @@ from typing import Any
 from deixis import weights
 from deixis.types import DeixisError
 from deixis.video import PICTURES
-from deixis.writers import Output
+from deixis.writers.output import Output
 
 RESULTS, RESULT = "results.jsonl", "result.json"  # of a batch; of a film
 LET_GO = 3.0  # seconds that what was killed may take to let go of OUT (our choice)

@@ -28,7 +28,8 @@ import torch
 from torch import nn
 
 from deixis import weights
-from deixis.tracks import Candidates, Linking, Presence, TrackBuilder, select
+from deixis.linking import Linking, Presence
+from deixis.tracks import Candidates, TrackBuilder, select
 from deixis.types import Clip, DeixisError, Expression, MaskTrack
 from deixis.video import Film, Size, ahead, fit, normalise
 

@@ -1,0 +1,270 @@
+"""Many films: a manifest in, one folder a film and results.jsonl out; on one machine or many; resumable.
+
+manifest --read_manifest--> Jobs --an engine--> FilmWorker: fetch, segment, write --> OUT/FOLDER/..., result.json last
+
+A film is finished when its result.json stands: it is written last, and says of which contents, sentences, options and
+model it is, and how many bytes each output has. So a half-written folder is never taken for a whole one. Places are
+paths, or URLs that fsspec reads (s3://bucket/film.mp4).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from deixis import weights
+from deixis.batch.local import Local, Work, usable_cores
+from deixis.batch.manifest import Job, Options, Settings, read_manifest
+from deixis.batch.ray_cluster import Cluster
+from deixis.batch.storage import RESULT, RESULTS, URL, Store, claimed, fingerprint
+from deixis.batch.worker import FilmWorker, failed, standing
+from deixis.inference import DEVICES, PRECISIONS
+from deixis.types import DeixisError
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("local", "ray")
+TRIES = 3  # workers that a film may kill before it is given up (our choice)
+NOTE_SECONDS = 10.0  # between two writings of results.jsonl while films are coming in (our choice)
+FOLDER = re.compile(r"[\w\-]+-[0-9a-f]{12}")  # what `Job.folder` makes
+PART = re.compile(r"\.[\w\-]+-[0-9a-f]{12}\.part-.*|results\.jsonl\.half")  # what a killed run leaves
+
+
+# --- the batch --------------------------------------------------------------------------------------------------------
+
+
+class Engine(Protocol):
+    """What runs workers: ``batch_local.Local`` or ``batch_ray.Cluster``, which say what the methods mean."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *error: Any) -> None: ...
+    def crew(self, device: str, workers: int | None, threads: int | None, items: int) -> tuple[int, int]: ...
+    def answers(
+        self, make: Callable[[int], Work], items: Sequence[Any], *, workers: int, threads: int, tries: int
+    ) -> Iterator[tuple[int, Any]]: ...
+
+
+def choose_engine(name: str, address: str | None = None) -> Engine:
+    """address: of a Ray cluster. Raises DeixisError for an unknown engine, and without Ray."""
+    if name not in ENGINES:
+        raise DeixisError(f"unknown engine {name!r}; expected one of {', '.join(ENGINES)}")
+    if name == "local":
+        if address is not None:
+            raise DeixisError("--address is of a Ray cluster; add --engine ray")
+        return Local()
+    return Cluster(address)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What became of a batch. lines: those of results.jsonl, in the manifest's order.  now, before: films done in this
+    run and found done.  waiting: jobs that were not reached.  seconds: of this run.
+    """
+
+    lines: Sequence[Mapping[str, Any]]
+    now: Sequence[str]
+    before: int
+    waiting: Sequence[Job]
+    stopped: bool
+    seconds: float
+
+    @property
+    def failed(self) -> list[Mapping[str, Any]]:
+        return [line for line in self.lines if line["status"] == "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A batch, checked, before anything is done. workers, threads: None for what fills the machine."""
+
+    jobs: Sequence[Job]
+    engine: Engine
+    settings: Settings  # workers and threads not yet known
+    workers: int | None = None
+    threads: int | None = None
+    tries: int = TRIES
+    worker: type[FilmWorker] = FilmWorker
+
+    def crew(self) -> Settings:
+        """The settings, with workers and threads. Asks the engine, which must have been entered."""
+        workers, threads = self.engine.crew(self.settings.device, self.workers, self.threads, len(self.jobs))
+        return replace(self.settings, workers=workers, threads=threads)
+
+    def by_folder(self) -> dict[str, Job]:
+        """Each job under the name of its folder."""
+        return {job.folder(self.settings): job for job in self.jobs}
+
+
+def plan(
+    manifest: str,
+    out: str,
+    *,
+    defaults: Options | None = None,
+    model: str = "light",
+    device: str = "auto",
+    precision: str = "auto",
+    engine: str | Engine = "local",
+    address: str | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    tries: int = TRIES,
+    worker: type[FilmWorker] = FilmWorker,
+) -> Plan:
+    """Check everything that can be checked before a film is opened. Raises DeixisError; writes nothing."""
+    for name, count in (("workers", workers), ("threads", threads), ("tries", tries)):
+        if count is not None and count < 1:
+            raise DeixisError(f"{name} must be 1 or more, got {count}")
+    if device.split(":")[0] not in DEVICES:
+        raise DeixisError(f"unknown device {device!r}; expected one of {', '.join(DEVICES)}")
+    if precision not in PRECISIONS:
+        raise DeixisError(f"unknown precision {precision!r}; expected one of {', '.join(PRECISIONS)}")
+    chosen = choose_engine(engine, address) if isinstance(engine, str) else engine
+    jobs = read_manifest(manifest, defaults)
+    file = weights.find(model)
+    facts = weights.describe(model)
+    if file is not None:
+        weights.read_header(file)  # a file that is no checkpoint is refused before anything is made
+    where = model if file is None or model in weights.KNOWN else str(file.absolute())
+    place = out if URL.match(out) else str(Path(out).absolute())
+    settings = Settings(out=place, model=where, facts=facts, device=device, precision=precision)
+    return Plan(
+        jobs=jobs, engine=chosen, settings=settings, workers=workers, threads=threads, tries=tries, worker=worker
+    )
+
+
+def batch(planned: Plan, *, progress: Callable[[int, int], None] | None = None) -> Summary:
+    """Do every film that is not finished in OUT, and write results.jsonl.
+
+    progress: called with films finished (or failed) and films in all. Ctrl-C ends it in order: finished films stay, and
+    the same call goes on from there. Raises DeixisError for what no film can be done with: a model that cannot be
+    loaded, an OUT that cannot be written or is no batch's.
+    """
+    began, store, due = time.perf_counter(), Store(planned.settings.out), planned.by_folder()
+    with claimed(store):
+        results: dict[str, dict[str, Any]] = {}
+        settings, before, now, stopped = planned.settings, 0, list[str](), False
+        try:
+            with planned.engine:
+                settings = planned.crew()
+                sweep(store)
+                results |= finished(store, due, settings)
+                before, noted = len(results), time.perf_counter()
+                _tell(progress, results, due)
+                for name, result in _answers(planned, settings, {n: job for n, job in due.items() if n not in results}):
+                    stood = result.pop("stood", False)
+                    results[name] = result
+                    before += stood
+                    now += [name] if result["status"] == "done" and not stood else []
+                    _tell(progress, results, due)
+                    if time.perf_counter() - noted > NOTE_SECONDS:
+                        write_results(store, planned, results)
+                        noted = time.perf_counter()
+        except KeyboardInterrupt:
+            stopped = True
+        finally:  # the workers are gone; one may have finished a film whose answer did not come through
+            sweep(store)
+            late = finished(store, {name: job for name, job in due.items() if name not in results}, settings)
+            results |= late
+            lines = write_results(store, planned, results)
+    return Summary(
+        lines=lines, now=[*now, *late], before=before, stopped=stopped, seconds=time.perf_counter() - began,
+        waiting=[job for name, job in due.items() if name not in results],
+    )  # fmt: skip
+
+
+def _answers(planned: Plan, settings: Settings, todo: Mapping[str, Job]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(folder, result) of every job, as they come."""
+    names, jobs = list(todo), list(todo.values())
+    if not jobs:
+        return
+    answers = planned.engine.answers(
+        partial(planned.worker, settings), jobs, workers=settings.workers, threads=settings.threads,
+        tries=planned.tries,
+    )  # fmt: skip
+    with closing(answers) as coming:  # type: ignore[type-var]
+        for index, answer in coming:
+            yield names[index], failed(jobs[index], answer) if isinstance(answer, str) else answer
+
+
+def _tell(progress: Callable[[int, int], None] | None, results: Mapping[str, Any], due: Mapping[str, Any]) -> None:
+    if progress is not None:
+        progress(len(results), len(due))
+
+
+def finished(store: Store, due: Mapping[str, Job], settings: Settings, *, closely: bool = True) -> dict[str, Any]:
+    """Of the jobs by folder, the results of those that are finished in OUT.
+
+    Films on this machine's disk are read through, to compare their contents. Films at a URL are left to the workers,
+    who fetch them anyhow; unless not ``closely``: then their contents are not compared.
+    """
+    names = set(store.names()) & due.keys()
+
+    def look(name: str) -> dict[str, Any] | None:
+        job = due[name]
+        if URL.match(job.place):
+            return None if closely else standing(store, job, settings, None)
+        path = Path(job.place)
+        try:
+            there = path.is_file() or path.is_dir()
+            return standing(store, job, settings, fingerprint(path)) if there else None
+        except OSError as error:
+            log.debug("%s: %s", path, error)
+            return None
+
+    with ThreadPoolExecutor(usable_cores(), "deixis-look") as pool:
+        looked = dict(zip(names, pool.map(look, names), strict=True))
+    return {name: looked[name] for name in due if looked.get(name) is not None}
+
+
+def sweep(store: Store) -> None:
+    """Remove what killed workers have left in OUT: folders without result.json, half-made ones."""
+    for name in store.names():
+        if PART.fullmatch(name) or (FOLDER.fullmatch(name) and store.read(f"{name}/{RESULT}") is None):
+            store.remove(name)
+
+
+def write_results(store: Store, planned: Plan, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """results.jsonl, in one step: a line for every row of the manifest that has a result; returns them."""
+    lines = []
+    for job in planned.jobs:
+        result = results.get(job.folder(planned.settings))
+        if result is not None:
+            lines.append({"row": job.row, **result})
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    try:
+        store.write(RESULTS, text.encode())
+    except OSError as error:
+        raise DeixisError(f"{store.root}/{RESULTS} cannot be written: {error.strerror or error}") from error
+    return lines
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def summary_lines(summary: Summary, out: str) -> list[str]:
+    """What became of a batch. After Ctrl-C the films that this run has finished are named."""
+    parts = [f"{len(summary.now)} done now", f"{summary.before} done before", f"{len(summary.failed)} failed"]
+    parts += [f"{len(summary.waiting)} not done"] if summary.waiting else []
+    total = len(summary.now) + summary.before + len(summary.failed) + len(summary.waiting)
+    rate = f", {60 * len(summary.now) / summary.seconds:.1f} films a minute" if summary.now else ""
+    named = [f"finished {name}" for name in summary.now] if summary.stopped else []
+    return [
+        *named,
+        f"{total} films: {', '.join(parts)}; {in_words(summary.seconds)}{rate}",
+        f"wrote {out.rstrip('/')}/{RESULTS}",
+    ]
+
+
+def in_words(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,232 @@
+"""The worker's end: tasks come through a pipe, progress and results go back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deixis import weights
+from deixis.inference import segment
+from deixis.types import DeixisError, MaskTrack, Rle, RleMasks
+from deixis.video import Film
+from deixis.web.jobs import Task
+from deixis.web.timeline import row, timeline
+from deixis.weights import describe
+from deixis.writers import write
+from deixis.writers.output import Output
+from deixis.writers.overlay import Overlay
+from deixis.writers.painter import draw
+
+log = logging.getLogger(__name__)
+
+REPORTS = 0.2  # seconds between two reports of progress (our choice)
+SELF_CONTAINED = (  # FFmpeg's demuxers that never open a second file: no playlists, no scripts, no lists of pictures
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,ogg,mxf,gif,ivf,h264,hevc,m4v,nut,wtv,"
+    "rm,dv,obu,apng,webp_pipe,webp_anim,png_pipe,jpeg_pipe"
+)
+
+
+class Stopped(Exception):
+    """Raised in the worker where a cancelled job shall end."""
+
+
+def send(pipe: Connection, facts: Mapping[str, Any]) -> None:
+    pipe.send_bytes(json.dumps(facts).encode())
+
+
+def receive(pipe: Connection) -> dict[str, Any]:
+    return json.loads(pipe.recv_bytes())
+
+
+# --- the worker's end -------------------------------------------------------------------------------------------------
+
+
+def work(pipe: Connection, stop: Event) -> None:
+    """Do tasks until the server is gone. What a visitor caused is told; on anything else the process ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
+    logging.basicConfig(level=logging.ERROR)
+    model: tuple[str, Any] = ("", None)
+    try:
+        while True:
+            asked = receive(pipe)
+            try:
+                if model[0] != asked["model"]:
+                    model = (asked["model"], load(asked["model"]))
+                if "film" not in asked:
+                    continue
+                asked |= {"sentences": tuple(asked["sentences"]), "formats": tuple(asked["formats"])}
+                task = Task(**asked)
+                send(pipe, answer(task, model[1], Reporter(pipe), stop.is_set))
+            except Stopped:
+                send(pipe, {"state": "stopped"})
+            except DeixisError as error:
+                if "film" in asked:
+                    send(pipe, {"state": "failed", "message": plain(str(error), Task(**asked))})
+    except (EOFError, ConnectionError):
+        return
+
+
+def load(model: str) -> Any:
+    """A model. What is wrong with it is for the owner's log, not for a visitor."""
+    try:
+        return weights.load(model)
+    except DeixisError as error:
+        log.error("%s", error)
+        raise DeixisError("this model cannot be loaded; choose another, or tell who runs this page") from error
+
+
+class Reporter:
+    """Tells the server how far a stage is, a few times a second."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self._told, self._stage = pipe, 0.0, ""
+
+    def __call__(self, stage: str, frames: int, of: int) -> None:
+        now = time.monotonic()
+        if stage != self._stage or now - self._told > REPORTS or frames == of:
+            self._stage, self._told = stage, now
+            send(self._pipe, {"stage": stage, "frames": frames, "of": of})
+
+
+def answer(task: Task, model: Any, report: Callable[[str, int, int], None], stop: Callable[[], bool]) -> dict[str, Any]:
+    """Do one task: look, draw, pack. Returns what the server shall know; the results lie in ``task.out``.
+
+    Raises Stopped soon after ``stop()`` is True, and DeixisError for what the visitor can set right.
+    """
+    plays = check_container(Path(task.film))
+    check_seconds(Film(task.film, max_pixels=task.pixels), task.seconds)
+    film = Film(task.film, end=task.seconds, max_pixels=task.pixels)  # its header may lie about the seconds
+    of = film.length or 0
+
+    def check() -> None:
+        if stop():
+            raise Stopped
+
+    def looked(frames: int) -> None:
+        check()
+        report("looking", frames, of)
+
+    with Output(Path(task.out)) as output:
+        report("looking", 0, of)
+        tracks = segment(
+            film, task.sentences, model=model, device=task.device, precision=task.precision, folder=output.scratch,
+            progress=looked,
+        )  # fmt: skip
+        check()
+        count = len(tracks[0])
+        passes = 1 + (plays is None)
+
+        def drawn(before: int) -> Callable[[int], None]:
+            def show(frames: int) -> None:
+                check()
+                report("drawing", before * count + frames, passes * count)
+
+            return show
+
+        watched = [watch(track, check) for track in tracks]
+        report("drawing", 0, passes * count)
+        write(output, film, watched, task.formats, model=describe(task.model), progress=drawn(0))
+        if plays is None:  # a browser may not play it as it is
+            with output.item("original.mp4") as path:
+                draw(film, tracks, [Plain(path, film, [])], drawn(1))
+        gap = 1 / film.rate
+        length = tracks[0].times[-1] + gap
+        rows = [row(track, i, gap) for i, track in enumerate(tracks)]
+        with output.item("timeline.svg") as path:
+            path.write_text(timeline(rows, length), encoding="utf-8")
+    pack(Path(task.out), check)
+    if plays is not None:
+        os.link(task.film, Path(task.out) / f"original.{plays}")
+    warnings = [plain(text, task) for text in film.warnings]
+    return {"state": "done", "rows": rows, "length": length, "warnings": warnings}
+
+
+class Plain(Overlay):
+    """The film as it is, in a form that browsers play."""
+
+    def add(self, index: int, seconds: float, picture: np.ndarray, masks: Sequence[np.ndarray]) -> None:
+        super().add(index, seconds, picture, [])
+
+
+def check_container(path: Path) -> str | None:
+    """Refuse what would make FFmpeg open other files of this machine (playlists, lists of files).
+
+    Returns mp4 or webm where a browser plays the film as it is, None where it may not. Raises DeixisError.
+    """
+    import av
+    from av.error import FFmpegError
+
+    options = {"format_whitelist": SELF_CONTAINED, "protocol_whitelist": "file"}
+    try:
+        with av.open(str(path), options=options) as container:
+            kinds = container.format.name.split(",")
+            stream = next(iter(container.streams.video), None)
+            codec = stream.codec_context if stream is not None else None
+            if codec is None or codec.pix_fmt not in ("yuv420p", "yuvj420p"):
+                return None
+            if "mp4" in kinds and codec.name in ("h264", "libx264"):
+                return "mp4"
+            return "webm" if "webm" in kinds and codec.name in ("vp8", "libvpx", "vp9", "libvpx-vp9") else None
+    except (FFmpegError, ValueError) as error:
+        if path.stat().st_size == 0:
+            raise DeixisError(f"{path} is not a film: the file is empty") from error
+        raise DeixisError(f"{path} is not a film that can be decoded here; give an MP4, MOV, MKV or WebM") from error
+
+
+def check_seconds(film: Any, limit: float) -> None:
+    """Raise DeixisError where a film states more seconds than the limit (a frame more is forgiven)."""
+    seconds = (film.length or 0) / film.rate
+    if seconds > limit + 1 / film.rate:
+        raise DeixisError(f"{film.path} lasts {seconds:.1f} s, more than the limit of {limit:g} s; cut it")
+
+
+def plain(message: str, task: Task) -> str:
+    """A message without paths of this machine, and without advice that only its owner can take."""
+    message = message.replace(task.film, task.name).replace(task.out, "the results")
+    message = message.replace(str(Path(task.out).parent), "the results").replace(tempfile.gettempdir(), "")
+    return " ".join(message.partition("; if you trust the file")[0].split())
+
+
+class Watched(Sequence[Rle]):
+    """RLEs that can only be read as long as ``check`` does not raise."""
+
+    def __init__(self, rles: Sequence[Rle], check: Callable[[], None]) -> None:
+        self._rles, self._check = rles, check
+
+    def __len__(self) -> int:
+        return len(self._rles)
+
+    def __getitem__(self, index: Any) -> Any:
+        self._check()
+        return self._rles[index]
+
+
+def watch(track: MaskTrack, check: Callable[[], None]) -> MaskTrack:
+    """The same track, whose masks call ``check`` whenever one is read: every writer can then be stopped."""
+    return dataclasses.replace(track, masks=RleMasks(Watched(track.masks.rles, check), track.masks.size))
+
+
+def pack(folder: Path, check: Callable[[], None]) -> None:
+    """Turn the folders ``masks`` and ``matte`` into zips. What is in them is compressed already."""
+    for name in ("masks", "matte"):
+        if (folder / name).is_dir():
+            with zipfile.ZipFile(folder / f"{name}.zip", "w", zipfile.ZIP_STORED) as archive:
+                for path in sorted((folder / name).rglob("*")):
+                    check()
+                    if path.is_file():
+                        archive.write(path, path.relative_to(folder))
+            shutil.rmtree(folder / name)

@@ -1,0 +1,57 @@
+"""The contact sheet: six frames a row, one row an expression."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from deixis.types import MaskTrack
+from deixis.writers.overlay import COLOURS, paint
+
+SHEET_COLUMNS = 6  # frames a row of the contact sheet
+SHEET_WIDTH = 256  # pixels of one of its frames
+SHEET_HEIGHT = 768  # at most (our choice: phones film 9:16; a film two pixels wide would need a sheet of gigabytes)
+
+
+class ContactSheet:
+    """A picture of six frames a row, evenly spread over the film, one row per expression under its words."""
+
+    def __init__(self, path: Path, tracks: Sequence[MaskTrack]) -> None:
+        self._path, self._tracks = path, tracks
+        frames = len(tracks[0])
+        height, width = tracks[0].masks.size
+        scale = min(SHEET_WIDTH / width, SHEET_HEIGHT / height)
+        self._tile = max(1, round(height * scale)), max(1, round(width * scale))
+        spread = np.linspace(0, frames - 1, min(SHEET_COLUMNS, frames)).round().astype(int)
+        self._columns = {int(index): column for column, index in enumerate(spread)}
+        self._head = 24  # pixels above a row for its words
+        rows = len(tracks) * (self._tile[0] + self._head)
+        self._sheet = np.full((rows, SHEET_COLUMNS * SHEET_WIDTH, 3), 24, np.uint8)
+
+    def wants(self, index: int) -> bool:
+        return index in self._columns
+
+    def add(self, index: int, seconds: float, picture: np.ndarray, masks: Sequence[np.ndarray]) -> None:
+        height, width = self._tile
+        left = self._columns[index] * SHEET_WIDTH
+        small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+        for row, mask in enumerate(masks):
+            tile = small.copy()
+            share = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+            paint(tile, share > 0.5, COLOURS[row % len(COLOURS)])
+            top = row * (height + self._head) + self._head
+            self._sheet[top : top + height, left : left + width] = tile
+
+    def close(self) -> None:
+        picture = Image.fromarray(self._sheet)
+        pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+        for row, track in enumerate(self._tracks):
+            top = row * (self._tile[0] + self._head)
+            verdict = "present" if track.present else "not there"
+            words = f"{track.expression.text[:120]}   [{verdict}, {track.presence:.2f}]"
+            pen.text((6, top + 4), words, fill=COLOURS[row % len(COLOURS)], font=font)
+        picture.save(self._path, "png")

@@ -1,0 +1,84 @@
+"""Masks as RLE in one JSON (docs/rle.md), written and read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from deixis.types import DeixisError, Expression, MaskTrack, RleMasks
+from deixis.writers.output import Source
+
+SCHEMA = "deixis.masks/1"  # of the RLE JSON, see docs/rle.md; the number rises when a reader of the old one would fail
+
+
+def write_rle(
+    path: Path, film: Source, tracks: Sequence[MaskTrack], *, model: Mapping[str, Any], complete: bool = True
+) -> None:
+    """One JSON of all tracks (docs/rle.md), written track by track so that a long film need not fit in memory."""
+    height, width = film.source_size
+    first = tracks[0]
+    # A file's name may be no UTF-8; a backslash and its number is what JSON writes for such a character.
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+        facts = {
+            "schema": SCHEMA,
+            "film": {"name": film.path.name, "height": height, "width": width, "every": film.every},
+            "model": dict(model),
+            "complete": complete,
+        }
+        file.write(json.dumps(facts, ensure_ascii=False)[:-1])
+        file.write(',\n"times": ')
+        _write_list(file, (f"{seconds:.6f}" for seconds in first.times))
+        file.write(',\n"names": ')
+        _write_list(file, (json.dumps(name, ensure_ascii=False) for name in first.names))
+        file.write(',\n"tracks": [')
+        for number, track in enumerate(tracks):
+            about = {
+                "expression": track.expression.text,
+                "id": track.expression.id,
+                "presence": round(track.presence, 6),
+                "present": track.present,
+            }
+            file.write((",\n" if number else "\n") + json.dumps(about, ensure_ascii=False)[:-1] + ',\n"scores": ')
+            _write_list(file, (f"{score:.4f}" for score in track.scores))
+            file.write(',\n"masks": ')
+            rles = (track.masks.rles[i] for i in range(len(track)))
+            _write_list(file, (json.dumps({**rle, "counts": rle["counts"].decode("ascii")}) for rle in rles))
+            file.write("}")
+        file.write("\n]}\n")
+
+
+def _write_list(file: TextIO, items: Iterator[str]) -> None:
+    file.write("[")
+    for index, item in enumerate(items):
+        file.write(f",{item}" if index else item)
+    file.write("]")
+
+
+def read_rle(path: str | Path) -> list[MaskTrack]:
+    """The tracks of a JSON that ``write_rle`` wrote. Raises DeixisError for anything else."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if found["schema"] != SCHEMA:
+            raise DeixisError(f"{path} has schema {found['schema']!r}, expected {SCHEMA!r}")
+        size = found["film"]["height"], found["film"]["width"]
+        return [
+            MaskTrack(
+                Expression(track["expression"], track["id"]),
+                RleMasks([{**m, "counts": m["counts"].encode("ascii")} for m in track["masks"]], size),
+                np.array(track["scores"], np.float32),
+                track["presence"],
+                found["names"],
+                found["times"],
+            )
+            for track in found["tracks"]
+        ]
+    except OSError as error:
+        raise DeixisError(f"{path} cannot be read: {error.strerror}") from error
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
+        if isinstance(error, DeixisError):
+            raise
+        raise DeixisError(f"{path} is not a JSON of masks as deixis writes it ({error!r})") from error
