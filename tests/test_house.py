@@ -52,7 +52,8 @@ def may_import(file: str, other: str) -> bool:
     if mine == 4:  # files of others are read part by part, our own as a whole
         parts = {"weights": ("systems",), "weights_import": ("systems", "encoders")}[file]
         of_weights = ("weights_import", "encoders/frozen")  # a checkpoint may do without its frozen towers
-        return folder(other) in parts or other in ("types", "config", "files") or (file == "weights" and other in of_weights)
+        low = other in ("types", "config", "files")
+        return low or folder(other) in parts or (file == "weights" and other in of_weights)
     if mine in (6, 7, 8):
         return theirs < mine or (theirs == mine and folder(other) == folder(file))
     return theirs < mine
