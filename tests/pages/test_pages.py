@@ -14,6 +14,7 @@ import contextlib
 import io
 import json
 import os
+import pydoc
 import re
 import runpy
 import shlex
@@ -335,6 +336,20 @@ def test_pictures_are_small_and_have_a_licence_line() -> None:
         if picture.suffix in (".jpg", ".png", ".svg"):
             assert f"`{picture.name}`" in told, f"{picture.name} is not in LICENSE.md"
             assert picture.stat().st_size < 200_000 or picture.name in ("demo.jpg",)
+
+
+API = sorted((DOCS / "api").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", API, ids=lambda path: path.name)
+def test_an_api_page_lists_what_there_is(page: Path) -> None:
+    lacking = []
+    for block in page.read_text(encoding="utf-8").split("\n::: ")[1:]:
+        name, members = block.split()[0], re.search(r"members: \[(.*)\]", block)
+        value = pydoc.locate(name)
+        lacking += [name] if value is None else []
+        lacking += [f"{name}.{part}" for part in members[1].split(", ") if not hasattr(value, part)] if members else []
+    assert lacking == []
 
 
 # --- troubleshooting -------------------------------------------------------------------------------------------------
