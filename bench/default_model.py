@@ -22,10 +22,11 @@ import numpy as np
 import torch
 
 import deixis
-from deixis.benchmarks import mixture
-from deixis.benchmarks.predicates import WorldFilm
 from deixis.metrics.presence import calibration_error
 from deixis.metrics.region_contour import score_track
+from deixis.synthetic import mixture
+from deixis.synthetic.mixture import composites, long_films, stills, twins
+from deixis.synthetic.scene import WorldFilm
 from deixis.training.measure import Answer, answers, wilson, write_frames
 
 CELLS = ("composites", "shuffled", "stills", "twins", "long", "davis")
@@ -87,12 +88,12 @@ def films_of(cell: str, pictures: Path, share: float) -> Iterator[WorldFilm]:
         return max(2, round(count * share))
 
     if cell in ("composites", "shuffled"):
-        return mixture.composites(pictures, films=some(460 if cell == "composites" else 150))
+        return composites(pictures, films=some(460 if cell == "composites" else 150))
     if cell == "stills":
-        return (f for i, f in enumerate(mixture.stills(pictures)) if i < some(200))
+        return (f for i, f in enumerate(stills(pictures)) if i < some(200))
     if cell == "twins":
-        return mixture.twins(pictures, films=some(250))
-    return mixture.long_films(pictures, films=some(80))
+        return twins(pictures, films=some(250))
+    return long_films(pictures, films=some(80))
 
 
 def other_words(texts: list[tuple[str, ...]], film: int, count: int) -> tuple[str, ...]:

@@ -39,10 +39,10 @@ from deixis import systems
 from deixis.benchmarks import open_benchmark, write_fixture
 from deixis.benchmarks.results import due_files, marker_path
 from deixis.cli import main as deixis_main
-from deixis.training import recipes
 from deixis.training.checkpoint import load_checkpoint
-from deixis.training.loop import Run, TrainConfig
 from deixis.training.optimizer import parameter_groups
+from deixis.training.recipes import RECIPES
+from deixis.training.run import Run, TrainConfig
 
 # --- a training that takes no time ------------------------------------------------------------------------------------
 
@@ -326,7 +326,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     systems.SYSTEMS["toy"] = (Toy, ToyConfig)
-    recipes.RECIPES["toy"] = toy
+    RECIPES["toy"] = toy
     for module in ("deixis.predict", "deixis.inference", "deixis.writers", "matplotlib.figure"):
         with contextlib.suppress(ImportError):
             __import__(module)  # so that a child need not

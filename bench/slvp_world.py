@@ -83,9 +83,9 @@ def pretrained(options: argparse.Namespace, fusion: str, start: str, seed: int) 
 
 def transferred(options: argparse.Namespace, fusion: str, start: str, share: float, seed: int) -> dict[str, Any]:
     """One training for masks and its scores, or what an earlier call has found."""
+    from deixis.training.flow_validation import mask_rows
     from deixis.training.loop import train
     from deixis.training.recipes import find_recipe
-    from deixis.training.slvp import mask_rows
     from deixis.weights import load
 
     folder = base(options) / f"run-{fusion}-{start}-{share:g}-{seed}"
@@ -231,7 +231,8 @@ def plot(folder: Path, found: dict[tuple[str, str, float], dict[int, np.ndarray]
 
 def dis_on_world(sizes: tuple[tuple[int, int], ...] = ((96, 160), (120, 216), (240, 432)), films: int = 40) -> None:
     """DIS against the exact flow of held-out films of world: mean endpoint error in pixels, and where it is trusted."""
-    from deixis.benchmarks.world import World, WorldConfig
+    from deixis.synthetic.world import World
+    from deixis.synthetic.world_config import WorldConfig
     from deixis.training.flow import endpoint_error, estimate
 
     print("| size | films | error of DIS | where trusted (share) | on objects | no flow: all | on objects |")
@@ -255,7 +256,8 @@ def dis_on_world(sizes: tuple[tuple[int, int], ...] = ((96, 160), (120, 216), (2
 def flow_report(options: argparse.Namespace) -> None:
     """Endpoint errors of every pre-training that is done, on held-out generated films and on real clips against DIS;
     and OUT/.../flow.png: frame, target and what is foreseen."""
-    from deixis.training.slvp import SmallFilms, errors_of, flow_pixels, length_of, side_by_side, small_film
+    from deixis.training.flow_validation import errors_of, flow_pixels
+    from deixis.training.small_films import SmallFilms, length_of, side_by_side, small_film
     from deixis.weights import load
 
     films = SmallFilms(pictures=options.pictures, held_out=options.clips, slow=slow(options))
@@ -287,9 +289,9 @@ def flow_report(options: argparse.Namespace) -> None:
 
 def davis_clips(folder: Path, size: tuple[int, int], frames: int, most: int) -> list[Any]:
     """Three clips of every video of a folder like davis_train, with DIS as truth, estimated at twice the size."""
-    from deixis.benchmarks.predicates import Sentence, WorldFilm
+    from deixis.synthetic.scene import Sentence, WorldFilm
     from deixis.training.flow import estimate, to_cells
-    from deixis.training.slvp import SmallFilm
+    from deixis.training.small_films import SmallFilm
     from deixis.video import Film, resize
 
     told = json.loads((folder / "expressions.json").read_text())
@@ -316,7 +318,7 @@ def draw_flow(path: Path, shown: list[tuple[str, list[Any], list[np.ndarray]]]) 
     from matplotlib import pyplot
 
     from deixis.training.flow import median_of
-    from deixis.training.slvp import flow_picture
+    from deixis.training.flow_validation import flow_picture
 
     figure, axes = pyplot.subplots(len(shown), 9, figsize=(18, 1.6 * len(shown)), layout="constrained", squeeze=False)
     for row, (name, clips, found) in zip(axes, shown, strict=True):

@@ -63,14 +63,14 @@ def work(pipe: Connection, way: Way, backbone: str, threads: int) -> None:
 
 
 def build(way: Way, backbone: str) -> Any:
-    from deixis.encoders.text import letter_tokenizer
+    from deixis.encoders.tokenizers import roberta_letter_tokenizer
     from deixis.systems import PRESETS
 
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = way.precision == "tf32"
     model: Any = PRESETS[f"soc_swin_{backbone}"]().eval()
     object.__setattr__(model.config, "painted", 1)  # one query is what a mask track needs
-    model.text.tokenizer = letter_tokenizer()
+    model.text.tokenizer = roberta_letter_tokenizer()
     if way.kind == "plain":
         from plain_soc import plainly
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from deixis.systems.light import Light
-from deixis.training.light import FROZEN, LightData, build, validate
+from deixis.training.recipes.light import FROZEN, LightData, build, validate
 from deixis.weights import load
 
 

@@ -34,8 +34,8 @@ def build(name: str) -> Any:
     """A preset with random weights everywhere, and tokenizers that spell."""
     from deixis.encoders.conv_clip import ConvClip, spelling_tokenizer
     from deixis.encoders.frozen import FrozenTower
-    from deixis.encoders.minilm import letter_tokenizer as bert_letters
-    from deixis.encoders.text import letter_tokenizer
+    from deixis.encoders.tokenizers import roberta_letter_tokenizer
+    from deixis.encoders.tokenizers import wordpiece_letter_tokenizer as bert_letters
     from deixis.encoders.vlmo import Vlmo
     from deixis.systems import PRESETS
 
@@ -46,7 +46,7 @@ def build(name: str) -> Any:
             part.body = part.make().requires_grad_(False).eval()
         if hasattr(part, "tokenizer") and part.tokenizer is None:
             makers = {ConvClip: spelling_tokenizer, Vlmo: bert_letters}
-            part.tokenizer = makers.get(type(part), letter_tokenizer)()
+            part.tokenizer = makers.get(type(part), roberta_letter_tokenizer)()
     return model
 
 

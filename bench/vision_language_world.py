@@ -211,20 +211,21 @@ def films_of(job: Any) -> Any:
 
 def draw_films(job: Any, options: argparse.Namespace) -> None:
     """Draw all films before the clock starts; they stay in memory for the runs that follow."""
-    from deixis.training import soc
+    from deixis.training.generated import generated_video
 
     for split, count in (("train", options.films), ("valid_u", options.held_out)):
         for index in range(count):
-            soc.world_film(films_of(job), split, index)
+            generated_video(films_of(job), split, index)
 
 
 def with_words_of_others(job: Any) -> Callable[[Any], dict[str, float]]:
     """The job's validation with every sentence replaced by one of the same kind from another film."""
-    from deixis.training import soc
+    from deixis.training.generated import generated_video
+    from deixis.training.validation import best_masks, validate
     from deixis.types import Batch, Expression
 
-    data, ask = films_of(job), job.validate.keywords.get("ask", soc.best_masks)
-    films = [soc.world_film(data, "valid_u", index) for index in range(data.held_out_films)]
+    data, ask = films_of(job), job.validate.keywords.get("ask", best_masks)
+    films = [generated_video(data, "valid_u", index) for index in range(data.held_out_films)]
     turn = iter(range(len(films)))
 
     def strange(index: int) -> list[Expression]:
@@ -239,7 +240,7 @@ def with_words_of_others(job: Any) -> Callable[[Any], dict[str, float]]:
     def asked(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
         return ask(model, batch, strange(next(turn)))
 
-    return lambda model: soc.validate(data, model, asked)
+    return lambda model: validate(data, model, asked)
 
 
 # --- what came of it -------------------------------------------------------------------------------------------------
@@ -247,12 +248,12 @@ def with_words_of_others(job: Any) -> Callable[[Any], dict[str, float]]:
 
 def by_lot(job: Any) -> dict[str, float]:
     """Scores of an object drawn by lot and painted perfectly."""
-    from deixis.training import soc
+    from deixis.training.generated import generated_video
 
     data = films_of(job)
     hits: dict[str, list[float]] = {}
     for index in range(data.held_out_films):
-        film = soc.world_film(data, "valid_u", index)
+        film = generated_video(data, "valid_u", index)
         for sentence in film.sentences:
             for kind in ("", f"_{sentence.kind}"):
                 for name in ("right", "overlap"):

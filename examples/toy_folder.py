@@ -15,8 +15,10 @@ import av
 import numpy as np
 
 from deixis.benchmarks.pngs import write_ids
-from deixis.benchmarks.predicates import SentenceMix, WorldFilm
-from deixis.benchmarks.world import World, WorldConfig
+from deixis.synthetic.scene import WorldFilm
+from deixis.synthetic.sentences import SentenceMix
+from deixis.synthetic.world import World
+from deixis.synthetic.world_config import WorldConfig
 
 HELD_OUT = 5  # one film in so many is of the split valid: shapes and colours meet there that never meet in train
 

@@ -13,8 +13,9 @@ from deixis.benchmarks import open_benchmark
 from deixis.metrics import report
 from deixis.metrics.evaluate import score_benchmark
 from deixis.predict import predict
-from deixis.training.loop import Progress, train
+from deixis.training.loop import train
 from deixis.training.recipes import find_recipe
+from deixis.training.run import Progress
 
 
 def tell(progress: Progress) -> None:

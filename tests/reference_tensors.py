@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deixis.encoders.text import TextConfig
+from deixis.encoders.roberta import TextConfig
 from deixis.encoders.video_swin import video_swin_b, video_swin_t
 from deixis.losses.set_loss import SetLossConfig, set_loss
 from deixis.systems.soc import Soc, SocConfig

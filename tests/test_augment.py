@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deixis.benchmarks.augment import AugmentConfig, augment, boxes_of, crop, flip, jitter, mirror_words, resize
-from deixis.benchmarks.predicates import Sentence, WorldFilm
+from deixis.synthetic.scene import Sentence, WorldFilm
+from deixis.training.augment import AugmentConfig, augment, boxes_of, crop, flip, jitter, mirror_words, resize
 from deixis.types import DeixisError
 
 RED, BLUE = (210, 30, 30), (30, 60, 210)

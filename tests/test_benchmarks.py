@@ -8,22 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deixis.benchmarks import BENCHMARKS, a2d_sentences, jhmdb_sentences, mevis, open_benchmark, splits_of, visor
+from deixis.benchmarks import BENCHMARKS, a2d_sentences, jhmdb_sentences, mevis_layout, open_benchmark, splits_of, visor
 from deixis.benchmarks import write_fixture as write
 from deixis.benchmarks.checking import check
 from deixis.benchmarks.fixtures import tiny_videos
+from deixis.benchmarks.frames import centred_window, read_frames
+from deixis.benchmarks.mevis_layout import scan_masks
 from deixis.benchmarks.pngs import checked_mask, davis_palette, polygon_mask, read_ids, write_ids
 from deixis.benchmarks.ref_davis17 import TEXTS, build, merge_objects
 from deixis.benchmarks.ref_youtube_vos import holdout_ids
-from deixis.benchmarks.training_clips import (
-    anchored_frames,
-    centred_window,
-    consecutive_windows,
-    pseudo_clip,
-    read_frames,
-    surrounding_frames,
-    training_clip,
-)
+from deixis.training.clips import anchored_frames, consecutive_windows, pseudo_clip, surrounding_frames, training_clip
 from deixis.types import DeixisError, encode_rle
 
 FIXTURES = [name for name in BENCHMARKS if name not in ("world", "folder")]  # folder: tests/test_folder.py
@@ -161,11 +155,11 @@ def test_both_names_of_the_expression_file_are_taken(made):
 
 @pytest.mark.parametrize("chunk", [40, 97, 1 << 20])
 def test_the_mask_file_is_scanned_in_pieces_of_any_size(made, monkeypatch, chunk):
-    monkeypatch.setattr(mevis, "CHUNK", chunk)
+    monkeypatch.setattr(mevis_layout, "CHUNK", chunk)
     file = made("mevis") / "train/mask_dict.json"
     file.write_text(json.dumps(json.loads(file.read_text()), indent=2))  # with blanks and line ends too
     text, whole = file.read_bytes(), json.loads(file.read_text())
-    found = list(mevis.scan_masks(file))
+    found = list(scan_masks(file))
     assert [key for key, *_ in found] == list(whole)
     assert all(json.loads(text[start:end]) == whole[key] for key, start, end, _ in found)
 
@@ -174,8 +168,8 @@ def test_the_mask_file_is_indexed_once_and_again_when_it_changes(made, monkeypat
     root = made("mevis")
     open_benchmark("mevis", root)
     scans = []
-    scan = mevis.scan_masks
-    monkeypatch.setattr(mevis, "scan_masks", lambda file: scans.append(file) or scan(file))
+    scan = scan_masks
+    monkeypatch.setattr(mevis_layout, "scan_masks", lambda file: scans.append(file) or scan(file))
     open_benchmark("mevis", root)
     assert scans == []
     file = root / "valid_u/mask_dict.json"

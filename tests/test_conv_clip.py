@@ -24,7 +24,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deixis.encoders.clip_tokens import clip_tokenizer, ids_of, spelling_tokenizer, tokenizer_of_merges
 from deixis.encoders.conv_clip import (
     ConvClip,
     ConvClipBody,
@@ -35,7 +34,13 @@ from deixis.encoders.conv_clip import (
     small_conv_clip,
 )
 from deixis.encoders.frozen import fill_towers, save_tower
-from deixis.encoders.text import word_tokenizer
+from deixis.encoders.tokenizers import (
+    clip_letter_tokenizer,
+    clip_tokenizer,
+    ids_of,
+    tokenizer_of_merges,
+    word_tokenizer,
+)
 from deixis.training.optimizer import parameter_groups
 from deixis.types import DeixisError
 
@@ -263,7 +268,7 @@ def test_a_body_that_is_set_to_train_gets_gradients_from_pictures_and_texts() ->
 
 
 def test_the_spelling_tokenizer_needs_no_vocabulary() -> None:
-    tokens, padding = ids_of(spelling_tokenizer(), ["ab", "a b c"], 77)
+    tokens, padding = ids_of(clip_letter_tokenizer(), ["ab", "a b c"], 77)
     assert tokens.shape == (2, 5)
     assert padding.sum() == 1
-    assert int(tokens.max()) == spelling_tokenizer().get_vocab_size() - 1
+    assert int(tokens.max()) == clip_letter_tokenizer().get_vocab_size() - 1

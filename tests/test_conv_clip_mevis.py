@@ -21,7 +21,7 @@ from deixis.blocks.levels import Scene
 from deixis.encoders.clip_vit import ClipVit
 from deixis.encoders.conv_clip import ConvClip
 from deixis.encoders.frozen import save_tower
-from deixis.encoders.text import word_tokenizer
+from deixis.encoders.tokenizers import word_tokenizer
 from deixis.inference import segment
 from deixis.linking import Linking, Presence
 from deixis.losses import referred_objects, terms
@@ -39,11 +39,12 @@ from deixis.systems.conv_clip_mevis import (
     elsewhere,
 )
 from deixis.tracks import TrackBuilder, select
-from deixis.training import conv_clip_mevis as recipes
+from deixis.training.clips import TrainingClip
 from deixis.training.loop import train
 from deixis.training.optimizer import parameter_groups
 from deixis.training.recipes import find_recipe
-from deixis.training.towers import TowerConfig
+from deixis.training.recipes.conv_clip_mevis import cut
+from deixis.training.tower_model import TowerConfig
 from deixis.types import DeixisError, Expression, FeatureMaps, Prediction, Target, TextFeatures
 
 DEBUG: ConvClipMevisConfig = systems.PRESETS["conv_clip_mevis_debug"]().config  # type: ignore[assignment]
@@ -609,7 +610,7 @@ def test_a_cut_keeps_frames_and_masks_together() -> None:
     frames = torch.zeros(3, 3, 64, 96, dtype=torch.uint8)
     aim = target()
     frames[:, 0] = aim.masks.any(1).to(torch.uint8) * 200
-    made = recipes.cut(recipes.TrainingClip(frames, Expression("x"), aim), (20, 40), np.random.default_rng(0))
+    made = cut(TrainingClip(frames, Expression("x"), aim), (20, 40), np.random.default_rng(0))
     h, w = made.frames.shape[-2:]
     assert 20 <= h <= 40
     assert 20 <= w <= 40

@@ -15,13 +15,14 @@ import torch
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from deixis.benchmarks import video_captions
 from deixis.benchmarks.fixtures import tiny_videos, write_film, write_jpegs
-from deixis.benchmarks.video_captions import CaptionedFilm, VideoCaptions, shuffled, write_list
-from deixis.benchmarks.world import World, WorldConfig
 from deixis.cli import app
 from deixis.losses.pretraining import charbonnier, flow_loss, hide_words, info_nce, masked_words
+from deixis.synthetic.world import World
+from deixis.synthetic.world_config import WorldConfig
+from deixis.training import captions
 from deixis.training import flow as flow_file
+from deixis.training.captions import CaptionedFilm, VideoCaptions, shuffled, write_list
 from deixis.training.flow import (
     FlowCache,
     FlowError,
@@ -102,7 +103,7 @@ def test_a_list_of_any_length_is_never_held(tmp_path: Path, monkeypatch: pytest.
             taken += len(data)
             return data
 
-    monkeypatch.setattr(video_captions, "open", lambda *a, **k: Counted(real_open(*a, **k)), raising=False)
+    monkeypatch.setattr(captions, "open", lambda *a, **k: Counted(real_open(*a, **k)), raising=False)
     assert films[19_999].caption == "caption number 19999"
     assert taken < 100
 

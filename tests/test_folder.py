@@ -17,13 +17,15 @@ from deixis import weights
 from deixis.benchmarks import folder, open_benchmark, write_fixture
 from deixis.benchmarks.checking import check
 from deixis.benchmarks.fixtures import tiny_videos
+from deixis.benchmarks.frames import film_index, read_frames
 from deixis.benchmarks.pngs import write_binary, write_ids
 from deixis.benchmarks.results import mask_path
-from deixis.benchmarks.training_clips import film_index, read_frames
 from deixis.cli import app
 from deixis.metrics.evaluate import look_at, score_benchmark
-from deixis.training import folder as recipes
+from deixis.training.labelled_frames import labelled_videos
 from deixis.training.recipes import find_recipe
+from deixis.training.recipes import folder as folder_module
+from deixis.training.recipes.folder import _absent_sentence, _as_benchmark, soc_windows
 from deixis.types import DeixisError
 
 HEAD = "film,sentence,objects,split"
@@ -32,9 +34,9 @@ HEAD = "film,sentence,objects,split"
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEIXIS_CACHE", str(tmp_path / "cache"))
-    recipes.labelled.cache_clear()
-    recipes.soc_windows.cache_clear()
-    recipes._as_benchmark.cache_clear()
+    labelled_videos.cache_clear()
+    soc_windows.cache_clear()
+    _as_benchmark.cache_clear()
 
 
 @pytest.fixture
@@ -335,18 +337,18 @@ def test_a_mirrored_clip_says_left_for_right(root: Path, start: Path) -> None:
 
 def test_a_borrowed_sentence_names_nothing_that_is_said_of_the_film(root: Path) -> None:
     table(root, "video00,the red box,1,train", "video01,the green box,2,train", "video01,a small fish,1,train")
-    source = recipes.labelled(str(root), "train")
+    source = labelled_videos(str(root), "train")
     own = {video.id: samples for video, samples in source.films}["video00"]
-    borrowed = {recipes._absent_sentence(source, own, np.random.default_rng(seed)) for seed in range(20)}
+    borrowed = {_absent_sentence(source, own, np.random.default_rng(seed)) for seed in range(20)}
     assert borrowed - {None} == {"a small fish"}
 
 
 def test_frames_of_a_film_file_are_unpacked_once(root: Path, tmp_path: Path) -> None:
-    first = recipes.labelled(str(root), "train").films[0][0]
+    first = labelled_videos(str(root), "train").films[0][0]
     assert isinstance(first.frames, tuple)
     times = [path.stat().st_mtime_ns for path in first.frames]
-    recipes.labelled.cache_clear()
-    again = recipes.labelled(str(root), "train").films[0][0]
+    labelled_videos.cache_clear()
+    again = labelled_videos(str(root), "train").films[0][0]
     assert again.frames == first.frames
     assert [path.stat().st_mtime_ns for path in first.frames] == times
     assert not list((tmp_path / "cache").glob("*.half"))
@@ -355,7 +357,7 @@ def test_frames_of_a_film_file_are_unpacked_once(root: Path, tmp_path: Path) -> 
 def test_soc_learns_every_named_object_and_no_sentence_of_nothing(root: Path) -> None:
     overrides = {"train.steps": "2", "train.batch": "2", "train.workers": "0", "train.validate_every": "2"}
     run = find_recipe("soc_folder")({"folder": root}, overrides=overrides)
-    table = recipes.soc_windows(str(root), 6, False)
+    table = soc_windows(str(root), 6, False)
     assert {sample.text for sample, _ in table} >= {"the red box that walks down", "the two boxes, both of them"}
     assert not any("dog" in sample.text for sample, _ in table)
     batch = run.collate([run.samples(i) for i in range(2)])
@@ -403,6 +405,6 @@ def test_presence_is_fitted_only_where_enough_was_held_out(
     before = system.config
     run.export(system, tmp_path / "a.safetensors")
     assert system.config == before
-    monkeypatch.setattr(recipes, "LEAST_TO_FIT", 1)
+    monkeypatch.setattr(folder_module, "LEAST_TO_FIT", 1)
     run.export(system, tmp_path / "b.safetensors")
     assert system.config.presence_temperature != before.presence_temperature

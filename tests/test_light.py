@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from deixis.encoders.light import EfficientNetLite, TinyVit, efficient_net_state, fold, tiny_vit_state
+from deixis.encoders.efficientnet_lite import EfficientNetLite, efficient_net_state
+from deixis.encoders.tiny_vit import TinyVit, fold, tiny_vit_state
 from deixis.losses.proposals import ProposalWeights as Weights
 from deixis.losses.proposals import assign, heat_loss, mask_losses, middle_cells, truth_of
 from deixis.systems.light import colours_named, head_phrase, light_debug, link, peaks

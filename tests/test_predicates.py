@@ -7,20 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deixis.benchmarks.predicates import (
-    COLOURS,
-    FALSE,
-    TRUE,
-    UNCERTAIN,
-    Judge,
-    Scene,
-    SentenceMix,
-    Thing,
-    Writer,
-    colour_shares,
-    fill,
-)
-from deixis.benchmarks.vocabulary import COCO_NAMES, NOUNS, plural
+from deixis.synthetic.colours import COLOURS, colour_shares
+from deixis.synthetic.predicates import FALSE, TRUE, UNCERTAIN, Judge
+from deixis.synthetic.scene import Scene, Thing
+from deixis.synthetic.sentences import SentenceMix, Writer, fill
+from deixis.synthetic.vocabulary import COCO_NAMES, NOUNS, plural
 
 T = 8
 

@@ -24,14 +24,19 @@ from typer.testing import CliRunner
 from deixis import systems, weights
 from deixis.benchmarks import write_fixture
 from deixis.benchmarks.fixtures import tiny_videos, write_film
-from deixis.benchmarks.video_captions import VideoCaptions, write_list
 from deixis.cli import app
 from deixis.losses.mask_loss import MaskLossConfig, mask_loss
 from deixis.systems.slvp import DEBUG, PRETRAINING, Slvp, SlvpConfig, likeness
-from deixis.training import slvp
+from deixis.training import flow_clips
+from deixis.training.captions import VideoCaptions, write_list
 from deixis.training.flow import Entry, FlowCache, FlowSettings
-from deixis.training.loop import Run, train
+from deixis.training.flow_clips import FlowClip, PretrainData, PretrainLoss, collate_flow, flow_clip, read_flow_clip
+from deixis.training.flow_validation import errors_of, flow_picture
+from deixis.training.loop import train
 from deixis.training.recipes import find_recipe
+from deixis.training.recipes.slvp import adopt, config_of_start, pretrain, pretrain_losses
+from deixis.training.run import Run
+from deixis.training.small_films import SmallFilms, side_by_side, small_film, spread
 from deixis.types import DeixisError, Prediction
 
 NAMES = ("slvp_debug", "slvp_language_debug")
@@ -217,8 +222,8 @@ def flow_batch(model: SlvpConfig, b: int = 3) -> Any:
         frames[:, i] += 150  # red, green, blue
         flow = torch.randn(1, 2, 1, 1, generator=g).expand(2, 2, 8, 12)  # each clip goes its own way
         valid = torch.ones(2, 8, 12, dtype=torch.bool)
-        clips.append(slvp.FlowClip(frames, ("a dog", "the red cat", "two boats")[i], flow, valid, skipped=i))
-    return slvp.collate_flow(model, clips)
+        clips.append(FlowClip(frames, ("a dog", "the red cat", "two boats")[i], flow, valid, skipped=i))
+    return collate_flow(model, clips)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -231,7 +236,7 @@ def test_every_part_of_pre_training_learns(fusion: Any) -> None:
     rows = []
     for _ in range(25):
         torch.manual_seed(1)  # the same words are hidden
-        losses = slvp.pretrain_losses(slvp.PretrainLoss(), model, x)
+        losses = pretrain_losses(PretrainLoss(), model, x)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
@@ -244,7 +249,7 @@ def test_every_part_of_pre_training_learns(fusion: Any) -> None:
 
 def test_terms_of_weight_nothing_are_left_out() -> None:
     model = Slvp(TINY)
-    losses = slvp.pretrain_losses(slvp.PretrainLoss(contrast=0.0, words=0.0), model, flow_batch(model.config))
+    losses = pretrain_losses(PretrainLoss(contrast=0.0, words=0.0), model, flow_batch(model.config))
     assert set(losses) == {"flow"}
 
 
@@ -267,7 +272,7 @@ def test_the_pixels_hear_the_caption_without_its_hidden_words(monkeypatch: pytes
     heard = []
     plain = model.text.hear
     monkeypatch.setattr(model.text, "hear", lambda t, p: (heard.append(t), plain(t, p))[1])
-    slvp.pretrain_losses(slvp.PretrainLoss(contrast=0.0), model, x)
+    pretrain_losses(PretrainLoss(contrast=0.0), model, x)
     assert len(heard) == 1
     hidden = heard[0] != tokens
     assert hidden.any(1).all()
@@ -321,7 +326,7 @@ def test_a_model_that_was_only_pre_trained_says_that_it_cannot_segment() -> None
 
 # --- films ------------------------------------------------------------------------------------------------------------
 
-MADE = slvp.PretrainData(size=(32, 24), frames=3, flow=FlowSettings(rate=8.0, short_side=32))
+MADE = PretrainData(size=(32, 24), frames=3, flow=FlowSettings(rate=8.0, short_side=32))
 
 
 @pytest.fixture
@@ -339,26 +344,26 @@ def test_broken_films_are_passed_over_and_counted(
 ) -> None:
     cache = FlowCache(tmp_path / "flow", MADE.flow)
     with caplog.at_level(logging.WARNING):
-        clips = [slvp.flow_clip(films, cache, TINY, MADE, 0, i) for i in range(12)]
+        clips = [flow_clip(films, cache, TINY, MADE, 0, i) for i in range(12)]
     assert {c.caption.split()[0] for c in clips} == {"a", "two"}
     assert all(c.frames.shape == (3, 3, 32, 24) and c.flow.shape == (2, 2, 8, 6) for c in clips)
     assert sum(c.skipped for c in clips) == caplog.text.count("is left out") >= 6  # half of the rows, three epochs
-    again = slvp.flow_clip(films, cache, TINY, MADE, 0, 5)
+    again = flow_clip(films, cache, TINY, MADE, 0, 5)
     assert torch.equal(again.frames, clips[5].frames)
     assert torch.equal(again.flow, clips[5].flow)
 
 
 def test_a_list_of_broken_films_alone_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slvp, "IN_A_ROW", 5)
+    monkeypatch.setattr(flow_clips, "IN_A_ROW", 5)
     write_list(tmp_path / "list.csv", [(f"{i}.mp4", "x") for i in range(9)])
     with pytest.raises(DeixisError, match=r"5 films of .*list.csv in a row could not be read; the last: no such film"):
-        slvp.flow_clip(VideoCaptions(tmp_path / "list.csv"), FlowCache(tmp_path), TINY, MADE, 0, 0)
+        flow_clip(VideoCaptions(tmp_path / "list.csv"), FlowCache(tmp_path), TINY, MADE, 0, 0)
 
 
 def test_a_mirror_turns_frames_flow_and_words(films: VideoCaptions, tmp_path: Path) -> None:
     cache, row = FlowCache(tmp_path / "flow", MADE.flow), films[0]
     straight, turned = (
-        slvp.read_flow_clip(row, cache, TINY, replace(MADE, size=(48, 32), frames=6, flip=chance), rng)
+        read_flow_clip(row, cache, TINY, replace(MADE, size=(48, 32), frames=6, flip=chance), rng)
         for chance, rng in ((0.0, np.random.default_rng(0)), (1.0, np.random.default_rng(0)))
     )
     assert torch.equal(turned.frames.flip(-1), straight.frames)
@@ -377,7 +382,7 @@ def test_flow_keeps_its_scale_through_resizing_cutting_and_units(films: VideoCap
     seconds = cache.get(films[0]).seconds
     cache.get = lambda row: Entry(flow, valid, seconds, (96, 64))  # type: ignore[method-assign]
     config = replace(MADE, size=(48, 32), frames=4, flip=0.0)
-    found = slvp.read_flow_clip(films[0], cache, TINY, config, np.random.default_rng(0))
+    found = read_flow_clip(films[0], cache, TINY, config, np.random.default_rng(0))
     pixels = found.flow * TINY.flow_unit * float(np.hypot(48, 32))
     assert pixels.shape == (3, 2, 12, 8)
     assert torch.allclose(pixels[:, 0, :, :2], torch.tensor(4.0), atol=1e-4)
@@ -416,7 +421,7 @@ def test_clips_stream_one_film_is_open_at_a_time_and_nothing_is_kept(
     monkeypatch.setattr(video._Stream, "_open", lambda self: Container(plain(self)))
     cache = FlowCache(tmp_path / "flow", MADE.flow)
     for i in range(8):
-        slvp.flow_clip(films, cache, TINY, MADE, 0, i)
+        flow_clip(films, cache, TINY, MADE, 0, i)
         assert _Opened.now == 0
     assert _Opened.most == 1
     assert all(np.size(value) < 100 for value in vars(cache).values() if not isinstance(value, Path | FlowSettings))
@@ -433,7 +438,7 @@ def pretraining(films: VideoCaptions, tmp_path: Path, fusion: Any = "vision") ->
     }  # fmt: skip
     model = replace(DEBUG, head="flow", fusion=fusion)  # with dropout and drop path: random states matter
     places = {"videos": films.path, "flow": tmp_path / "flow"}
-    return slvp.pretrain(places, overrides=overrides, name="slvp_pretrain", model=model)
+    return pretrain(places, overrides=overrides, name="slvp_pretrain", model=model)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
@@ -461,10 +466,10 @@ def test_pre_training_on_a_list_resumes_to_the_same_bits_and_counts_on(
 def test_the_command_tells_how_many_films_were_skipped(
     films: VideoCaptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deixis.training import recipes
+    from deixis.training.recipes import RECIPES
 
     run = pretraining(films, tmp_path)
-    monkeypatch.setitem(recipes.RECIPES, "slvp_pretrain", lambda data, overrides: run)
+    monkeypatch.setitem(RECIPES, "slvp_pretrain", lambda data, overrides: run)
     done = CliRunner().invoke(app, ["train", "slvp_pretrain", "-o", str(tmp_path / "out"), "--device", "cpu"])
     assert done.exit_code == 0, done.output
     assert "skipped films: " in done.output
@@ -513,12 +518,12 @@ def test_small_films_pre_train_transfer_and_are_scored(fusion: str, tmp_path: Pa
     scores = second.validate(weights.load(after.model))
     assert 0 <= scores["jf"] <= 1
     assert {second.samples(i)[0].frames.sum().item() for i in range(6)} == {
-        slvp.spread(slvp.small_film(first_films(second), "train", i), 2).frames.astype(np.int64).sum()
+        spread(small_film(first_films(second), "train", i), 2).frames.astype(np.int64).sum()
         for i in range(3)
     }  # half of the six films, every second frame
 
 
-def first_films(run: Run) -> slvp.SmallFilms:
+def first_films(run: Run) -> SmallFilms:
     return run.samples.args[0].films  # type: ignore[attr-defined]
 
 
@@ -532,7 +537,7 @@ def test_a_transfer_takes_all_but_the_head(fusion: Any, tmp_path: Path) -> None:
     weights.save(pretrained, tmp_path / "start.safetensors")
     model = Slvp(replace(STILL, fusion=fusion))
     fresh = {key: value.clone() for key, value in model.state_dict().items()}
-    left = slvp.adopt(model, tmp_path / "start.safetensors")
+    left = adopt(model, tmp_path / "start.safetensors")
     assert {key.split(".")[0] for key in left} == {name.rstrip(".") for name in PRETRAINING}
     own, theirs = model.state_dict(), pretrained.state_dict()
     for key in own:
@@ -546,7 +551,7 @@ def test_a_transfer_from_a_transfer_takes_the_head_too(tmp_path: Path) -> None:
     start = Slvp(STILL)
     weights.save(start, tmp_path / "start.safetensors")
     model = Slvp(STILL)
-    assert slvp.adopt(model, tmp_path / "start.safetensors") == []
+    assert adopt(model, tmp_path / "start.safetensors") == []
     assert torch.equal(model.mask.paint.weight, start.mask.paint.weight)
 
 
@@ -566,26 +571,26 @@ def test_a_start_that_differs_in_more_than_the_head_is_refused_by_name(
     model = Slvp(STILL)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(DeixisError, match=f"does not fit this model, at .* tensors: .*{names}"):
-        slvp.adopt(model, tmp_path / "start.safetensors")
+        adopt(model, tmp_path / "start.safetensors")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_another_system_is_refused_as_a_start(tmp_path: Path) -> None:
     weights.save(systems.PRESETS["soc_debug"](), tmp_path / "soc.safetensors")
     with pytest.raises(DeixisError, match="a checkpoint of Soc, expected one of Slvp"):
-        slvp.adopt(Slvp(STILL), tmp_path / "soc.safetensors")
+        adopt(Slvp(STILL), tmp_path / "soc.safetensors")
     with pytest.raises(DeixisError, match="holds a system 'soc'; the transfer starts from slvp"):
-        slvp.config_of_start({"start": tmp_path / "soc.safetensors"}, STILL)
+        config_of_start({"start": tmp_path / "soc.safetensors"}, STILL)
 
 
 # --- measures ---------------------------------------------------------------------------------------------------------
 
 
 def test_errors_of_a_perfect_and_of_no_flow() -> None:
-    film, valid = slvp.side_by_side(slvp.small_film(slvp.SmallFilms(camera_moves=1.0), "valid_u", 0), 5, 0)
+    film, valid = side_by_side(small_film(SmallFilms(camera_moves=1.0), "valid_u", 0), 5, 0)
     assert film.flow is not None
     camera = np.median(film.flow, axis=(1, 2), keepdims=True)
-    perfect, nothing = slvp.errors_of(film.flow - camera, film, valid), slvp.errors_of(0 * film.flow, film, valid)
+    perfect, nothing = errors_of(film.flow - camera, film, valid), errors_of(0 * film.flow, film, valid)
     assert perfect["found"] == pytest.approx(0.0, abs=1e-5)
     assert nothing["found"] == pytest.approx(nothing["median"])
     assert nothing["zero"] == pytest.approx(float(np.linalg.norm(film.flow, axis=-1).mean()), rel=1e-5)
@@ -595,7 +600,7 @@ def test_flow_is_shown_by_hue_and_fullness() -> None:
     flow = np.zeros((1, 3, 2), np.float32)
     flow[0, 1] = [5, 0]
     flow[0, 2] = [-5, 0]
-    still, right, left = slvp.flow_picture(flow, 5.0)[0].tolist()
+    still, right, left = flow_picture(flow, 5.0)[0].tolist()
     assert still == [255, 255, 255]
     assert right == [255, 0, 0]
     assert left == [0, 255, 255]

@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from deixis.benchmarks import write_fixture
-from deixis.encoders.text import TextConfig, TextEncoder, letter_tokenizer, word_tokenizer
-from deixis.systems.soc import SocConfig
-from deixis.training import soc
-from deixis.training.recipes import RECIPES, find_recipe
+from deixis.encoders.roberta import TextConfig, TextEncoder
+from deixis.encoders.tokenizers import roberta_letter_tokenizer, word_tokenizer
+from deixis.systems.soc import Soc, SocConfig
+from deixis.training.clips import mirrored
+from deixis.training.recipes import RECIPES, find_recipe, soc
+from deixis.training.recipes.soc import SOC_RECIPES
+from deixis.training.sources import MEVIS, PSEUDO, SocData, epoch_order, read_clip
 from deixis.types import DeixisError
 from deixis.weights_import import load_roberta
 
@@ -51,18 +54,18 @@ def test_a_published_recipe_makes_batches_of_its_benchmark(
 
 def test_pseudo_clips_move_a_still_and_its_mask_together(tmp_path: Path) -> None:
     write_fixture("refcoco", tmp_path)
-    source = replace(soc.PSEUDO[0], data="x")
-    clip = soc.read_clip(source, str(tmp_path), (0, (0,)), soc.SocData(flip=0.0), np.random.default_rng(0))
+    source = replace(PSEUDO[0], data="x")
+    clip = read_clip(source, str(tmp_path), (0, (0,)), SocData(flip=0.0), np.random.default_rng(0))
     assert len(clip.frames) == len(clip.target.masks) == 8
     assert clip.wanted is None
 
 
 def test_a_mirror_turns_frames_masks_boxes_and_words(tmp_path: Path) -> None:
     write_fixture("mevis", tmp_path)
-    source = replace(soc.MEVIS, split="train")
-    clip = soc.read_clip(source, str(tmp_path), (0, tuple(range(3))), soc.SocData(flip=0.0), np.random.default_rng(0))
+    source = replace(MEVIS, split="train")
+    clip = read_clip(source, str(tmp_path), (0, tuple(range(3))), SocData(flip=0.0), np.random.default_rng(0))
     clip = replace(clip, expression=replace(clip.expression, text="the bright one on the left"))
-    turned = soc.mirrored(clip)
+    turned = mirrored(clip)
     assert turned.expression.text == "the bright one on the right"
     assert torch.equal(turned.frames.flip(-1), clip.frames)
     seen = clip.target.visible
@@ -70,14 +73,14 @@ def test_a_mirror_turns_frames_masks_boxes_and_words(tmp_path: Path) -> None:
 
 
 def test_every_epoch_shows_all_clips_once_in_its_own_order() -> None:
-    first, second = soc.epoch_order(42, 0, 50), soc.epoch_order(42, 1, 50)
+    first, second = epoch_order(42, 0, 50), epoch_order(42, 1, 50)
     assert sorted(first) == sorted(second) == list(range(50))
     assert not np.array_equal(first, second)
 
 
 def test_rates_are_those_of_the_papers_groups() -> None:
     torch.manual_seed(0)
-    model: Any = soc.Soc(soc.SOC_RECIPES["soc_world"].keywords["model"])
+    model: Any = Soc(SOC_RECIPES["soc_world"].keywords["model"])
     groups = soc.groups({"vision.": 0.1, "text.encoder.": 0.05}, model)
     assert {g["scale"] for g in groups} == {1.0, 0.1, 0.05}
     assert all(g["decay"] for g in groups)
@@ -102,7 +105,7 @@ def test_the_ablation_has_no_cluster_and_otherwise_the_same_parts() -> None:
     with_it = find_recipe("soc_world")({}, overrides={}).config
     without = find_recipe("soc_world")({}, overrides={"model.cluster": "false"}).config
     assert isinstance(with_it, SocConfig)
-    names = [{k for k, _ in soc.Soc(config).named_parameters()} for config in (with_it, without)]
+    names = [{k for k, _ in Soc(config).named_parameters()} for config in (with_it, without)]
     assert {k.split(".")[0] for k in names[0] - names[1]} == {"cluster"}
 
 
@@ -121,7 +124,7 @@ def test_roberta_files_start_the_ears_but_for_the_pooler(tmp_path: Path) -> None
     torch.manual_seed(0)
     source, ears = TextEncoder(config, 16), TextEncoder(config, 16)
     source.encoder.save_pretrained(tmp_path)
-    PreTrainedTokenizerFast(tokenizer_object=letter_tokenizer(), pad_token="<pad>").save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=roberta_letter_tokenizer(), pad_token="<pad>").save_pretrained(tmp_path)
     missing = load_roberta(ears, str(tmp_path))
     assert all(key.startswith("pooler.") for key in missing)
     same = ears.encoder.embeddings.word_embeddings.weight

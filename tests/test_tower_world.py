@@ -9,26 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from deixis.benchmarks.world import HELD_OUT_SHAPES, held_out_pair
 from deixis.encoders.clip_vit import ClipVit
 from deixis.encoders.conv_clip import ConvClip
 from deixis.encoders.frozen import FrozenTower, fill_towers, tower_facts
+from deixis.synthetic.shapes import HELD_OUT_SHAPES, held_out_pair
 from deixis.systems.soc import Soc
-from deixis.training import soc
+from deixis.training.generated import WorldData, generated_video
 from deixis.training.loop import train
 from deixis.training.recipes import find_recipe
-from deixis.training.towers import (
-    LearningTower,
+from deixis.training.tower_model import LearningTower, TowerConfig, region_loss, tower_losses
+from deixis.training.tower_pictures import (
     Phrase,
-    Thing,
-    TowerConfig,
+    PlacedShape,
     TowerData,
-    collate,
-    losses,
+    collate_pictures,
     phrase_of,
     picture_of,
-    region_loss,
-    sample,
+    sample_picture,
 )
 from deixis.types import DeixisError
 from deixis.weights import load, save
@@ -98,8 +95,8 @@ def test_words_of_generated_films_are_all_known() -> None:
     system = LearningTower(TowerConfig())
     assert system.tower.tokenizer is not None
     kinds = ("class", "colour", "texture", "size", "place", "motion", "time", "relation", "several", "none")
-    films = soc.WorldData(sentences=tuple((kind, 1.0) for kind in kinds), objects=(2, 4), frames=6)
-    texts = {s.text for i in range(25) for s in soc.world_film(films, "valid", i).sentences}
+    films = WorldData(sentences=tuple((kind, 1.0) for kind in kinds), objects=(2, 4), frames=6)
+    texts = {s.text for i in range(25) for s in generated_video(films, "valid", i).sentences}
     unknown = {t for text in texts for t in system.tower.tokenizer.encode(text).tokens if t == "<unk>"}
     assert len(texts) > 60
     assert unknown == set()
@@ -115,13 +112,13 @@ def test_training_never_shows_a_held_out_shape_or_pair() -> None:
 
 def test_phrases_are_true_of_their_thing_and_of_no_other_colour() -> None:
     rng = np.random.default_rng(0)
-    red, blue = Thing("red", "circle"), Thing("blue", "circle")
+    red, blue = PlacedShape("red", "circle"), PlacedShape("blue", "circle")
     phrases = [phrase_of(red, rng) for _ in range(200)]
     assert all(phrase.fits(red) for phrase in phrases)
     for phrase in phrases:
         assert phrase.fits(blue) == ("red" not in phrase.text.replace("-", " ").split()), phrase.text
     assert {"", "red"} == {phrase.colour for phrase in phrases}
-    assert Phrase("a circle", "", "circle").fits(Thing("red", "hexagon")), "from afar it may be one"
+    assert Phrase("a circle", "", "circle").fits(PlacedShape("red", "hexagon")), "from afar it may be one"
 
 
 def test_a_phrase_that_fits_another_region_is_not_held_against_it() -> None:
@@ -143,10 +140,11 @@ def test_a_background_that_looks_like_the_phrase_is_held_against_it() -> None:
 
 def test_samples_are_functions_of_their_index() -> None:
     data = TowerData(pictures=10)
-    one, two, later = (collate([sample(data, 0, i)]) for i in (3, 3, 13))
+    one, two, later = (collate_pictures([sample_picture(data, 0, i)]) for i in (3, 3, 13))
     assert torch.equal(one.frames, two.frames)
     assert one.phrases == two.phrases
-    assert len({phrase for i in range(3, 103, 10) for phrase in collate([sample(data, 0, i)]).phrases}) > 10
+    batches = [collate_pictures([sample_picture(data, 0, i)]) for i in range(3, 103, 10)]
+    assert len({phrase for batch in batches for phrase in batch.phrases}) > 10
     assert later.frames.shape == one.frames.shape
 
 
@@ -196,7 +194,7 @@ def test_soc_refuses_a_tower_that_is_none(tmp_path: Path) -> None:
 def test_losses_name_region_picture_and_words() -> None:
     data = TowerData(picture=0.0)
     system = LearningTower(TowerConfig())
-    terms = losses(data, system, collate([sample(data, 0, i) for i in range(3)]))
+    terms = tower_losses(data, system, collate_pictures([sample_picture(data, 0, i) for i in range(3)]))
     assert set(terms) == {"region", "picture", "words"}
     assert terms["picture"].item() == 0.0
     assert terms["region"].item() > 0

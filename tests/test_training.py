@@ -23,10 +23,11 @@ from deixis.cli import app
 from deixis.config import apply_overrides
 from deixis.training.checkpoint import load_checkpoint, read_facts, save_checkpoint
 from deixis.training.feed import micro_batches, sample_indices
-from deixis.training.loop import NotFiniteError, TrainConfig, train
+from deixis.training.loop import NotFiniteError, train
 from deixis.training.optimizer import WeightAverage, parameter_groups, schedule_factor
 from deixis.training.recipes import RECIPES, find_recipe
 from deixis.training.record import read_metrics
+from deixis.training.run import TrainConfig
 from deixis.types import DeixisError
 
 TOY = Path(__file__).parent / "training_toy.py"

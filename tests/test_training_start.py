@@ -12,13 +12,15 @@ import torch
 from torch import nn
 
 from deixis import weights
-from deixis.training import conv_clip_mevis, light, soc, vlp_rvos
+from deixis.training.recipes import soc, vlp_rvos
+from deixis.training.recipes.conv_clip_mevis import start
+from deixis.training.recipes.light import build
 from deixis.types import DeixisError
 
 Start = Callable[[Any, Mapping[str, Path]], nn.Module]
 STARTS: dict[str, Start] = {
-    "light_debug": light.build, "soc_debug": soc.start, "soc_plus_plus_debug": soc.start,
-    "vlp_rvos_debug": vlp_rvos.start, "conv_clip_mevis_debug": conv_clip_mevis.start,
+    "light_debug": build, "soc_debug": soc.start, "soc_plus_plus_debug": soc.start,
+    "vlp_rvos_debug": vlp_rvos.start, "conv_clip_mevis_debug": start,
 }  # fmt: skip
 
 

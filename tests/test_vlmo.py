@@ -135,9 +135,9 @@ def published_file(folder: Path, config: VlmoConfig, **more: Tensor) -> Path:
 def words(tmp_path: Path) -> str:
     from transformers import PreTrainedTokenizerFast
 
-    from deixis.encoders.minilm import letter_tokenizer
+    from deixis.encoders.tokenizers import wordpiece_letter_tokenizer
 
-    tokenizer = letter_tokenizer()
+    tokenizer = wordpiece_letter_tokenizer()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
         tmp_path / "words"
     )

@@ -37,8 +37,8 @@ from deixis.systems.vlp_rvos import (
     pool_by_mask,
     vlmo_b_config,
 )
-from deixis.training import vlp_rvos as training
 from deixis.training.recipes import RECIPES, find_recipe
+from deixis.training.recipes.vlp_rvos import SMALL_TOWER, even_taps, losses, with_tower
 from deixis.types import DeixisError, Expression, Prediction, Target
 from deixis.weights_import import load_strictly
 
@@ -122,7 +122,7 @@ def test_every_trained_parameter_learns_and_no_frozen_one_whatever_is_left_out(c
     model = make(**changes).train()
     x = batch(torch.cat([clip(1), clip(2)]), "dog", "no such thing",
               targets=(target([1, 0, 1, 1]), target([1, 1, 1, 1], referred=False)))  # fmt: skip
-    found = training.losses(2, DenseLossConfig(), model, x)
+    found = losses(2, DenseLossConfig(), model, x)
     assert all(torch.isfinite(v) for v in found.values())
     sum(found.values()).backward()
     trained = {n: p for n, p in model.named_parameters() if not n.startswith("tower.")}
@@ -169,7 +169,7 @@ def test_a_few_steps_lower_the_loss() -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     totals = []
     for _ in range(15):
-        loss = torch.stack(list(training.losses(2, DenseLossConfig(), model, x).values())).sum()
+        loss = torch.stack(list(losses(2, DenseLossConfig(), model, x).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -403,7 +403,7 @@ def tower_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small tower with a tokenizer of world's words, as the recipe tower_world would leave it."""
     path = tmp_path_factory.mktemp("tower") / "tower.safetensors"
     torch.manual_seed(0)
-    tower = ClipVit(replace(training.SMALL_TOWER, layers=3, width=32))
+    tower = ClipVit(replace(SMALL_TOWER, layers=3, width=32))
     save_tower(tower, path)
     return path
 
@@ -438,7 +438,7 @@ def test_the_world_recipe_trains_on_a_tower_file_and_its_model_segments(tower_fi
     assert result.exit_code == 0, result.output
     torch.manual_seed(5)
     other = tmp_path / "other.safetensors"
-    save_tower(ClipVit(replace(training.SMALL_TOWER, layers=3, width=32)), other)
+    save_tower(ClipVit(replace(SMALL_TOWER, layers=3, width=32)), other)
     made: Any = weights.load(model)
     swapped = VlpRvos(replace(made.config, clip=replace(made.config.clip, place=str(other))))
     with pytest.raises(DeixisError, match="other weights"):
@@ -515,7 +515,7 @@ def test_a_published_recipe_takes_a_step_on_its_benchmark(
         from deixis.config import apply_overrides
 
         fields = {k: v for k, v in small.items() if k.startswith("model.")}
-        base = training.with_tower(RECIPES[name].keywords["model"], places)  # type: ignore[attr-defined]
+        base = with_tower(RECIPES[name].keywords["model"], places)  # type: ignore[attr-defined]
         before = VlpRvos(apply_overrides(fields, model=base)["model"])
         weights.save(fill_towers(before), tmp_path / "start.safetensors")
         places["start"] = tmp_path / "start.safetensors"
@@ -540,7 +540,7 @@ def test_a_published_recipe_takes_a_step_on_its_benchmark(
 def test_two_clips_in_one_step_have_the_gradients_of_each_with_the_token_detached() -> None:
     x = batch(clip(1), "dog", targets=(target([1, 0, 1, 1]),))
     model = make().train()
-    sum(training.losses(2, DenseLossConfig(), model, x).values()).backward()
+    sum(losses(2, DenseLossConfig(), model, x).values()).backward()
     together = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     memory = None
@@ -564,6 +564,6 @@ def test_a_labelled_frame_leaves_no_room_for_a_second_clip(tmp_path: Path) -> No
 
 
 def test_even_taps_are_those_read_for_twelve_layers() -> None:
-    assert training.even_taps(12) == (3, 7, 9, 11)
-    assert training.even_taps(24) == (7, 15, 19, 23)
-    assert np.array_equal(training.even_taps(4), (0, 2, 3))
+    assert even_taps(12) == (3, 7, 9, 11)
+    assert even_taps(24) == (7, 15, 19, 23)
+    assert np.array_equal(even_taps(4), (0, 2, 3))

@@ -15,22 +15,15 @@ from pycocotools import mask as coco
 from tiny_pictures import ABSENT_VIDEO, write_pictures
 from typer.testing import CliRunner
 
-from deixis.benchmarks import mixture
-from deixis.benchmarks.cutouts import HELD_OUT_VIDEOS, Library, held_out
-from deixis.benchmarks.mixture import Mixture, MixtureConfig
-from deixis.benchmarks.predicates import COLOURS, KINDS, WorldFilm
-from deixis.benchmarks.vocabulary import SHAPES
-from deixis.benchmarks.world import (
-    HELD_OUT_SHAPES,
-    PAINTS,
-    SPLITS,
-    World,
-    WorldConfig,
-    films_per_split,
-    held_out_pair,
-    write_mevis,
-)
 from deixis.cli import app
+from deixis.synthetic.colours import COLOURS
+from deixis.synthetic.cutouts import HELD_OUT_VIDEOS, Library, held_out
+from deixis.synthetic.mixture import Mixture, MixtureConfig, composites, davis, long_films, stills, twins
+from deixis.synthetic.scene import KINDS, WorldFilm
+from deixis.synthetic.shapes import HELD_OUT_SHAPES, PAINTS, held_out_pair
+from deixis.synthetic.vocabulary import SHAPES
+from deixis.synthetic.world import SPLITS, World, films_per_split, write_mevis
+from deixis.synthetic.world_config import WorldConfig
 from deixis.types import DeixisError
 
 SMALL = WorldConfig(size=(96, 160), frames=9)
@@ -339,7 +332,7 @@ def test_every_kind_of_film_has_true_masks_and_sentences(pictures: Path, kind: s
 
 
 def test_twins_are_of_one_class_and_their_sentences_name_one_of_them(pictures: Path) -> None:
-    for film in mixture.twins(pictures, films=10, size=(72, 120), frames=4):
+    for film in twins(pictures, films=10, size=(72, 120), frames=4):
         for s in film.sentences:
             assert s.kind in ("twin_place", "twin_motion")
             assert len(s.objects) == 1
@@ -348,14 +341,14 @@ def test_twins_are_of_one_class_and_their_sentences_name_one_of_them(pictures: P
 
 def test_evaluation_sets_are_made_of_held_out_pictures_only(pictures: Path) -> None:
     known = {p.image.stem for p in Library(pictures, "held_out").pictures}
-    for film in (*mixture.composites(pictures, films=6, size=(72, 120), frames=4), *mixture.stills(pictures)):
+    for film in (*composites(pictures, films=6, size=(72, 120), frames=4), *stills(pictures)):
         assert film.name.partition(":")[2] in known
-    still = next(iter(mixture.stills(pictures)))
+    still = next(iter(stills(pictures)))
     assert (still.frames == still.frames[:1]).all()
     assert {s.kind for s in still.sentences} <= {"class", "colour", "place", "none"}
-    long = next(iter(mixture.long_films(pictures, films=1, size=(72, 120), frames=20)))
+    long = next(iter(long_films(pictures, films=1, size=(72, 120), frames=20)))
     assert len(long.frames) == 20
-    clip = next(iter(mixture.davis(pictures, (ABSENT_VIDEO,))))
+    clip = next(iter(davis(pictures, (ABSENT_VIDEO,))))
     assert clip.masks.shape == (8, 1, 96, 160)
     assert [s.kind for s in clip.sentences] == ["written"] * 4
 

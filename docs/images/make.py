@@ -81,8 +81,9 @@ def page() -> None:
 def folder() -> None:
     """folder.jpg: three frames of a generated film, their masks, and the lines of the table."""
     from deixis.benchmarks.pngs import davis_palette
-    from deixis.benchmarks.predicates import SentenceMix
-    from deixis.benchmarks.world import World, WorldConfig
+    from deixis.synthetic.sentences import SentenceMix
+    from deixis.synthetic.world import World
+    from deixis.synthetic.world_config import WorldConfig
 
     film = World("train", WorldConfig(frames=24, flow=False, sentences=SentenceMix(count=6))).film(11)
     palette = np.array(davis_palette(), np.uint8).reshape(256, 3)

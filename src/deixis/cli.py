@@ -347,7 +347,8 @@ def world(
     cutouts: Annotated[Path | None, typer.Option(help="A folder of real pictures and cut-outs to use too.")] = None,
 ) -> None:
     """Write a generated benchmark with exact truth, in the layout of MeViS."""
-    from deixis.benchmarks.world import WorldConfig, write_mevis
+    from deixis.synthetic.world import write_mevis
+    from deixis.synthetic.world_config import WorldConfig
     from deixis.types import DeixisError
 
     height, _, width = size.partition("x")
@@ -549,8 +550,8 @@ def flow(
     workers: Annotated[int, typer.Option(help="Processes that share the films.")] = 1,
 ) -> None:
     """Estimate the optical flow of captioned films ahead of training; what is there already is kept."""
-    from deixis.benchmarks.video_captions import VideoCaptions
     from deixis.config import apply_overrides
+    from deixis.training.captions import VideoCaptions
     from deixis.training.flow import FlowCache, FlowSettings, fill_cache
 
     wanted = {f"flow.{name}": text for name, text in _pairs(settings, "--set FIELD=VALUE").items()}

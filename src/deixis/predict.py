@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from deixis import weights
+from deixis.benchmarks.frames import centred_window, film_index, read_frames
 from deixis.benchmarks.pngs import write_binary, write_ids
 from deixis.benchmarks.ref_davis17 import merge_objects
 from deixis.benchmarks.results import ANNOTATORS, ANSWERS, SIDECAR, davis_path, due_files, marker_path, mask_path
 from deixis.benchmarks.samples import Benchmark, Sample, Video
-from deixis.benchmarks.training_clips import centred_window, film_index, read_frames
 from deixis.files import field_of, read_json, write_json
 from deixis.inference import answer, choose_device, choose_precision, film_answers, model_size, segment
 from deixis.linking import Linking, Presence, sigmoid

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from deixis.training.loop import Progress
+    from deixis.training.run import Progress
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import RobertaModel
 
-from deixis.encoders.text import TextEncoder, published_tokenizer
+from deixis.encoders.roberta import TextEncoder, roberta_tokenizer
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b, video_swin_t
 from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
@@ -154,7 +154,7 @@ def import_checkpoint(
         config = replace(model.config.text, tokenizer=tokenizer)
         model.config = replace(model.config, text=config)
         model.text.config = config
-        model.text.tokenizer = published_tokenizer(config)
+        model.text.tokenizer = roberta_tokenizer(config)
     state, left_out = rename(official, system, path)
     load_strictly(model, state, path)
     return Imported(model.eval(), left_out)
@@ -325,7 +325,7 @@ def load_roberta(text: TextEncoder, place: str) -> list[str]:
     Raises DeixisError where nothing is found, and where anything but the pooler is missing or does not fit.
     """
     config = replace(text.config, tokenizer=place)
-    text.tokenizer = published_tokenizer(config)
+    text.tokenizer = roberta_tokenizer(config)
     try:
         published: Any = RobertaModel.from_pretrained(place, add_pooling_layer=False)
     except (OSError, ValueError, RuntimeError) as error:

@@ -22,7 +22,7 @@ BENCHMARKS = {
     "jhmdb-sentences": ("jhmdb_sentences", "open_split"),
     "refcoco": ("refcoco", "open_split"),
     "visor": ("visor", "open_split"),
-    "world": ("mevis", "open_world"),
+    "world": ("world", "open_world"),
     "folder": ("folder", "open_split"),
 }
 
@@ -44,7 +44,7 @@ def splits_of(name: str, root: Path) -> tuple[str, ...]:
     if name not in BENCHMARKS:
         raise DeixisError(f"unknown benchmark {name!r}; deixis knows {', '.join(BENCHMARKS)}")
     if name == "world":
-        return import_module("deixis.benchmarks.mevis").world_splits(Path(root))
+        return import_module("deixis.benchmarks.world").world_splits(Path(root))
     if name == "folder":
         return import_module("deixis.benchmarks.folder").splits(Path(root))
     return import_module(f"deixis.benchmarks.{BENCHMARKS[name][0]}").SPLITS

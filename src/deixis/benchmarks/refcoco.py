@@ -3,7 +3,7 @@
 A split is one file in COCO's form, a record for each *sentence* with its ``caption`` and exactly one annotation:
 ``instances_refcoco_val.json`` in the folder itself, or in ``refcoco`` below it, as ReferFormer and SOC keep it.
 ``refcoco_build`` makes such files of the refer toolkit's download. For training on video a still
-becomes a pseudo-clip (``deixis.benchmarks.training_clips``).
+becomes a pseudo-clip (``deixis.training.clips``).
 """
 
 from __future__ import annotations

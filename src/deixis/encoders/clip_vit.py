@@ -22,15 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
-from deixis.encoders.frozen import (
-    FrozenTower,
-    TowerWeights,
-    find_file,
-    published_tokenizer,
-    read_own,
-    read_tensors,
-)
-from deixis.encoders.text import letter_tokenizer
+from deixis.encoders.frozen import FrozenTower, TowerWeights, find_file, read_own, read_tensors
+from deixis.encoders.tokenizers import published_tokenizer, roberta_letter_tokenizer
 from deixis.types import DeixisError, TextFeatures
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in 0..1 (from memory: CLIP's published preprocessing)
@@ -166,7 +159,7 @@ class ClipVit(FrozenTower):
         super().__init__(config.place, partial(make_clip, config), partial(read_clip, config))
         self.config = config
         if not config.place:
-            self.tokenizer = letter_tokenizer()
+            self.tokenizer = roberta_letter_tokenizer()
 
     # --- pictures
 

@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from deixis.encoders.clip_tokens import clip_tokenizer, ids_of, spelling_tokenizer
 from deixis.encoders.frozen import FrozenTower, TowerWeights, find_file, read_own, read_tensors
+from deixis.encoders.tokenizers import clip_letter_tokenizer, clip_tokenizer, ids_of
 from deixis.types import DeixisError, TextFeatures
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in 0..1 (read)
@@ -63,7 +63,7 @@ class ConvClip(FrozenTower):
         super().__init__(config.place, lambda: ConvClipBody(config), self.read_place)
         self.config = config
         if not config.place:
-            self.tokenizer = clip_tokenizer(config.tokenizer) if config.tokenizer else spelling_tokenizer()
+            self.tokenizer = clip_tokenizer(config.tokenizer) if config.tokenizer else clip_letter_tokenizer()
 
     def read_place(self, place: str, beside: Path | None) -> TowerWeights:
         """The weights of a tower file of ours, or of a published open_clip file, under our keys."""

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from deixis.encoders.tokenizers import tokenizer_bytes, tokenizer_of
 from deixis.types import DeixisError
 
 FORMAT = 1  # of a tower file that we wrote
@@ -236,38 +237,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not isinstance(holds, dict) or not holds or not all(isinstance(v, Tensor) for v in holds.values()):
         raise DeixisError(f"{path} holds no table of tensors")
     return {str(key): value for key, value in holds.items()}
-
-
-def published_tokenizer(place: str, vocabulary: int) -> Tokenizer:
-    """The tokenizer of a hub id or folder, which must have exactly ``vocabulary`` entries; else DeixisError."""
-    from transformers import AutoTokenizer
-
-    try:
-        # AutoTokenizer: offline, a concrete class can silently return an empty vocabulary.
-        loaded: Any = AutoTokenizer.from_pretrained(place, use_fast=True)
-        found: Tokenizer = loaded.backend_tokenizer
-    except (OSError, ValueError, AttributeError, KeyError) as error:
-        raise DeixisError(
-            f"the tokenizer {place!r} is neither a folder nor in the hub's cache, and the hub did not answer with it; "
-            "connect once, or name a folder that holds tokenizer.json"
-        ) from error
-    if found.get_vocab_size() != vocabulary:
-        raise DeixisError(
-            f"the tokenizer {place!r} has {found.get_vocab_size()} entries, but its tower {vocabulary}; "
-            "they belong to two models"
-        )
-    return found
-
-
-def tokenizer_bytes(tokenizer: Tokenizer | None) -> Tensor:
-    """A tokenizer as uint8, any length; a blank for none."""
-    text = "" if tokenizer is None else tokenizer.to_str()
-    return torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
-
-
-def tokenizer_of(state: Tensor) -> Tokenizer | None:
-    text = bytes(state.cpu().to(torch.uint8).numpy()).decode().strip()
-    return Tokenizer.from_str(text) if text else None
 
 
 # --- tower files of our own ------------------------------------------------------------------------------------------

@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from string import printable
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from deixis.encoders.tokenizers import MAX_TOKENS, wordpiece_letter_tokenizer
 from deixis.types import DeixisError, TextFeatures
-
-MAX_TOKENS = 64  # our choice: the longest sentence of the benchmarks has fewer; what follows is not heard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ class MiniLm(nn.Module):
         bert._attn_implementation = "sdpa"
         self.bert = BertModel(bert, add_pooling_layer=False).requires_grad_(False)
         self.remember = config.remember
-        self.tokenizer = letter_tokenizer()
+        self.tokenizer = wordpiece_letter_tokenizer()
         self.heard: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
 
     def get_extra_state(self) -> Tensor:
@@ -106,17 +104,3 @@ class MiniLm(nn.Module):
         both = torch.cat([words, spelt], dim=-1)
         for text, i, word, sentence in zip(texts, ids, both, sentences, strict=True):
             self.heard[text] = (word[: len(i)].clone(), sentence.clone())
-
-
-def letter_tokenizer() -> Tokenizer:
-    """A WordPiece tokenizer that spells: the vocabulary of a model whose weights are random."""
-    letters = [c for c in printable if not c.isspace()]
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters)]
-    tokenizer = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer.enable_truncation(MAX_TOKENS)
-    return tokenizer

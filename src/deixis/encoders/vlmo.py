@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deixis.blocks.constants import constant
-from deixis.encoders.frozen import FrozenTower, TowerWeights, find_file, published_tokenizer, read_own, read_tensors
-from deixis.encoders.minilm import letter_tokenizer
+from deixis.encoders.frozen import FrozenTower, TowerWeights, find_file, read_own, read_tensors
+from deixis.encoders.tokenizers import published_tokenizer, wordpiece_letter_tokenizer
 from deixis.types import DeixisError, TextFeatures
 
 Kind = Literal["imag", "text"]  # as in the published names
@@ -199,7 +199,7 @@ class Vlmo(FrozenTower):
         super().__init__(config.place, partial(Body, config), partial(read_vlmo, config))
         self.config = config
         if not config.place:
-            self.tokenizer = letter_tokenizer()
+            self.tokenizer = wordpiece_letter_tokenizer()
 
     # --- pictures
 

@@ -12,8 +12,8 @@ import numpy as np
 from deixis.benchmarks.pngs import present_numbers, read_ids
 from deixis.benchmarks.results import opened
 from deixis.files import list_folder
+from deixis.metrics.parallel import READERS, mapper, read_ahead
 from deixis.metrics.region_contour import recall_and_decay, score_frame
-from deixis.metrics.running import READERS, mapper, read_ahead
 from deixis.metrics.summary import VERSION, Row, Scores, Value, bootstrap, mean_of, summarise
 from deixis.types import DeixisError
 

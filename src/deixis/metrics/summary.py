@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from deixis.metrics import presence
+
 VERSION = 1  # of the protocols; raised when a number could change
 DRAWS, SEED = 2000, 0  # of the bootstrap (our choice)
 
@@ -101,3 +103,25 @@ def bootstrap(rows: Sequence[Row], measures: Mapping[str, Measure]) -> dict[str,
         low, high = np.percentile(kept[:, 0] / kept[:, 1], [2.5, 97.5]) if len(kept) else (0.0, 0.0)
         intervals[name] = (float(low), float(high)) if len(kept) else None
     return intervals
+
+
+def calibration_of(rows: Sequence[Row], key: str) -> dict[str, float | None]:
+    """ECE of presence against the truth, and the risk-coverage area of 1 - key, where every row carries a presence."""
+    confidence = [p for p in (row.number("presence") for row in rows) if p is not None]
+    if len(confidence) < len(rows):
+        return {}
+    losses = [1 - (row.number(key) or 0.0) for row in rows]
+    sure = [max(p, 1 - p) for p in confidence]  # of "there" or of "not there"
+    return {
+        "presence ECE": presence.calibration_error(confidence, [bool(row.number("there")) for row in rows]),
+        "risk-coverage area": presence.risk_coverage(sure, losses).area,
+    }
+
+
+def groups_of(rows: Sequence[Row], measures: Mapping[str, Measure]) -> dict[str, dict[str, float | None]]:
+    tags = list(dict.fromkeys(tag for row in rows for tag in row.tags))
+    return {tag: summarise([row for row in rows if tag in row.tags], measures) for tag in sorted(tags)}
+
+
+def incomplete_remark(complete: bool) -> list[str]:
+    return [] if complete else ["this is not the complete split: its counts differ from the published ones"]

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from deixis.blocks.attention import CrossAttention, FeedForward, SelfAttention
 from deixis.blocks.mask_head import kernel_numbers, paint
-from deixis.encoders.light import EfficientNetLite, TinyVit
+from deixis.encoders.efficientnet_lite import EfficientNetLite
 from deixis.encoders.minilm import MiniLm, MiniLmConfig
+from deixis.encoders.tiny_vit import TinyVit
 from deixis.types import Batch, Expression, FeatureMaps, Prediction
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")

@@ -27,7 +27,7 @@ from deixis.blocks.multihead import Mlp
 from deixis.blocks.pixel_decoder import ConvNormReLU
 from deixis.blocks.positions import map_positions, plain_map_positions
 from deixis.blocks.query_heads import join
-from deixis.encoders.text import TextConfig, TextEncoder
+from deixis.encoders.roberta import TextConfig, TextEncoder
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_t
 from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction, TextFeatures
 

@@ -19,7 +19,7 @@ from deixis.blocks.pixel_decoder import FeaturePyramid
 from deixis.blocks.query_heads import QueryHeads, join
 from deixis.blocks.temporal import ClipDecoder, TokenEncoder
 from deixis.encoders.conv_clip import ConvClip, ConvClipConfig
-from deixis.encoders.text import TextConfig, TextEncoder
+from deixis.encoders.roberta import TextConfig, TextEncoder
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b, video_swin_t
 from deixis.types import Batch, Expression, FeatureMaps, Prediction, TextFeatures
 

@@ -24,7 +24,7 @@ from deixis.blocks.multihead import FeedForward
 from deixis.blocks.pixel_decoder import FeaturePyramid
 from deixis.blocks.query_heads import QueryHeads, join
 from deixis.blocks.temporal import ClipDecoder, ResidualAttention, TokenEncoder
-from deixis.encoders.text import TextConfig, TextEncoder
+from deixis.encoders.roberta import TextConfig, TextEncoder
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b, video_swin_t
 from deixis.types import Batch, Expression, FeatureMaps, Prediction, TextFeatures
 

@@ -29,8 +29,8 @@ from av.error import FFmpegError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from deixis.benchmarks.video_captions import CaptionedFilm, VideoCaptions
 from deixis.files import cache_folder
+from deixis.training.captions import CaptionedFilm, VideoCaptions
 from deixis.types import DeixisError
 from deixis.video import Film, Frame, fit
 

@@ -17,9 +17,9 @@ import numpy as np
 from scipy.optimize import minimize
 from torch import nn
 
-from deixis.benchmarks.predicates import Sentence, WorldFilm
 from deixis.inference import segment
 from deixis.metrics.choice import FOUND, overlap_with_each, right_object
+from deixis.synthetic.scene import Sentence, WorldFilm
 from deixis.types import MaskTrack
 
 

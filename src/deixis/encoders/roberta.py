@@ -5,21 +5,17 @@ B expressions, L tokens, C width of the outside.
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from string import ascii_lowercase, digits
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaModel
 
+from deixis.encoders.tokenizers import END, PAD, START, roberta_letter_tokenizer
 from deixis.types import DeixisError, TextFeatures
-
-START, PAD, END, UNKNOWN = 0, 1, 2, 3  # token ids of RoBERTa (read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +56,7 @@ class TextEncoder(nn.Module):
         self.project = nn.Sequential(
             nn.Linear(config.width, out), nn.LayerNorm(out, eps=1e-12), nn.Dropout(config.dropout)
         )
-        self.tokenizer: Tokenizer | None = letter_tokenizer() if config.tokenizer == "letters" else None
+        self.tokenizer: Tokenizer | None = roberta_letter_tokenizer() if config.tokenizer == "letters" else None
 
     def forward(self, texts: Sequence[str]) -> TextFeatures:
         return self.hear(*self.tokens(texts))
@@ -77,7 +73,7 @@ class TextEncoder(nn.Module):
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Token ids (B, L) and their padding (B, L), on the model's device. Texts are lower-cased, as in training."""
         if self.tokenizer is None:
-            self.tokenizer = published_tokenizer(self.config)
+            self.tokenizer = roberta_tokenizer(self.config)
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(self.config.positions - 2)
         ids = [torch.tensor(e.ids) for e in self.tokenizer.encode_batch([" ".join(t.lower().split()) for t in texts])]
@@ -102,7 +98,7 @@ class TextEncoder(nn.Module):
             self.tokenizer = _checked(Tokenizer.from_str(text), self.config, "the checkpoint's tokenizer")
 
 
-def published_tokenizer(config: TextConfig) -> Tokenizer:
+def roberta_tokenizer(config: TextConfig) -> Tokenizer:
     """The tokenizer named in the config: a folder, or in the hub's cache, or on the hub. DeixisError without one."""
     from transformers import AutoTokenizer
 
@@ -123,27 +119,4 @@ def _checked(tokenizer: Tokenizer, config: TextConfig, name: str) -> Tokenizer:
         raise DeixisError(
             f"{name} has {size} entries, but the text encoder {config.vocabulary}; they belong to two models"
         )
-    return tokenizer
-
-
-def letter_tokenizer() -> Tokenizer:
-    """Spells in lower-case letters and digits, with RoBERTa's special tokens: 41 entries."""
-    split = pre_tokenizers.Split(Regex("."), "isolated")
-    return _of_pieces([*ascii_lowercase, *digits, "-"], [pre_tokenizers.WhitespaceSplit(), split])
-
-
-def word_tokenizer(texts: Sequence[str], most: int) -> Tokenizer:
-    """A token for each of the commonest words of ``texts``, ``most`` entries in all: for small models from scratch."""
-    counts = Counter(word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower()))
-    return _of_pieces([word for word, _ in counts.most_common(most - 4)], [pre_tokenizers.Whitespace()])
-
-
-def _of_pieces(pieces: Sequence[str], split: list[Any]) -> Tokenizer:
-    table = {piece: i for i, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *pieces])}
-    tokenizer = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", START), ("</s>", END)]
-    )
     return tokenizer

@@ -22,15 +22,18 @@ from torch import Tensor, nn
 from deixis.config import apply_overrides
 from deixis.encoders.clip_vit import ClipVitConfig
 from deixis.encoders.frozen import fill_towers
-from deixis.encoders.text import word_tokenizer
+from deixis.encoders.tokenizers import word_tokenizer
 from deixis.losses.dense_loss import DenseLossConfig, dense_loss
 from deixis.systems.vlp_rvos import VlpRvos, VlpRvosConfig, check, clip_l_config, vlmo_b_config
-from deixis.training import soc
-from deixis.training.loop import Run, TrainConfig
+from deixis.training.clips import collate
+from deixis.training.generated import WorldData, first_sentences, world_clip
 from deixis.training.optimizer import parameter_groups
-from deixis.training.start import go_on
-from deixis.training.towers import tower_at
+from deixis.training.run import Run, TrainConfig
+from deixis.training.sources import A2D, MEVIS, REF_YOUTUBE_VOS, STILLS, SocData, Source, list_clips, sample_clip
+from deixis.training.tower_model import tower_at
+from deixis.training.validation import validate
 from deixis.types import Batch, DeixisError, Expression, FeatureMaps
+from deixis.weights import go_on
 
 # Shares of the learning rate of the parts that are not trained at all of it (read; which part is whose: inferred).
 RATES = {"prompts.": 0.5, "capture.": 0.5, "paint.": 0.5}
@@ -54,7 +57,7 @@ class VlpData:
 class Plan:
     """A run: epochs, those at which the rate drops to a tenth, and clips a sample (all our choice, but for clips)."""
 
-    sources: tuple[soc.Source, ...]
+    sources: tuple[Source, ...]
     epochs: int
     drops: tuple[int, ...]
     clips: int
@@ -62,11 +65,11 @@ class Plan:
 
 
 PLANS: dict[str, Plan] = {
-    "refcoco": Plan(sources=soc.STILLS, epochs=12, drops=(8, 10), clips=1),
-    "ref_youtube_vos": Plan(sources=(soc.REF_YOUTUBE_VOS,), epochs=12, drops=(8,), clips=2),
-    "ref_youtube_vos_finetune": Plan(sources=(soc.REF_YOUTUBE_VOS,), epochs=6, drops=(3, 5), clips=2, start=True),
-    "a2d": Plan(sources=(soc.A2D,), epochs=6, drops=(3, 5), clips=1, start=True),
-    "mevis": Plan(sources=(soc.MEVIS,), epochs=12, drops=(8,), clips=2),
+    "refcoco": Plan(sources=STILLS, epochs=12, drops=(8, 10), clips=1),
+    "ref_youtube_vos": Plan(sources=(REF_YOUTUBE_VOS,), epochs=12, drops=(8,), clips=2),
+    "ref_youtube_vos_finetune": Plan(sources=(REF_YOUTUBE_VOS,), epochs=6, drops=(3, 5), clips=2, start=True),
+    "a2d": Plan(sources=(A2D,), epochs=6, drops=(3, 5), clips=1, start=True),
+    "mevis": Plan(sources=(MEVIS,), epochs=12, drops=(8,), clips=2),
 }
 BATCH = 4  # samples a step, over all GPUs (inferred)
 
@@ -86,7 +89,7 @@ def published(
         {k: v for k, v in overrides.items() if k.startswith("data.")}, data=VlpData(clips=plan.clips)
     )["data"]
     places = tuple((source, str(data[source.data])) for source in plan.sources)
-    count = sum(len(soc.list_clips(source, place, asked.frames * asked.clips)) for source, place in places)
+    count = sum(len(list_clips(source, place, asked.frames * asked.clips)) for source, place in places)
     steps = plan.epochs * max(1, count // BATCH)
     train = TrainConfig(
         steps=steps, batch=1, accumulate=BATCH, lr=1e-4, schedule="multistep",
@@ -103,10 +106,10 @@ def published(
         name=name,
         system=partial(start, config, dict(data)),
         samples=partial(
-            soc.sample, places, config, soc.SocData(frames=made.frames * made.clips, flip=made.flip),
+            sample_clip, places, config, SocData(frames=made.frames * made.clips, flip=made.flip),
             configs["train"].seed,
         ),
-        collate=partial(soc.collate, config),
+        collate=partial(collate, config),
         losses=partial(losses, made.clips, made.loss),
         groups=groups,
         train=configs["train"],
@@ -177,7 +180,7 @@ def answer_in_clips(model: Any, maps: FeatureMaps, expressions: Sequence[Express
 
 
 @dataclass(frozen=True, kw_only=True)
-class VlpWorldData(soc.WorldData):
+class VlpWorldData(WorldData):
     """Generated films for a small model. All numbers are our choice."""
 
     frames: int = 8  # of a film: ``clips`` clips, one after the other
@@ -220,11 +223,11 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str) 
     return Run(
         name=name,
         system=partial(start_small, config, films),
-        samples=partial(soc.world_clip, films),
-        collate=partial(soc.collate, config),
+        samples=partial(world_clip, films),
+        collate=partial(collate, config),
         losses=partial(losses, films.clips, films.loss),
         groups=parameter_groups,
-        validate=partial(soc.validate, films, ask=ask_in_windows),
+        validate=partial(validate, films, ask=ask_in_windows),
         train=configs["train"],
         config=config,
     )
@@ -235,7 +238,7 @@ def start_small(config: VlpRvosConfig, films: VlpWorldData) -> nn.Module:
     model = VlpRvos(config)
     fill_towers(model)
     if not config.tower.place:
-        model.tower.tokenizer = word_tokenizer(soc.first_sentences(films), config.tower.vocabulary)
+        model.tower.tokenizer = word_tokenizer(first_sentences(films), config.tower.vocabulary)
     return model
 
 

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from deixis.benchmarks.vocabulary import (
+from deixis.synthetic.vocabulary import (
     COCO_NAMES,
     DRAWN_NAMES,
     EVERYWHERE,

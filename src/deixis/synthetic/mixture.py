@@ -16,18 +16,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deixis.benchmarks.cutouts import HELD_OUT_VIDEOS, Library, Patch, Picture, Video, read_labels, read_rgb, read_video
-from deixis.benchmarks.painting import (
-    DYES,
-    MOTIONS,
+from deixis.synthetic.colours import DYES, a_dye, dye
+from deixis.synthetic.compositing import (
     Canvas,
     Layer,
-    Motion,
-    a_dye,
-    a_motion,
     boxes_overlap,
     canvas_of,
-    dye,
     finish,
     from_first,
     keep_apart,
@@ -35,8 +29,11 @@ from deixis.benchmarks.painting import (
     scale_for,
     view,
 )
-from deixis.benchmarks.predicates import Scene, Sentence, SentenceMix, WorldFilm
-from deixis.benchmarks.vocabulary import EVERYWHERE, Noun
+from deixis.synthetic.cutouts import HELD_OUT_VIDEOS, Library, Patch, Picture, Video, read_labels, read_rgb, read_video
+from deixis.synthetic.motions import MOTIONS, Motion, a_motion
+from deixis.synthetic.scene import Scene, Sentence, WorldFilm
+from deixis.synthetic.sentences import SentenceMix
+from deixis.synthetic.vocabulary import EVERYWHERE, Noun
 
 
 @dataclass(frozen=True, kw_only=True)

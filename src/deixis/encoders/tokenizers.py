@@ -1,27 +1,101 @@
-"""CLIP's tokenizer (arXiv:2103.00020, section 2.4): lower-cased byte-level BPE, made from its published merges.
-
-The published file (bpe_simple_vocab_16e6.txt.gz, 1.3 MB, MIT) is not bundled; it, a folder with tokenizer.json, or a
-hub id is named in a tower's config. B texts, L tokens.
-"""
+"""Tokenizers: published ones, ones made from words or letters, and their bytes in a checkpoint."""
 
 from __future__ import annotations
 
 import gzip
 import html
 import json
+import re
 import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_lowercase, digits, printable
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from deixis.types import DeixisError
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+START, PAD, END, UNKNOWN = 0, 1, 2, 3  # token ids of RoBERTa (read)
+
+
+def roberta_letter_tokenizer() -> Tokenizer:
+    """Spells in lower-case letters and digits, with RoBERTa's special tokens: 41 entries."""
+    split = pre_tokenizers.Split(Regex("."), "isolated")
+    return _of_pieces([*ascii_lowercase, *digits, "-"], [pre_tokenizers.WhitespaceSplit(), split])
+
+
+def word_tokenizer(texts: Sequence[str], most: int) -> Tokenizer:
+    """A token for each of the commonest words of ``texts``, ``most`` entries in all: for small models from scratch."""
+    counts = Counter(word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower()))
+    return _of_pieces([word for word, _ in counts.most_common(most - 4)], [pre_tokenizers.Whitespace()])
+
+
+def _of_pieces(pieces: Sequence[str], split: list[Any]) -> Tokenizer:
+    table = {piece: i for i, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", *pieces])}
+    tokenizer = Tokenizer(models.WordLevel(table, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", START), ("</s>", END)]
+    )
+    return tokenizer
+
+
+MAX_TOKENS = 64  # our choice: the longest sentence of the benchmarks has fewer; what follows is not heard
+
+
+def wordpiece_letter_tokenizer() -> Tokenizer:
+    """A WordPiece tokenizer that spells: the vocabulary of a model whose weights are random."""
+    letters = [c for c in printable if not c.isspace()]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{c}" for c in letters)]
+    tokenizer = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_truncation(MAX_TOKENS)
+    return tokenizer
+
+
+def published_tokenizer(place: str, vocabulary: int) -> Tokenizer:
+    """The tokenizer of a hub id or folder, which must have exactly ``vocabulary`` entries; else DeixisError."""
+    from transformers import AutoTokenizer
+
+    try:
+        # AutoTokenizer: offline, a concrete class can silently return an empty vocabulary.
+        loaded: Any = AutoTokenizer.from_pretrained(place, use_fast=True)
+        found: Tokenizer = loaded.backend_tokenizer
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise DeixisError(
+            f"the tokenizer {place!r} is neither a folder nor in the hub's cache, and the hub did not answer with it; "
+            "connect once, or name a folder that holds tokenizer.json"
+        ) from error
+    if found.get_vocab_size() != vocabulary:
+        raise DeixisError(
+            f"the tokenizer {place!r} has {found.get_vocab_size()} entries, but its tower {vocabulary}; "
+            "they belong to two models"
+        )
+    return found
+
+
+def tokenizer_bytes(tokenizer: Tokenizer | None) -> Tensor:
+    """A tokenizer as uint8, any length; a blank for none."""
+    text = "" if tokenizer is None else tokenizer.to_str()
+    return torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+
+
+def tokenizer_of(state: Tensor) -> Tokenizer | None:
+    text = bytes(state.cpu().to(torch.uint8).numpy()).decode().strip()
+    return Tokenizer.from_str(text) if text else None
+
+
+CLIP_START, CLIP_END = "<|startoftext|>", "<|endoftext|>"
 MERGES = 49152 - 256 - 2  # read of the published file; what follows in it is not used
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"  # the published pattern
 _HEADER = "#version"
@@ -71,10 +145,11 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
 def tokenizer_of_merges(merges: Sequence[tuple[str, ...]]) -> Tokenizer:
     """CLIP's tokenizer with these merges; without any it spells, byte by byte (514 entries)."""
     letters = list(_byte_letters())
-    pieces = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), START, END]
+    pieces = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    pieces += [CLIP_START, CLIP_END]
     table = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = Tokenizer(
-        models.BPE(table, [(pair[0], pair[1]) for pair in merges], end_of_word_suffix="</w>", unk_token=END)
+        models.BPE(table, [(pair[0], pair[1]) for pair in merges], end_of_word_suffix="</w>", unk_token=CLIP_END)
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -83,12 +158,13 @@ def tokenizer_of_merges(merges: Sequence[tuple[str, ...]]) -> Tokenizer:
         ]
     )
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{START} $A {END}", special_tokens=[(START, table[START]), (END, table[END])]
+        single=f"{CLIP_START} $A {CLIP_END}",
+        special_tokens=[(CLIP_START, table[CLIP_START]), (CLIP_END, table[CLIP_END])],
     )
     return tokenizer
 
 
-def spelling_tokenizer() -> Tokenizer:
+def clip_letter_tokenizer() -> Tokenizer:
     """CLIP's tokenizer without a vocabulary: for models whose weights are random."""
     return tokenizer_of_merges([])
 

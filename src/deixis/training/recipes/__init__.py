@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from deixis.training.conv_clip_mevis import CONV_CLIP_MEVIS_RECIPES
-from deixis.training.folder import light_folder, soc_folder
-from deixis.training.light import light
-from deixis.training.loop import Run
-from deixis.training.slvp import SLVP_RECIPES
-from deixis.training.soc import SOC_RECIPES
-from deixis.training.towers import tower_world
-from deixis.training.vlp_rvos import VLP_RVOS_RECIPES
+from deixis.training.recipes.conv_clip_mevis import CONV_CLIP_MEVIS_RECIPES
+from deixis.training.recipes.folder import light_folder, soc_folder
+from deixis.training.recipes.light import light
+from deixis.training.recipes.slvp import SLVP_RECIPES
+from deixis.training.recipes.soc import SOC_RECIPES
+from deixis.training.recipes.towers import tower_world
+from deixis.training.recipes.vlp_rvos import VLP_RVOS_RECIPES
+from deixis.training.run import Run
 from deixis.types import DeixisError
 
 

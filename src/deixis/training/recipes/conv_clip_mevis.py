@@ -16,19 +16,29 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deixis.benchmarks.training_clips import TrainingClip, make_target, surrounding_frames, training_clip
 from deixis.config import apply_overrides
 from deixis.encoders.conv_clip import ConvClipConfig, convnext_base_w_320, convnext_large_d_320
 from deixis.encoders.frozen import fill_towers
-from deixis.encoders.text import word_tokenizer
+from deixis.encoders.tokenizers import word_tokenizer
 from deixis.losses.referred_objects import ReferredLossConfig, referred_objects_loss
 from deixis.systems.conv_clip_mevis import ConvClipMevis, ConvClipMevisConfig
-from deixis.training import soc
-from deixis.training.loop import Run, TrainConfig
+from deixis.training.clips import (
+    TrainingClip,
+    collate,
+    make_target,
+    mirrored,
+    shrink,
+    surrounding_frames,
+    training_clip,
+)
+from deixis.training.generated import WorldData, first_sentences, world_clip
 from deixis.training.optimizer import parameter_groups
-from deixis.training.start import go_on
-from deixis.training.towers import TowerConfig, start_from_scratch, tower_at
+from deixis.training.run import Run, TrainConfig
+from deixis.training.sources import MEVIS, epoch_order, opened_benchmark
+from deixis.training.tower_model import TowerConfig, start_from_scratch, tower_at
+from deixis.training.validation import validate
 from deixis.types import Batch, DeixisError, Expression
+from deixis.weights import go_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +75,8 @@ def mevis(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
     return Run(
         name=name,
         system=partial(start, model, dict(data)),
-        samples=partial(sample, str(data["mevis"]), model, clips, configs["train"].seed),
-        collate=partial(soc.collate, model),
+        samples=partial(sample_mevis, str(data["mevis"]), model, clips, configs["train"].seed),
+        collate=partial(collate, model),
         losses=partial(losses, clips.loss),
         groups=parameter_groups,
         train=configs["train"],
@@ -100,7 +110,7 @@ def losses(config: ReferredLossConfig, system: nn.Module, batch: Batch) -> dict[
 # --- clips of MeViS --------------------------------------------------------------------------------------------------
 
 
-def sample(
+def sample_mevis(
     place: str, model: ConvClipMevisConfig, config: MevisData, seed: int, index: int
 ) -> tuple[TrainingClip, tuple[int, int]]:
     """The clip of a sample index, and its size; every epoch shows all expressions once, in its own order.
@@ -108,10 +118,10 @@ def sample(
     Frames in which nothing of what is named shows are passed over for others (our choice): an expression that names
     nothing at all (MeViS v2) is kept.
     """
-    benchmark = soc.opened(soc.MEVIS, place)
+    benchmark = opened_benchmark(MEVIS, place)
     total = len(benchmark.samples)
     epoch, turn = divmod(index, total)
-    order = soc.epoch_order(seed, epoch, total)
+    order = epoch_order(seed, epoch, total)
     for step in range(100):
         rng = np.random.default_rng([seed, index, step])
         one = benchmark.samples[int(order[(turn + step // 4) % total])]  # four tries a video, then the next one
@@ -120,7 +130,7 @@ def sample(
         clip = referred_only(training_clip(benchmark, one, frames))
         if one.objects and not clip.target.visible.any():
             continue
-        return scaled(soc.mirrored(clip) if rng.random() < config.flip else clip, model, config, rng)
+        return scaled(mirrored(clip) if rng.random() < config.flip else clip, model, config, rng)
     raise DeixisError("a hundred clips in a row do not show their objects; are the benchmark's masks all there?")
 
 
@@ -136,9 +146,9 @@ def scaled(
     """The clip at a size drawn by lot, with its size; perhaps cut first."""
     if rng.random() < config.crop:
         before: Any = replace(model, short_side=int(rng.choice(config.crop_from)), long_side=1 << 14, multiple=1)
-        clip = cut(soc.shrink(clip, before)[0], config.crop_sides, rng)
+        clip = cut(shrink(clip, before)[0], config.crop_sides, rng)
     size: Any = replace(model, short_side=int(rng.choice(config.short_sides)), long_side=config.long_side)
-    return soc.shrink(clip, size)
+    return shrink(clip, size)
 
 
 def cut(clip: TrainingClip, sides: tuple[int, int], rng: np.random.Generator) -> TrainingClip:
@@ -155,7 +165,7 @@ def cut(clip: TrainingClip, sides: tuple[int, int], rng: np.random.Generator) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class MevisWorldData(soc.WorldData):
+class MevisWorldData(WorldData):
     """Generated films for a small model. All numbers are our choice."""
 
     size: tuple[int, int] = (64, 96)  # H, W in pixels; multiples of the tower's coarsest stride
@@ -186,11 +196,11 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
     return Run(
         name="conv_clip_mevis_world",
         system=partial(start_small, config, films),
-        samples=partial(soc.world_clip, films),
-        collate=partial(soc.collate, config),
+        samples=partial(world_clip, films),
+        collate=partial(collate, config),
         losses=partial(losses, films.loss),
         groups=parameter_groups,
-        validate=partial(soc.validate, films, ask=kept_masks),
+        validate=partial(validate, films, ask=kept_masks),
         train=configs["train"],
         config=config,
     )
@@ -202,7 +212,7 @@ def start_small(config: ConvClipMevisConfig, films: MevisWorldData) -> nn.Module
     if config.tower.place:
         return fill_towers(model)
     start_from_scratch(model.tower.whole)
-    model.tower.tokenizer = word_tokenizer(soc.first_sentences(films), config.tower.vocabulary)
+    model.tower.tokenizer = word_tokenizer(first_sentences(films), config.tower.vocabulary)
     return model
 
 

@@ -7,12 +7,9 @@ decoded twice. T frames of a clip, N objects, H W pixels.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,33 +21,40 @@ from torch import nn
 
 from deixis import weights
 from deixis.benchmarks import splits_of
-from deixis.benchmarks.augment import AugmentConfig, augment, resize
-from deixis.benchmarks.folder import Truth, open_split
+from deixis.benchmarks.folder import open_split
 from deixis.benchmarks.pngs import png_size
-from deixis.benchmarks.predicates import Sentence, WorldFilm
 from deixis.benchmarks.samples import Sample, Video
-from deixis.benchmarks.training_clips import TrainingClip, consecutive_windows, read_frames, training_clip
 from deixis.config import apply_overrides
-from deixis.encoders.text import word_tokenizer
-from deixis.files import cache_path
+from deixis.encoders.tokenizers import word_tokenizer
 from deixis.losses.proposals import ProposalWeights
 from deixis.losses.set_loss import SetLossConfig
+from deixis.synthetic.scene import Sentence, WorldFilm
 from deixis.systems.light import Light, head_phrase
 from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
-from deixis.training import soc
-from deixis.training.clips import gather_clips
-from deixis.training.light import FROZEN, Memory, build, film_number, light_losses, with_fitted_presence
-from deixis.training.loop import Run, TrainConfig, export_model
+from deixis.training.augment import AugmentConfig, augment, resize
+from deixis.training.clips import (
+    TrainingClip,
+    collate,
+    consecutive_windows,
+    gather_clips,
+    mirrored,
+    shrink,
+    training_clip,
+)
+from deixis.training.labelled_frames import LabelledVideos, held_out_videos, labelled_video, labelled_videos
 from deixis.training.measure import answers
 from deixis.training.optimizer import parameter_groups
-from deixis.training.start import system_at
+from deixis.training.recipes import soc
+from deixis.training.recipes.light import FROZEN, Memory, build, film_number, light_losses, with_fitted_presence
+from deixis.training.recipes.soc import SMALL, YTVOS_FINETUNE, Config, groups, losses
+from deixis.training.run import Run, TrainConfig, export_model
+from deixis.training.sources import epoch_order
 from deixis.types import DeixisError, Expression
-from deixis.video import Film
+from deixis.weights import system_at
 
 log = logging.getLogger(__name__)
 
-VALID_SIDE = 360  # pixels of short side at which held-out films are judged while training (our choice)
 LEAST_TO_FIT = 20  # sentences of things that are there, and of things that are not, to fit presence on (our choice)
 ALWAYS = 1e-6  # presence threshold where nobody asks for what is not there
 
@@ -109,7 +113,7 @@ def light_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> R
         ),
     )  # fmt: skip
     model, films, train = configs["model"], configs["data"], configs["train"]
-    labelled(place, "train", films.skip_bad)  # refuses bad data, and unpacks films, before any process starts
+    labelled_videos(place, "train", films.skip_bad)  # refuses bad data, and unpacks films, before any process starts
     return Run(
         name="light_folder",
         system=partial(build, model, {"start": Path(start)}),
@@ -140,14 +144,14 @@ def soc_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run
     clips = len(soc_windows(place, films.frames, skip_bad))
     configs = apply_overrides(overrides, model=model, data=films, train=_scratch() if scratch else _finetune(clips))
     model, films, train = configs["model"], configs["data"], configs["train"]
-    plan = soc.YTVOS_FINETUNE
+    plan = YTVOS_FINETUNE
     scales = {"vision.": plan.backbone / plan.lr, "text.encoder.": plan.text / plan.lr}
     return Run(
         name="soc_folder",
         system=partial(_small_soc, model, place, films.skip_bad) if scratch else partial(soc.start, model, dict(data)),
         samples=partial(soc_clip, place, model, films, train.seed),
-        collate=partial(soc.collate, model),
-        losses=partial(soc.losses, films.loss),
+        collate=partial(collate, model),
+        losses=partial(losses, films.loss),
         groups=parameter_groups if scratch else partial(_finetune_groups, scales),
         validate=_judge(place, films.held_out_frames, films.skip_bad, threshold=ALWAYS),
         train=train,
@@ -166,7 +170,7 @@ def _soc_config(data: Mapping[str, Path]) -> SocConfig | SocPlusPlusConfig:
         return system_at(data["start"], Soc, SocPlusPlus).config
     if "kinetics" in data:
         return SocConfig()
-    return SocConfig(**{**soc.SMALL, "short_side": 96, "long_side": 176})
+    return SocConfig(**{**SMALL, "short_side": 96, "long_side": 176})
 
 
 def _scratch() -> TrainConfig:
@@ -177,7 +181,7 @@ def _scratch() -> TrainConfig:
 
 
 def _finetune(clips: int) -> TrainConfig:
-    plan = soc.YTVOS_FINETUNE
+    plan = YTVOS_FINETUNE
     steps = plan.epochs * max(1, clips // plan.batch)
     return TrainConfig(
         steps=steps, batch=1, accumulate=plan.batch, lr=plan.lr, schedule="multistep", gamma=plan.gamma,
@@ -189,96 +193,15 @@ def _finetune(clips: int) -> TrainConfig:
 def _finetune_groups(scales: Mapping[str, float], system: nn.Module) -> list[dict[str, Any]]:
     """Published rates; a frozen text encoder has no group."""
     trained = {name for name, parameter in system.named_parameters() if parameter.requires_grad}
-    return soc.groups({key: s for key, s in scales.items() if any(n.startswith(key) for n in trained)}, system)
+    return groups({key: s for key, s in scales.items() if any(n.startswith(key) for n in trained)}, system)
 
 
 def _small_soc(config: SocConfig, place: str, skip_bad: bool) -> Soc:
     """Random weights, and a tokenizer that knows the words of the training sentences."""
     model: Any = Soc(config)
-    texts = [sample.text for _, own in labelled(place, "train", skip_bad).films for sample in own]
+    texts = [sample.text for _, own in labelled_videos(place, "train", skip_bad).films for sample in own]
     model.text.tokenizer = word_tokenizer(texts, config.text.vocabulary)
     return model
-
-
-# --- films with their labelled frames --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Labelled:
-    """A split, each film cut down to its labelled frames, as pictures, with its sentences."""
-
-    truth: Truth
-    films: tuple[tuple[Video, tuple[Sample, ...]], ...]
-
-
-@lru_cache(maxsize=4)  # once a process
-def labelled(place: str, split: str, skip_bad: bool = False) -> Labelled:
-    benchmark = open_split(Path(place), split, skip_bad)
-    assert isinstance(benchmark.truth, Truth)
-    films = []
-    for video_id, samples in benchmark.by_video().items():
-        names = tuple(benchmark.truth.labels[video_id].files)
-        whole = samples[0].video
-        video = Video(id=video_id, names=names, frames=_pictures(whole, names))
-        films.append((video, tuple(replace(sample, video=video, scored=None) for sample in samples)))
-    return Labelled(benchmark.truth, tuple(films))
-
-
-def _pictures(video: Video, names: Sequence[str]) -> tuple[Path, ...]:
-    """The picture of each named frame; those of a film file are unpacked to the cache, once."""
-    if isinstance(video.frames, tuple):
-        of_name = dict(zip(video.names, video.frames, strict=True))
-        return tuple(of_name[name] for name in names)
-    key = hashlib.sha256(" ".join(names).encode()).hexdigest()[:12]
-    folder = cache_path(video.frames, f"frames-{key}")
-    if not folder.is_dir():
-        log.info("unpacking %d frames of %s to %s", len(names), video.frames, folder)
-        _unpack(video.frames, {int(name): name for name in names}, folder)
-    return tuple(folder / f"{name}.jpg" for name in names)
-
-
-def _unpack(film: Path, wanted: Mapping[int, str], folder: Path) -> None:
-    half = folder.with_name(f"{folder.name}.{os.getpid()}.half")
-    try:
-        half.mkdir(parents=True, exist_ok=True)
-        for frame in Film(film).frames():
-            if frame.index in wanted:
-                picture = cv2.cvtColor(frame.pixels(), cv2.COLOR_RGB2BGR)
-                whole, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])
-                assert whole
-                (half / f"{wanted[frame.index]}.jpg").write_bytes(data.tobytes())
-        if not folder.is_dir():  # another process may have been quicker
-            half.rename(folder)
-    except OSError as error:
-        raise DeixisError(
-            f"frames of {film} cannot be kept in {folder.parent} ({error.strerror}); name another place in DEIXIS_CACHE"
-        ) from error
-    finally:
-        shutil.rmtree(half, ignore_errors=True)
-
-
-def world_film(
-    truth: Truth, video: Video, samples: Sequence[Sample], indices: Sequence[int]
-) -> tuple[WorldFilm, tuple[str, ...]]:
-    """Labelled frames of a film with every labelled object, and the objects' numbers.
-
-    A sentence whose objects do not all show in these frames is left out; one that names nothing stays.
-    """
-    truths = [truth(video, index) for index in indices]
-    ids = tuple(sorted({key for one in truths for key in one.masks}, key=int))
-    masks = np.zeros((len(truths), len(ids), *truths[0].size), bool)
-    void = np.zeros((len(truths), *truths[0].size), bool)
-    for t, one in enumerate(truths):
-        for key, mask in one.masks.items():
-            masks[t, ids.index(key)] = mask
-        if one.void is not None:
-            void[t] = one.void
-    sentences = tuple(
-        Sentence(s.text, s.tags[0] if s.tags else "written", tuple(ids.index(key) for key in s.objects or ()))
-        for s in samples
-        if set(s.objects or ()) <= set(ids)
-    )
-    return WorldFilm(read_frames(video, indices), masks, sentences, ignore=void, name=video.id), ids
 
 
 # --- clips for light -------------------------------------------------------------------------------------------------
@@ -289,11 +212,12 @@ def light_film(place: str, data: LightFolderData, batch: int, seed: int, index: 
     # film_number reads frames, pool and uses of its data, which LightFolderData has too.
     number, lane = film_number(cast(Any, data), batch, seed, index)
     first, _ = film_number(cast(Any, data), batch, seed, index - index % batch)
-    source = labelled(place, "train", data.skip_bad)
-    size = _grid_size(_size_of(_film_of(source, seed, first)[0]), data.short_sides[lane])
+    source = labelled_videos(place, "train", data.skip_bad)
+    size = _grid_size(_size_of(video_of(source, seed, first)[0]), data.short_sides[lane])
     rng = np.random.default_rng([seed, number, 1])
-    video, samples = _film_of(source, seed, number)
-    film, _ = world_film(source.truth, video, samples, _moment(source, video, samples, data, data.frames[lane], rng))
+    video, samples = video_of(source, seed, number)
+    moment = _moment(source, video, samples, data, data.frames[lane], rng)
+    film, _ = labelled_video(source.truth, video, samples, moment)
     larger = (size[0] * 5 // 4, size[1] * 5 // 4)  # cropping still finds pixels, and large films cost no time
     film = resize(film, larger) if film.frames.shape[1] > larger[0] else film
     film = _few_sentences(film, source, samples, data, rng)
@@ -301,7 +225,7 @@ def light_film(place: str, data: LightFolderData, batch: int, seed: int, index: 
     return film if data.complete else replace(film, ignore=_unknown(film, data.margin))
 
 
-def _film_of(source: Labelled, seed: int, number: int) -> tuple[Video, tuple[Sample, ...]]:
+def video_of(source: LabelledVideos, seed: int, number: int) -> tuple[Video, tuple[Sample, ...]]:
     """Every film is as likely as any other, however long."""
     return source.films[int(np.random.default_rng([seed, number]).integers(len(source.films)))]
 
@@ -319,7 +243,7 @@ def _grid_size(source: tuple[int, int], short_side: int) -> tuple[int, int]:
 
 
 def _moment(
-    source: Labelled, video: Video, samples: Sequence[Sample], data: LightFolderData, count: int,
+    source: LabelledVideos, video: Video, samples: Sequence[Sample], data: LightFolderData, count: int,
     rng: np.random.Generator,
 ) -> list[int]:  # fmt: skip
     """Frames of a clip in which a sentence's objects show; a film with fewer labelled frames repeats some."""
@@ -337,7 +261,7 @@ def _moment(
 
 
 def _few_sentences(
-    film: WorldFilm, source: Labelled, own: Sequence[Sample], data: LightFolderData, rng: np.random.Generator
+    film: WorldFilm, source: LabelledVideos, own: Sequence[Sample], data: LightFolderData, rng: np.random.Generator
 ) -> WorldFilm:
     sentences = list(film.sentences)
     if len(sentences) > data.sentences:
@@ -348,7 +272,7 @@ def _few_sentences(
     return replace(film, sentences=tuple(sentences))
 
 
-def _absent_sentence(source: Labelled, own: Sequence[Sample], rng: np.random.Generator) -> str | None:
+def _absent_sentence(source: LabelledVideos, own: Sequence[Sample], rng: np.random.Generator) -> str | None:
     """A sentence of another film that shares no word with what is said of this one, as far as it names the thing."""
     said = {word for sample in own for word in sample.text.split()}
     for _ in range(8):
@@ -379,7 +303,7 @@ def _unknown(film: WorldFilm, margin: float) -> np.ndarray:
 @lru_cache(maxsize=4)
 def soc_windows(place: str, frames: int, skip_bad: bool) -> list[tuple[Sample, tuple[int, ...]]]:
     """Every sentence with every window of labelled frames in which its objects show."""
-    source = labelled(place, "train", skip_bad)
+    source = labelled_videos(place, "train", skip_bad)
     found = []
     for video, samples in source.films:
         for window in consecutive_windows(len(video.names), frames):
@@ -391,17 +315,17 @@ def soc_windows(place: str, frames: int, skip_bad: bool) -> list[tuple[Sample, t
 
 
 def soc_clip(
-    place: str, model: soc.Config, data: SocFolderData, seed: int, index: int
+    place: str, model: Config, data: SocFolderData, seed: int, index: int
 ) -> tuple[TrainingClip, tuple[int, int]]:
     """The clip of a sample index, at the model's size; every epoch has its own order."""
     table = soc_windows(place, data.frames, data.skip_bad)
     epoch, turn = divmod(index, len(table))
-    sample, window = table[int(soc.epoch_order(seed, epoch, len(table))[turn])]
+    sample, window = table[int(epoch_order(seed, epoch, len(table))[turn])]
     clip = training_clip(_as_benchmark(place, data.skip_bad), sample, window)
     clip = replace(clip, expression=Expression(sample.text, sample.id))
     if np.random.default_rng([seed, index]).random() < data.flip:
-        clip = soc.mirrored(clip)
-    return soc.shrink(clip, model)
+        clip = mirrored(clip)
+    return shrink(clip, model)
 
 
 @lru_cache(maxsize=4)
@@ -419,28 +343,20 @@ def _judge(
     if "valid" not in splits_of("folder", Path(place)):
         log.warning("%s holds no film of the split valid: nothing is measured while training", place)
         return None
-    labelled(place, "valid", skip_bad)
-    return partial(validate, place, frames, skip_bad, threshold)
+    labelled_videos(place, "valid", skip_bad)
+    return partial(validate_folder, place, frames, skip_bad, threshold)
 
 
-def held_out(place: str, frames: int, skip_bad: bool) -> Iterator[WorldFilm]:
-    """The first labelled frames of every held-out film."""
-    source = labelled(place, "valid", skip_bad)
-    for video, samples in source.films:
-        film, _ = world_film(source.truth, video, samples, range(min(frames, len(video.names))))
-        height, width = film.frames.shape[1:3]
-        scale = VALID_SIDE / min(height, width)
-        yield resize(film, (round(height * scale), round(width * scale))) if scale < 1 else film
-
-
-def validate(place: str, frames: int, skip_bad: bool, threshold: float | None, system: nn.Module) -> dict[str, float]:
+def validate_folder(
+    place: str, frames: int, skip_bad: bool, threshold: float | None, system: nn.Module
+) -> dict[str, float]:
     """overlap: mean over all sentences (for what is not there: 1 where the answer is empty).  right: share of present
     objects on which the mask lies, more than on any other.  absent: share of absent ones answered with nothing.
     Where ``threshold`` leaves no answer empty, sentences of absent objects do not count.
     """
     device = str(next(system.parameters()).device)
     hits: dict[str, list[float]] = defaultdict(list)
-    for answer in answers(system, held_out(place, frames, skip_bad), threshold=threshold, device=device):
+    for answer in answers(system, held_out_videos(place, frames, skip_bad), threshold=threshold, device=device):
         if threshold == ALWAYS and not answer.there:
             continue
         hits["overlap"].append(answer.overlap)
@@ -457,7 +373,7 @@ def export_light(place: str, data: LightFolderData, system: nn.Module, path: Pat
     assert isinstance(system, Light)
     system.eval()
     if "valid" in splits_of("folder", Path(place)):
-        films = held_out(place, data.held_out_frames, data.skip_bad)
+        films = held_out_videos(place, data.held_out_frames, data.skip_bad)
         device = str(next(system.parameters()).device)
         told = list(answers(system, films, threshold=ALWAYS, device=device))
         there = sum(answer.there for answer in told)

@@ -25,30 +25,22 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deixis.benchmarks import mixture
-from deixis.benchmarks.mixture import Mixture
-from deixis.benchmarks.predicates import SentenceMix, WorldFilm
 from deixis.config import apply_overrides
-from deixis.encoders.light import efficient_net_state, tiny_vit_state
+from deixis.encoders.efficientnet_lite import efficient_net_state
+from deixis.encoders.tiny_vit import tiny_vit_state
 from deixis.linking import sigmoid
-from deixis.losses.proposals import (
-    ProposalWeights,
-    assign,
-    choice_losses,
-    heat_loss,
-    mask_losses,
-    seen_loss,
-    truth_of,
-)
+from deixis.losses.proposals import ProposalWeights, assign, choice_losses, heat_loss, mask_losses, seen_loss, truth_of
 from deixis.metrics.choice import right_object
+from deixis.synthetic.mixture import Mixture, composites, stills
+from deixis.synthetic.scene import WorldFilm
+from deixis.synthetic.sentences import SentenceMix
 from deixis.systems.light import Light, LightConfig, Looked
 from deixis.training.clips import ClipBatch, gather_clips
-from deixis.training.loop import Run, TrainConfig
 from deixis.training.measure import answers, chosen_threshold, fit_presence
 from deixis.training.optimizer import parameter_groups
-from deixis.training.start import go_on
+from deixis.training.run import Run, TrainConfig
 from deixis.types import DeixisError
-from deixis.weights import save
+from deixis.weights import go_on, save
 
 if TYPE_CHECKING:
     from deixis.training.measure import Answer
@@ -290,8 +282,8 @@ def calibrated(pictures: str, system: Light, films: int = 150) -> LightConfig:
     """
 
     def films_of() -> Iterator[WorldFilm]:
-        yield from mixture.composites(pictures, seed=1, films=films)
-        yield from (film for i, film in enumerate(mixture.stills(pictures)) if i % 2 == 0)
+        yield from composites(pictures, seed=1, films=films)
+        yield from (film for i, film in enumerate(stills(pictures)) if i % 2 == 0)
 
     # Everything is shown, so that what would be is known.
     return with_fitted_presence(system.config, list(answers(system, films_of(), threshold=1e-6)))

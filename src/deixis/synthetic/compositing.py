@@ -11,31 +11,15 @@ from dataclasses import dataclass, field, replace
 import cv2
 import numpy as np
 
-from deixis.benchmarks.cutouts import Library, Patch, Picture
-from deixis.benchmarks.predicates import (
-    THRESHOLDS,
-    Judge,
-    Scene,
-    Sentence,
-    SentenceMix,
-    Thing,
-    Thresholds,
-    WorldFilm,
-    Writer,
-    colour_shares,
-)
-from deixis.benchmarks.vocabulary import Noun
+from deixis.synthetic.colours import colour_shares
+from deixis.synthetic.cutouts import Library, Patch, Picture
+from deixis.synthetic.motions import Motion, Moving
+from deixis.synthetic.predicates import THRESHOLDS, Judge, Thresholds
+from deixis.synthetic.scene import Scene, Sentence, Thing, WorldFilm
+from deixis.synthetic.sentences import SentenceMix, Writer
+from deixis.synthetic.vocabulary import Noun
 
 MAX_OBJECTS = 16  # objects whose masks a film keeps; the sentences know them all
-
-
-@dataclass(frozen=True, eq=False)
-class Motion:
-    """An object's motion. centre: (T, 2) pixels.  scale: (T,) film pixels per patch pixel.  angle: (T,) degrees."""
-
-    centre: np.ndarray
-    scale: np.ndarray
-    angle: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,74 +233,6 @@ def things_of(canvas: Canvas, seen: float) -> tuple[list[Thing], list[int], np.n
         labels.append(i + 1)
     _, background = colour_shares(canvas.frames[0][canvas.labels[0] == 0])
     return things, labels, background
-
-
-# ---- motions
-
-MOTIONS = ("still", "straight", "zoom", "curve")
-
-
-def a_motion(
-    rng: np.random.Generator, kind: str, frames: int, size: tuple[int, int], scale: float, heading: float | None = None
-) -> Motion:
-    """A path inside the picture. heading: degrees, 0 right, 90 down; drawn (mostly along an axis) where None."""
-    h, w = size
-    diagonal = float(np.hypot(h, w))
-    s = np.linspace(0, 1, frames)
-    low, high = np.array([0.1 * w, 0.14 * h]), np.array([0.9 * w, 0.86 * h])
-    if heading is None:
-        heading = (
-            float(rng.choice([0, 180, 0, 180, 90, 270])) + float(rng.normal(0, 8))
-            if rng.random() < 0.8
-            else float(rng.uniform(0, 360))
-        )
-    turn = 0.0
-    length = 0.0
-    if kind in ("straight", "curve"):
-        length = diagonal * float(rng.uniform(0.08, 0.42))
-        turn = 0.0 if kind == "straight" else float(rng.choice([-1, 1]) * rng.uniform(60, 130))
-    angles = np.radians(heading + turn * np.clip((s[:-1] + s[1:]) / 2 * 2 - 0.5, 0, 1))
-    steps = np.stack([np.cos(angles), np.sin(angles)], axis=1) * length / max(1, frames - 1)
-    offset = np.vstack([np.zeros(2), np.cumsum(steps, axis=0)])
-    spread = offset.max(axis=0) - offset.min(axis=0)
-    shrink = float(min(1.0, *((high - low) / np.maximum(spread, 1e-6))))
-    offset = offset * shrink
-    start = rng.uniform(
-        low - offset.min(axis=0), np.maximum(high - offset.max(axis=0), low - offset.min(axis=0) + 1e-6)
-    )
-    grows = np.ones(frames)
-    if kind == "zoom":
-        ratio = float(rng.uniform(1.3, 1.9))
-        grows = ratio**s if rng.random() < 0.6 else ratio ** (1 - s)
-        grows = grows / np.sqrt(ratio)
-    tilt = float(rng.normal(0, 6))
-    return Motion(start + offset, scale * grows, np.full(frames, tilt))
-
-
-# Hue in degrees, least saturation, largest saturation, factor and offset of value (all 0..1): our choice.
-DYES: dict[str, tuple[float, float, float, float, float]] = {
-    "black": (0, 0.0, 0.15, 0.22, 0.0), "white": (0, 0.0, 0.05, 0.3, 0.7), "grey": (0, 0.0, 0.06, 0.35, 0.32),
-    "red": (358, 0.75, 1.0, 0.55, 0.4), "orange": (27, 0.8, 1.0, 0.4, 0.6), "yellow": (55, 0.7, 1.0, 0.4, 0.6),
-    "green": (122, 0.6, 1.0, 0.55, 0.35), "blue": (224, 0.65, 1.0, 0.55, 0.4), "purple": (281, 0.6, 1.0, 0.5, 0.4),
-    "pink": (334, 0.3, 0.5, 0.25, 0.75), "brown": (23, 0.55, 0.75, 0.35, 0.22),
-}  # fmt: skip
-
-
-def a_dye(rng: np.random.Generator) -> str:
-    return list(DYES)[int(rng.integers(len(DYES)))]
-
-
-def dye(patch: Patch, colour: str) -> Patch:
-    """The cut-out in a plain colour, its light and shade kept."""
-    hue, least, most, factor, offset = DYES[colour]
-    hsv = cv2.cvtColor(patch.rgb, cv2.COLOR_RGB2HSV).astype(np.float32)
-    hsv[..., 0] = hue / 2
-    hsv[..., 1] = 255 * (least + (most - least) * hsv[..., 1] / 255)
-    hsv[..., 2] = 255 * np.clip(offset + factor * hsv[..., 2] / 255, 0, 1)
-    return replace(patch, rgb=cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB))
-
-
-Moving = tuple[Motion, Patch]
 
 
 def keep_apart(

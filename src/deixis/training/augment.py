@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from deixis.benchmarks.predicates import COLOURS, WorldFilm
+from deixis.synthetic.colours import COLOURS
+from deixis.synthetic.scene import WorldFilm
 from deixis.types import DeixisError
 
 _SWAPS = {

@@ -1,0 +1,1 @@
+"""Videos with exact truth, made from a seed, and sentences that are true of them."""

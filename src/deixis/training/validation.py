@@ -1,0 +1,51 @@
+"""Validation while training, on generated videos that were held out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deixis.metrics.choice import right_object
+from deixis.training.clips import TrainingClip, collate
+from deixis.training.generated import WorldData, generated_video
+from deixis.types import Batch, Expression, Target
+
+
+def best_masks(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
+    """Logits (K, T, h, w): of each expression asked of one clip, the masks of the query with the best score."""
+    answer = model.decode(model.encode(batch.frames, batch.padding), expressions)
+    best = answer.scores.sigmoid().mean(1).argmax(1)  # (K,)
+    return answer.masks[torch.arange(len(best)), :, best]
+
+
+def validate(
+    data: WorldData,
+    system: nn.Module,
+    ask: Callable[[Any, Batch, Sequence[Expression]], Tensor] = best_masks,
+) -> dict[str, float]:
+    """On held-out films: share of right objects and mean overlap, in all and by kind of sentence."""
+    hits: dict[str, list[float]] = defaultdict(list)
+    model: Any = system
+    device = next(system.parameters()).device
+    for index in range(data.held_out_films):
+        film = generated_video(data, "valid_u", index)
+        frames = torch.from_numpy(np.ascontiguousarray(film.frames)).permute(0, 3, 1, 2)
+        nothing = Target(
+            torch.zeros(len(frames), 1, *data.size, dtype=torch.bool), torch.zeros(len(frames), 1, 4),
+            torch.zeros(len(frames), 1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool),
+        )  # fmt: skip
+        batch = collate(model.config, [(TrainingClip(frames, Expression("-"), nothing), data.size)]).to(device)
+        chosen = ask(model, batch, [Expression(s.text) for s in film.sentences])  # (K, T, h, w)
+        masks = (F.interpolate(chosen, size=data.size, mode="bilinear") > 0).cpu().numpy()
+        for mask, sentence in zip(masks, film.sentences, strict=True):
+            right, overlap = right_object(mask, film.masks, sentence.objects)
+            for kind in ("", f"_{sentence.kind}"):
+                hits[f"right{kind}"].append(float(right))
+                hits[f"overlap{kind}"].append(overlap)
+    return {name: float(np.mean(values)) for name, values in sorted(hits.items(), key=lambda item: item[0] != "right")}
