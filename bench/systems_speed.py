@@ -60,8 +60,9 @@ def film(frames: int, size: tuple[int, int]) -> Any:
 def run_film(model: Any, clip: Any, device: torch.device) -> None:
     """All windows of a film, asked one sentence."""
     from deixis.inference import film_answers
-    from deixis.linking import Linking
-    from deixis.types import Clip, Expression
+    from deixis.linking import Presence
+    from deixis.selection import choose
+    from deixis.types import Clip, Expression, Prediction
 
     def windows(overlap: int) -> Iterator[Clip]:
         first, count = 0, len(clip)
@@ -73,8 +74,10 @@ def run_film(model: Any, clip: Any, device: torch.device) -> None:
                 return
             first = last - overlap
 
-    linking = Linking(several=getattr(model.config, "several", False))
-    for _ in film_answers(model, windows, [Expression(WORDS)], linking, device):
+    def read(prediction: Prediction, size: Any, padded: Any, _: int) -> list[Any]:
+        return choose(prediction, Presence.of(model.config), size, padded, several=model.config.several)
+
+    for _ in film_answers(model, windows, [Expression(WORDS)], read, device):
         pass
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import cv2
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deixis.types import Batch, Expression, FeatureMaps, Prediction
+from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig
 
 COLOURS = {"red": (230, 20, 20), "green": (20, 230, 20), "blue": (20, 20, 230)}
 
@@ -94,7 +95,7 @@ def write_folder(folder: Path, pictures: Iterable[np.ndarray], names: Iterable[s
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColoursConfig:
+class ColoursConfig(SystemConfig):
     """sharpness: logits per unit of colour (0..1)."""
 
     sharpness: float = 40.0
@@ -104,8 +105,8 @@ class ColoursConfig:
     multiple: int = 8
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.25, 0.25, 0.25)
-    presence_threshold: float = 0.5
-    presence_temperature: float = 1.0
+    presence_threshold: float | None = 0.5
+    selection: Literal["official", "linked"] = "linked"
 
 
 class Colours(nn.Module):

@@ -18,7 +18,8 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix().removesuffix(".py") for path
 FLOORS = {
     "types": 0,
     "config": 1, "files": 1, "blocks": 1, "metrics": 1,
-    "encoders": 2, "losses": 2, "video": 2, "linking": 2, "tracks": 2, "writers": 2,
+    "encoders": 2, "losses": 2, "video": 2, "linking": 2, "waiting": 2, "selection": 2, "tracks": 2,
+    "writers": 2,
     "synthetic": 2,
     "benchmarks/expressions": 2, "benchmarks/samples": 2, "benchmarks/pngs": 2, "benchmarks/results": 2,
     "benchmarks/fixtures": 2, "benchmarks/mevis_layout": 2,
@@ -49,7 +50,8 @@ def may_import(file: str, other: str) -> bool:
     mine, theirs = floor(file), floor(other)
     if mine == 1 or (mine == 2 and theirs == 2):
         beside = folder(file) != "" and folder(other) == folder(file) and theirs == mine
-        return other == "types" or beside or (file, other) == ("tracks", "linking")
+        parts = file in ("tracks", "selection") and other in ("linking", "waiting")  # the two rules share these
+        return other == "types" or beside or parts
     if file in ("weights", "weights_import"):  # files of others are read part by part, our own as a whole
         parts = {"weights": ("systems",), "weights_import": ("systems", "encoders")}[file]
         of_weights = ("weights_import", "encoders/frozen")  # a checkpoint may do without its frozen towers

@@ -131,28 +131,28 @@ def test_results_that_equal_the_truth_score_one(name, made, tmp_path):
 def test_a_stopped_run_is_taken_up_where_it_was(made, tmp_path, monkeypatch):
     root, out = made("mevis"), tmp_path / "out"
     words = ("predict", "mevis", root, "-o", out, "--model", "light_debug", "--device", "cpu")
-    segment = predicting.segment
+    follow_film = predicting.follow_film
     films = []
 
-    def stopping(film, *rest, **options):
+    def stopping(setup, film, *rest, **options):
         films.append(film)
         if len(films) == 2:
             raise KeyboardInterrupt
-        return segment(film, *rest, **options)
+        return follow_film(setup, film, *rest, **options)
 
-    monkeypatch.setattr(predicting, "segment", stopping)
+    monkeypatch.setattr(predicting, "follow_film", stopping)
     assert run(*words)[0] == 130
     assert "is incomplete" in refused("score", "mevis", root, out)
     finished = {path: path.stat().st_mtime_ns for path in out.rglob("video00/*/*.png")}
     assert len(finished) == 16
     lost = out / "video00/2/00001.png"
     lost.unlink()  # as if the run had been killed while it wrote this expression
-    monkeypatch.setattr(predicting, "segment", segment)
+    monkeypatch.setattr(predicting, "follow_film", follow_film)
     assert run(*words)[0] == 0
     assert lost.is_file()
     again = {path for path, time in finished.items() if path.stat().st_mtime_ns != time}
     assert again == {path for path in finished if path.parent.name == "2"}
-    monkeypatch.setattr(predicting, "segment", lambda *_, **__: pytest.fail("nothing was left to do"))
+    monkeypatch.setattr(predicting, "follow_film", lambda *_, **__: pytest.fail("nothing was left to do"))
     assert run(*words)[0] == 0
     assert not list(out.rglob("*.half"))
 

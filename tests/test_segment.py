@@ -13,9 +13,10 @@ from films import Colours, ColoursConfig, colours, moving, square, write_film, w
 import deixis
 from deixis.inference import answer, choose_device, choose_precision, cpu_has_bf16, model_size, segment
 from deixis.linking import Linking, Presence, Window, best_path
-from deixis.tracks import Candidates, DiskRles, TrackBuilder, select, to_source
+from deixis.tracks import Candidates, TrackBuilder, select, to_source
 from deixis.types import DeixisError, Expression, Prediction, encode_rle
 from deixis.video import Film
+from deixis.waiting import DiskRles, most_bytes, pack_logits, unpack_logits
 
 SHAPE = (72, 96)
 CPU = torch.device("cpu")
@@ -155,9 +156,9 @@ def test_the_model_size_follows_the_config_and_can_be_asked() -> None:
 
 
 def blob(top: int, left: int, frames: int = 4, size: int = 16) -> np.ndarray:
-    """(T, 32, 48) logits bytes of one square."""
-    logits = np.zeros((frames, 32, 48), np.uint8)
-    logits[:, top : top + size, left : left + size] = 255
+    """(T, 32, 48) logits of one square."""
+    logits = np.full((frames, 32, 48), -8, np.float32)
+    logits[:, top : top + size, left : left + size] = 8
     return logits
 
 
@@ -173,7 +174,7 @@ def follow(windows: list[Candidates], linking: Linking | None = None, judge: Pre
     builder = TrackBuilder([Expression("it")], (32, 48), linking or Linking())
     for i, candidates in enumerate(windows):
         builder.add([candidates], [f"{4 * i + t}" for t in range(4)], [float(4 * i + t) for t in range(4)], 4 * i)
-    return builder.finish(judge or Presence())[0]
+    return builder.finish(judge or Presence(threshold=0.5))[0]
 
 
 LEFT, RIGHT = blob(8, 2), blob(8, 28)
@@ -222,7 +223,7 @@ def test_a_film_judged_present_has_a_mask_and_one_judged_absent_has_none() -> No
 
 
 def test_presence_is_calibrated_by_temperature_and_shift() -> None:
-    track = follow([window((LEFT, 2.0), presence=2.0)], judge=Presence(temperature=4.0, shift=0.25))
+    track = follow([window((LEFT, 2.0), presence=2.0)], judge=Presence(threshold=0.5, temperature=4.0, shift=0.25))
     assert track.presence == pytest.approx(1 / (1 + np.exp(-0.75)), abs=1e-5)
 
 
@@ -244,7 +245,7 @@ def test_shared_frames_link_two_objects_that_cross_at_the_seam() -> None:
     builder.add([window((one, 3.0), (two, 0.0))], list("abcd"), [0.0, 1.0, 2.0, 3.0], 0)
     one, two = moved(2 + 6, 28 - 6)  # begins two frames before the end of the first window
     builder.add([window((one, 0.0), (two, 0.5))], list("cdef"), [2.0, 3.0, 4.0, 5.0], 2)
-    (track,) = builder.finish(Presence())
+    (track,) = builder.finish(Presence(threshold=0.5))
     assert list(track.names) == list("abcdef")
     assert [int(np.flatnonzero(m.any(0))[0]) for m in track.masks] == [2, 5, 8, 11, 14, 17]
 
@@ -311,7 +312,7 @@ def test_select_takes_the_best_queries_and_crops_the_padding() -> None:
     assert found.scores.tolist() == [2.0, 1.0, 0.0]
     assert found.logits.shape == (3, 2, 7, 8)
     assert found.inside == (6.5, 8.0)
-    assert (found.logits[0] > 127).sum() == 2 * 4
+    assert (found.logits[0] > 0).sum() == 2 * 4
     assert found.presence == 2.0
 
 
@@ -330,28 +331,52 @@ def test_a_dense_system_is_one_query_and_its_best_score_is_its_presence() -> Non
 
 
 def test_logits_grow_to_source_size_as_bilinear_interpolation_does() -> None:
-    rng = np.random.default_rng(0)
-    logits = rng.integers(0, 255, (9, 14), np.uint8)
+    logits = np.random.default_rng(0).normal(size=(9, 14)).astype(np.float32)
     wanted = torch.nn.functional.interpolate(
-        torch.from_numpy(logits)[None, None].float(), (40, 61), mode="bilinear", align_corners=False
+        torch.from_numpy(logits)[None, None], (40, 61), mode="bilinear", align_corners=False
     )[0, 0].numpy()
-    clear = np.abs(wanted - 127.5) > 2  # away from the threshold, where rounding decides
-    assert np.array_equal(to_source(logits, (9, 14), (40, 61))[clear], (wanted > 127.5)[clear])
+    clear = np.abs(wanted) > 1e-5  # away from the threshold, where rounding decides
+    assert np.array_equal(to_source(logits, (9, 14), (40, 61))[clear], (wanted > 0)[clear])
 
 
 def test_padding_that_cuts_through_a_cell_is_cropped_exactly() -> None:
-    logits = np.zeros((10, 10), np.uint8)
-    logits[:, :5] = 255  # the left half of 10 cells, of which 7.5 hold the picture: two thirds of it
+    logits = np.full((10, 10), -1, np.float32)
+    logits[:, :5] = 1  # the left half of 10 cells, of which 7.5 hold the picture: two thirds of it
     mask = to_source(logits, (10.0, 7.5), (60, 90))
     assert mask.shape == (60, 90)
     assert np.flatnonzero(mask.all(0))[-1] == pytest.approx(59, abs=1)
     assert encode_rle(mask)["size"] == [60, 90]
 
 
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("rough", "scale"), [(0, 1.0), (1, 1e-6), (3, 300.0), (9, 1.0)])
+def test_logits_that_waited_on_disk_give_the_same_mask_to_the_pixel(rough: int, scale: float, soft: bool) -> None:
+    """As those that did not, at any size: smooth masks and noise, tiny numbers and hundreds."""
+    rng = np.random.default_rng(rough)
+    y, x = np.mgrid[:18, :25]
+    bump = 6 - np.hypot(y - 8, x - 12) + rough * rng.normal(size=(4, 18, 25))
+    logits = (scale * bump).astype(np.float32)
+    data = pack_logits(logits, soft)
+    kept = unpack_logits(data)
+    assert len(data) <= most_bytes(4, 1, 18 * 25)
+    for size in ((18, 25), (97, 131), (480, 854)):
+        a, b = (
+            torch.nn.functional.interpolate(torch.from_numpy(v)[None], size, mode="bilinear", align_corners=False)
+            for v in (logits, kept)
+        )
+        assert torch.equal(a > 0, b > 0)
+        if soft:
+            assert torch.equal(a[a > 0], b[b > 0])
+        for inside in ((18, 25), (17.3, 22.5)):
+            assert all(np.array_equal(to_source(f, inside, size), to_source(g, inside, size))
+                       for f, g in zip(logits, kept, strict=True))  # fmt: skip
+
+
 def test_answer_gives_one_set_of_candidates_per_expression(film: Path) -> None:
     system = Colours(replace(ColoursConfig(), window=4))
     clip = next(Film(film).windows(4, size=(72, 96)))
-    found = answer(system.eval(), clip, [Expression("red"), Expression("blue")], Linking(), CPU)
+    read = lambda prediction, size, padded, _: select(prediction, Linking(), size, padded)  # noqa: E731
+    found = answer(system.eval(), clip, [Expression("red"), Expression("blue")], read, CPU)
     assert [f.presence for f in found] == [5.0, -5.0]
     assert found[0].logits.shape[1:] == (4, 36, 48)
 

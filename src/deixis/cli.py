@@ -59,6 +59,9 @@ StartOption = Annotated[float | None, typer.Option(help="Begin at this second.")
 EndOption = Annotated[float | None, typer.Option(help="End before this second.")]
 EveryOption = Annotated[int, typer.Option(help="Look at each Nth frame.")]
 ThresholdOption = Annotated[float | None, typer.Option(help="Presence below which masks stay empty, 0..1.")]
+SelectionOption = Annotated[
+    str | None, typer.Option(help="official: the rule of the model's paper; linked: one path (default: the model's).")
+]
 FpsOption = Annotated[float, typer.Option(help="Frames per second of a folder of frames.")]
 PixelsOption = Annotated[int, typer.Option(help="Refuse frames that hold more pixels.")]
 
@@ -79,6 +82,7 @@ def segment(
         int | None, typer.Option(help="Short side that the model sees, pixels (default: as trained).")
     ] = None,
     threshold: ThresholdOption = None,
+    selection: SelectionOption = None,
     fps: FpsOption = 24.0,
     max_pixels: PixelsOption = 50_000_000,
     overwrite: Annotated[
@@ -93,7 +97,7 @@ def segment(
     kinds = check_formats(formats)
     source = Film(film, start=start, end=end, every=every, max_pixels=max_pixels, fps=fps)
     output = Output(out, overwrite=overwrite)
-    _segment_to_disk(source, expressions, output, kinds, model, device, precision, size, threshold)
+    _segment_to_disk(source, expressions, output, kinds, model, device, precision, size, threshold, selection)
 
 
 @app.command()
@@ -198,6 +202,7 @@ def _segment_to_disk(
     precision: str,
     size: int | None,
     threshold: float | None,
+    selection: str | None = None,
 ) -> None:
     """The two passes over a film, with what is seen on the screen."""
     from deixis.inference import as_expressions, choose_device
@@ -213,7 +218,7 @@ def _segment_to_disk(
             with frames_bar("segmenting", film.length) as progress, _ctrl_c_once() as stop:
                 tracks = answer(
                     film, asked, model=model, device=device, precision=precision, size=size,
-                    threshold=threshold, folder=output.scratch, progress=progress, stop=stop,
+                    threshold=threshold, selection=selection, folder=output.scratch, progress=progress, stop=stop,
                 )  # fmt: skip
                 stopped = stop()
             frames = len(tracks[0])
@@ -373,10 +378,11 @@ def predict(
     model: ModelOption = "light",
     split: SplitOption = None,
     device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, as published figures are computed; bf16 or auto.")] = "fp32",
     threshold: Annotated[
         float | None, typer.Option(help="Presence below which masks stay empty (default: the protocol's).")
     ] = None,
+    selection: SelectionOption = None,
     skip_bad: SkipBadOption = False,
 ) -> None:
     """Answer every expression of a benchmark's split, in the layout that its server takes."""
@@ -385,7 +391,10 @@ def predict(
 
     opened = open_benchmark(benchmark, root, split, skip_bad)
     with counting_bar("expressions") as progress:
-        answer_all(opened, out, model, device=device, precision=precision, threshold=threshold, progress=progress)
+        answer_all(
+            opened, out, model, device=device, precision=precision, threshold=threshold, selection=selection,
+            progress=progress,
+        )  # fmt: skip
     typer.echo(f"{len(opened.samples)} expressions of {benchmark} {opened.split} are answered in {out}")
 
 

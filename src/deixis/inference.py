@@ -1,6 +1,8 @@
 """THE PATH: a film and expressions in, one mask track per expression out, window by window.
 
-film --video.windows--> Clip --encode--> features --decode(features, expressions)--> Prediction --tracks--> MaskTrack
+film --video.windows--> Clip --encode--> features --decode(features, expressions)--> Prediction --> MaskTrack
+
+Predictions become tracks by the rule of the system's paper (``selection``), or linked over the whole film (``tracks``).
 
 A thread decodes ahead, the network answers, another thread remembers; a window is encoded once, whatever the number
 of expressions, and nothing but the tracks' RLE grows with the film's length.
@@ -19,23 +21,26 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import replace
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from deixis import weights
 from deixis.linking import Linking, Presence
-from deixis.tracks import Candidates, TrackBuilder, select
-from deixis.types import Clip, DeixisError, Expression, MaskTrack
+from deixis.selection import SELECTIONS, Enlarge, PublishedTracks, choose, probabilities
+from deixis.tracks import TrackBuilder, select
+from deixis.types import Clip, DeixisError, Expression, MaskTrack, Prediction
 from deixis.video import Film, Size, ahead, fit, normalise
+from deixis.waiting import require_room
 
 AT_ONCE = 16  # expressions decoded together (our choice: bounds the memory of their masks)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
+Read = Callable[[Prediction, Size, Size, int], Sequence[Any]]  # see ``film_answers``
 
 
 def segment(
@@ -47,6 +52,7 @@ def segment(
     precision: str = "auto",
     size: int | None = None,
     threshold: float | None = None,
+    selection: str | None = None,
     linking: Linking | None = None,
     folder: Path | None = None,
     progress: Callable[[int], None] | None = None,
@@ -57,64 +63,193 @@ def segment(
     film: a path, a folder of frames, or a Film (which can begin late, end early, or skip frames).
     model: a name that ``deixis models`` lists, a checkpoint file, or a system.  device: auto, cpu, cuda or mps.
     precision: fp32, bf16, or auto (bf16 where the device has it).  size: pixels of the short side that the model sees
-    (default: what it was trained for).  threshold: presence below which a track stays empty (default: the model's own).
+    (default: what it was trained for).  threshold: presence below which a track stays empty (default: the model's own;
+    a model whose presence nobody calibrated always answers).  selection: official, the rule of the model's paper, or
+    linked, one path over the whole film (default: the model's own).  linking: the numbers of a linked one.
     folder: where masks and scores are kept while they grow; None keeps the finished RLE in memory.
     progress: called with the number of frames answered so far.  stop: asked after every window; True ends the film
     there. Raises DeixisError for everything that the caller can set right.
     """
     asked = as_expressions(expressions)
     source = film if isinstance(film, Film) else Film(film)
+    setup = prepare(
+        model, device=device, precision=precision, threshold=threshold, selection=selection, linking=linking, size=size
+    )
+    tracks = follow_film(setup, source, asked, folder=folder, progress=progress, stop=stop)
+    return finished(tracks, setup)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Setup:
+    """Which model predicts, where, and by which rule its queries become masks.
+
+    judge: when an object counts as present.  linking: how candidates are linked over the film; None: the published rule
+    (``deixis.selection``).  several: show every query above the threshold.  over: what the published rule ranks queries
+    over.  size: pixels of the short side that the model gets; None: the model's own.
+    """
+
+    system: Any
+    device: torch.device
+    reduced: bool
+    judge: Presence
+    linking: Linking | None = None
+    several: bool = False
+    over: Literal["window", "film"] = "window"
+    size: int | None = None
+
+    @property
+    def selection(self) -> str:
+        return "official" if self.linking is None else "linked"
+
+    @property
+    def how(self) -> Enlarge:
+        return self.system.config.enlarge
+
+
+def prepare(
+    model: str | Path | nn.Module,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    threshold: float | None = None,
+    selection: str | None = None,
+    linking: Linking | None = None,
+    size: int | None = None,
+) -> Setup:
+    """The setup that these choices mean; see ``segment``. Raises DeixisError for a choice that cannot be had."""
     where = choose_device(device)
     reduced = choose_precision(precision, where)
-    system = model if isinstance(model, nn.Module) else weights.load(model)
+    if selection not in (None, *SELECTIONS):
+        raise DeixisError(f"unknown selection {selection!r}; expected one of {', '.join(SELECTIONS)}")
+    system: Any = model if isinstance(model, nn.Module) else weights.load(model)
     system = system.to(where).eval()
-    config: Any = system.config
-    linking = linking or Linking(several=getattr(config, "several", False))
-    judge = Presence(
-        threshold=getattr(config, "presence_threshold", 0.5) if threshold is None else threshold,
-        temperature=getattr(config, "presence_temperature", 1.0),
-        shift=getattr(config, "presence_shift", 0.0),
+    several = system.config.several
+    linked = (selection or ("linked" if linking is not None else system.config.selection)) == "linked"
+    return Setup(
+        system=system,
+        device=where,
+        reduced=reduced,
+        judge=Presence.of(system.config, threshold),
+        linking=(linking or Linking(several=several)) if linked else None,
+        several=several,
+        size=size,
     )
-    builder = TrackBuilder(asked, source.source_size, linking, folder)
-    seen = model_size(source.source_size, config, size)
+
+
+def follow_film(
+    setup: Setup,
+    film: Film,
+    expressions: Sequence[Expression],
+    *,
+    folder: Path | None = None,
+    soft: bool = False,
+    progress: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> TrackBuilder | PublishedTracks:
+    """All windows of a film, kept by a builder of tracks; ``soft``: with what its ``soft`` needs."""
+    config = setup.system.config
+    seen = model_size(film.source_size, config, setup.size)
+    builder: Any
+    if setup.linking is None:
+        builder = PublishedTracks(expressions, film.source_size, setup.judge, how=setup.how, soft=soft, folder=folder)
+    else:
+        builder = TrackBuilder(expressions, film.source_size, setup.linking, folder, soft)
 
     def windows(overlap: int) -> Iterator[Clip]:
-        return source.windows(config.window, size=seen, overlap=overlap)
+        return film.windows(config.window, size=seen, overlap=overlap, fill=setup.linking is not None)
 
-    answers = film_answers(system, windows, asked, linking, where, reduced, stop)
-    with ThreadPoolExecutor(1, "deixis-remember") as memory, closing(answers):
+    ranked = None
+    if setup.linking is None and setup.over == "film" and not (film.length and film.length <= config.window):
+        ranked = rank_over_film(setup, windows, expressions)
+
+    def read(prediction: Prediction, size: Size, padded: Size, first: int) -> Sequence[Any]:
+        if setup.linking is not None:
+            return select(prediction, setup.linking, size, padded)
+        queries = None if ranked is None else ranked[first : first + len(prediction.scores)]
+        return choose(prediction, setup.judge, size, padded, several=setup.several, queries=queries)
+
+    context = nullcontext() if ranked is None else every_query(setup.system)
+    answers = film_answers(setup.system, windows, expressions, read, setup.device, setup.reduced, stop,
+                           overlap=setup.linking.overlap if setup.linking else 0)  # fmt: skip
+    with context, ThreadPoolExecutor(1, "deixis-remember") as memory, closing(answers):
         pending: deque[Future] = deque()
         for clip, found in answers:
             pending.append(memory.submit(builder.add, found, clip.names, clip.times, clip.start))
-            if len(pending) > 2:
+            if len(pending) > 2 or clip.start == 0:
                 pending.popleft().result()
+            if clip.start == 0:
+                taken, place = builder.waiting
+                require_room(taken, len(clip), film.length, place)
             if progress is not None:
                 progress(clip.start + len(clip))
             if stop is not None and stop():
                 break
         for future in pending:
             future.result()
-    return builder.finish(judge)
+    return builder
+
+
+def finished(builder: TrackBuilder | PublishedTracks, setup: Setup) -> list[MaskTrack]:
+    """The tracks of a film whose windows are all there."""
+    return builder.finish(setup.judge) if isinstance(builder, TrackBuilder) else builder.finish()
+
+
+def rank_over_film(
+    setup: Setup, windows: Callable[[int], Iterator[Clip]], expressions: Sequence[Expression]
+) -> list[int] | None:
+    """For each expression, the query with the greatest mean probability over a film's frames: a first pass.
+
+    None where there is nothing to rank: the system has one query, or has gone through the whole film before it answers.
+    """
+    if hasattr(setup.system, "gather") or setup.several:
+        return None
+    sums: list[Any] = [0.0] * len(expressions)
+
+    def read(prediction: Prediction, size: Size, padded: Size, first: int) -> Sequence[Any]:
+        return list(probabilities(prediction).cpu().double().sum(1).numpy())  # (Q,) each
+
+    with every_query(setup.system):
+        clips = film_answers(setup.system, windows, expressions, read, setup.device, setup.reduced)
+        with closing(clips):
+            for _, found in clips:
+                if len(found[0]) == 1:
+                    return None
+                sums = [total + own for total, own in zip(sums, found, strict=True)]
+    return [int(total.argmax()) for total in sums]
+
+
+@contextmanager
+def every_query(system: Any) -> Iterator[None]:
+    """Within it the system returns all its queries in their order, where its config keeps the best few only."""
+    config = system.config
+    if getattr(config, "painted", None) is not None:
+        system.config = replace(config, painted=None)
+    try:
+        yield
+    finally:
+        system.config = config
 
 
 def film_answers(
     system: Any,
     windows: Callable[[int], Iterator[Clip]],
     expressions: Sequence[Expression],
-    linking: Linking,
+    read: Read,
     device: torch.device,
     reduced: bool = False,
     stop: Callable[[], bool] | None = None,
-) -> Generator[tuple[Clip, list[Candidates]]]:
-    """Every window of a film, in order, with the candidates of every expression.
+    overlap: int = 0,
+) -> Generator[tuple[Clip, list[Any]]]:
+    """Every window of a film, in order, with what ``read`` makes of its predictions: an entry an expression.
 
-    windows: opens the film anew, its windows overlapping by so many frames.  stop: asked after every window of a first
-    pass; True ends that one there.
+    windows: opens the film anew, its windows overlapping by so many frames.  read: a prediction, the size of the
+    picture without and with padding, and the number of the first expression -> entries.  stop: asked after every
+    window of a first pass; True ends that one there.
     """
     groups = in_groups(expressions)
     carried: list[Any] = [None] * len(groups)
     if hasattr(system, "gather"):
-        seen = 0  # frames; a film's last window is filled up with some that were seen, which must not count twice
+        seen = 0  # frames; a film's last window may be filled up with some that were seen, which must not count twice
         with closing(ahead(windows(0))) as clips:
             for clip in clips:
                 carried = _gather(system, without_first(clip, seen - clip.start), groups, carried, device, reduced)
@@ -123,9 +258,9 @@ def film_answers(
                     break
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=reduced):
             carried = [system.conclude(memory, group) for group, memory in zip(groups, carried, strict=True)]
-    with closing(ahead(windows(linking.overlap))) as clips:
+    with closing(ahead(windows(overlap))) as clips:
         for clip in clips:
-            found, carried = _follow(system, clip, groups, carried, linking, device, reduced)
+            found, carried = _follow(system, clip, groups, carried, read, device, reduced)
             yield clip, found
 
 
@@ -141,37 +276,43 @@ def in_groups(expressions: Sequence[Expression]) -> list[Sequence[Expression]]:
 
 @torch.inference_mode()
 def answer(
-    system: Any,
-    clip: Clip,
-    expressions: Sequence[Expression],
-    linking: Linking,
-    device: torch.device,
-    reduced: bool = False,
-) -> list[Candidates]:
-    """The candidates of one clip by itself for every expression; it is encoded once. reduced: compute in bf16."""
-    found: list[Candidates] = []
+    system: Any, clip: Clip, expressions: Sequence[Expression], read: Read, device: torch.device, reduced: bool = False,
+    wanted: Sequence[int] | None = None,
+) -> list[Any]:  # fmt: skip
+    """What ``read`` makes of one clip by itself, for every expression; the clip is encoded once.
+
+    reduced: compute in bf16.  wanted: the frames that masks are wanted of (A2D, JHMDB), in 0..T-1; None: all.
+    """
+    found: list[Any] = []
     with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
-        maps, size, padded = _encode(system, clip, device)
+        maps, size, padded = _encode(system, clip, device, wanted)
+        rest = wanted if wanted is not None and frames_of(maps) != len(wanted) else None
         for group in in_groups(expressions):
-            found += select(system.decode(maps, group), linking, size, padded)
+            found += read(system.decode(maps, group, rest), size, padded, len(found))
     return found
+
+
+def frames_of(maps: Any) -> int | None:
+    """How many frames a system's maps hold: all of the clip, or, where its backbone alone gets all, the wanted ones."""
+    padding = getattr(maps, "padding", None)
+    return None if padding is None else padding.shape[1]
 
 
 @torch.inference_mode()
 def _follow(
-    system: Any, clip: Clip, groups: Sequence[Sequence[Expression]], carried: Sequence[Any], linking: Linking,
+    system: Any, clip: Clip, groups: Sequence[Sequence[Expression]], carried: Sequence[Any], read: Read,
     device: torch.device, reduced: bool,
-) -> tuple[list[Candidates], list[Any]]:  # fmt: skip
+) -> tuple[list[Any], list[Any]]:  # fmt: skip
     """As ``answer``, and what each group's memory has become, where the system has one."""
     if not hasattr(system, "follow"):
-        return answer(system, clip, [e for group in groups for e in group], linking, device, reduced), list(carried)
-    found: list[Candidates] = []
+        return answer(system, clip, [e for group in groups for e in group], read, device, reduced), list(carried)
+    found: list[Any] = []
     kept = []
     with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
         maps, size, padded = _encode(system, clip, device)
         for group, before in zip(groups, carried, strict=True):
             prediction, memory = system.follow(maps, group, before)
-            found += select(prediction, linking, size, padded)
+            found += read(prediction, size, padded, len(found))
             kept.append(memory)
     return found, kept
 
@@ -186,12 +327,14 @@ def _gather(
         return [system.gather(maps, group, memory) for group, memory in zip(groups, carried, strict=True)]
 
 
-def _encode(system: Any, clip: Clip, device: torch.device) -> tuple[Any, Size, Size]:
+def _encode(
+    system: Any, clip: Clip, device: torch.device, wanted: Sequence[int] | None = None
+) -> tuple[Any, Size, Size]:
     """(the system's maps of a clip, the picture's size, the same with its padding)."""
     config = system.config
     frames, padding = normalise(clip, mean=config.mean, std=config.std, multiple=config.multiple, device=device)
     size, padded = (clip.frames.shape[-2], clip.frames.shape[-1]), (frames.shape[-2], frames.shape[-1])
-    return system.encode(frames, padding), size, padded
+    return system.encode(frames, padding, wanted), size, padded
 
 
 def as_expressions(expressions: str | Expression | Sequence[str | Expression]) -> list[Expression]:
@@ -211,7 +354,7 @@ def model_size(source: Size, config: Any, short_side: int | None = None) -> Size
         raise DeixisError(
             f"the size must lie between {config.multiple} and 4096 pixels of short side, got {short_side}"
         )
-    if getattr(config, "square", False):
+    if config.square:
         side = round((short_side or config.short_side) / config.multiple) * config.multiple
         return side, side
     if short_side is None:

@@ -13,10 +13,6 @@ import numpy as np
 
 from deixis.types import DeixisError
 
-LOGIT_RANGE = 8.0  # logits are kept as one byte for -8..8; beyond it a mask is certain enough (our choice)
-ZERO = 127.5  # the byte value of logit 0
-PROBABILITIES = (1 / (1 + np.exp((ZERO - np.arange(256)) * LOGIT_RANGE / ZERO))).astype(np.float32)  # of a byte value
-
 
 @dataclass(frozen=True, kw_only=True)
 class Linking:
@@ -45,17 +41,18 @@ class Linking:
 
 @dataclass(frozen=True, kw_only=True)
 class Presence:
-    """How a presence logit becomes a probability, and from which one on an object counts as there.
+    """How a presence logit becomes a probability, and from which one on an object counts as present.
 
-    The probability is sigmoid(logit / temperature + shift); threshold is in 0..1, both ends left out.
+    The probability is sigmoid(logit / temperature + shift); threshold is in 0..1, both ends left out. None: every
+    expression is answered, as published code does; a system whose presence nobody calibrated states that.
     """
 
-    threshold: float = 0.5
+    threshold: float | None = None
     temperature: float = 1.0
     shift: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
+        if self.threshold is not None and not 0 < self.threshold < 1:
             raise DeixisError(
                 f"the presence threshold must lie between 0 and 1, both left out, got {self.threshold};"
                 " 0.001 shows nearly everything"
@@ -63,8 +60,21 @@ class Presence:
         if not self.temperature > 0:
             raise DeixisError(f"the presence temperature must be above 0, got {self.temperature}")
 
+    @staticmethod
+    def of(config: Any, threshold: float | None = None) -> Presence:
+        """What a system's config states; ``threshold`` replaces the config's."""
+        return Presence(
+            threshold=config.presence_threshold if threshold is None else threshold,
+            temperature=config.presence_temperature,
+            shift=config.presence_shift,
+        )
+
     def calibrated(self, logits: Any) -> Any:
         return logits / self.temperature + self.shift
+
+    def shows(self, presence: float) -> bool:
+        """Whether an object of that probability counts as present."""
+        return self.threshold is None or presence >= self.threshold
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -109,10 +119,12 @@ class Window:
 
 def decide(film: Sequence[Window], linking: Linking, judge: Presence) -> tuple[list[np.ndarray], float]:
     """(for every window, the chosen candidate of each fresh frame, -1 for absent; the film's presence in 0..1)."""
-    presence = film_presence(film, linking, judge)
-    if presence < judge.threshold:
+    presence = presence_of(film, linking, judge)
+    if not judge.shows(presence):
         return [np.full(window.shape[0] - window.fresh, -1) for window in film], presence
     logits = judge.calibrated(np.array([window.presence for window in film]))  # (W,)
+    if judge.threshold is None:
+        return best_path(film, log_sigmoid(logits), np.full(len(film), -np.inf), linking), presence
     # Shifted so that "present" and "absent" tie at the threshold: one window alone then agrees with the film's verdict.
     shifted = logits - np.log(judge.threshold / (1 - judge.threshold))
     path = best_path(film, log_sigmoid(shifted), log_sigmoid(-shifted), linking)
@@ -124,21 +136,28 @@ def decide(film: Sequence[Window], linking: Linking, judge: Presence) -> tuple[l
 def decide_together(film: Sequence[Window], linking: Linking, judge: Presence) -> tuple[list[np.ndarray], float]:
     """(for every window, its candidates above the threshold, (fresh frames, kept); the film's presence in 0..1).
 
-    Presence is judged as in ``decide``; below the threshold nothing is kept.
+    Presence is judged as in ``decide``; below the threshold nothing is kept. Without a threshold the best one is.
     """
-    presence = film_presence(film, linking, judge)
+    presence = presence_of(film, linking, judge)
     path = []
     for window in film:
-        kept = np.nonzero(sigmoid(judge.calibrated(window.scores)) >= judge.threshold)[0]
-        kept = kept if presence >= judge.threshold else kept[:0]
+        if judge.threshold is None:
+            kept = np.zeros(1, np.intp)
+        else:
+            kept = np.nonzero(sigmoid(judge.calibrated(window.scores)) >= judge.threshold)[0]
+            kept = kept if judge.shows(presence) else kept[:0]
         path.append(np.broadcast_to(kept, (window.shape[0] - window.fresh, len(kept))))
     return path, presence
 
 
-def film_presence(film: Sequence[Window], linking: Linking, judge: Presence) -> float:
-    """0..1: of the mean logit of the film's surest windows, so that an object may be away for most of a film."""
-    logits = judge.calibrated(np.array([window.presence for window in film]))  # (W,)
-    surest = np.sort(logits)[::-1][: max(1, round(len(logits) * linking.presence_share))]
+def presence_of(film: Sequence[Window], linking: Linking, judge: Presence) -> float:
+    return film_presence(np.array([window.presence for window in film]), judge, linking.presence_share)
+
+
+def film_presence(logits: np.ndarray, judge: Presence, share: float = Linking.presence_share) -> float:
+    """0..1: of the mean of a film's (W,) surest windows, so that an object may be absent for most of a film."""
+    calibrated = judge.calibrated(logits)
+    surest = np.sort(calibrated)[::-1][: max(1, round(len(calibrated) * share))]
     return float(sigmoid(surest.mean()))
 
 

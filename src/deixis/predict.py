@@ -12,7 +12,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,43 +27,36 @@ from deixis.benchmarks.ref_davis17 import merge_objects
 from deixis.benchmarks.results import ANNOTATORS, ANSWERS, SIDECAR, davis_path, due_files, marker_path, mask_path
 from deixis.benchmarks.samples import Benchmark, Sample, Video
 from deixis.files import field_of, read_json, write_json
-from deixis.inference import answer, choose_device, choose_precision, film_answers, model_size, segment
-from deixis.linking import Linking, Presence, sigmoid
-from deixis.tracks import TrackBuilder, to_source
-from deixis.types import Clip, DeixisError, Expression, MaskTrack, encode_rle
-from deixis.video import Film, resize
+from deixis.inference import Setup, answer, every_query, finished, follow_film, model_size, prepare
+from deixis.linking import sigmoid
+from deixis.selection import threshold_at_input
+from deixis.tracks import TrackBuilder
+from deixis.types import Clip, DeixisError, Expression, MaskTrack, Prediction, encode_rle
+from deixis.video import Film, Size, resize
 
 log = logging.getLogger(__name__)
 
-ALWAYS = 1e-6  # presence threshold where every expression names something: published code always answers
 SEVERAL = ("mevis", "world")  # benchmarks whose expressions may name several objects
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Asking:
-    """The model, where it runs, and how presence is judged. threshold: None for the model's own (``ALWAYS``, where
-    a benchmark's expressions all name something).
+def setup_for(benchmark: Benchmark, setup: Setup, threshold: float | None = None) -> Setup:
+    """The setup by the rules of a benchmark.
+
+    Several objects are shown together only where the benchmark and the system both know of several. Where every
+    expression names something, every one is answered, as published code does. The published rule ranks queries over the
+    whole film, but on Ref-DAVIS17, where each window is a clip by itself.
     """
-
-    system: nn.Module
-    device: torch.device
-    reduced: bool
-    threshold: float | None = None
-
-    def judge(self, benchmark: Benchmark) -> Presence:
-        config: Any = self.system.config
-        judged = benchmark.absent_possible or self.linking(benchmark).several
-        usual = getattr(config, "presence_threshold", 0.5) if judged else ALWAYS
-        return Presence(
-            threshold=usual if self.threshold is None else self.threshold,
-            temperature=getattr(config, "presence_temperature", 1.0),
-            shift=getattr(config, "presence_shift", 0.0),
-        )
-
-    def linking(self, benchmark: Benchmark) -> Linking:
-        """Several objects are shown together only where the benchmark and the system both know of several."""
-        config: Any = self.system.config
-        return Linking(several=benchmark.name in SEVERAL and getattr(config, "several", False))
+    several = benchmark.name in SEVERAL and setup.several
+    judge = setup.judge
+    if threshold is None and not (benchmark.absent_possible or several):
+        judge = replace(judge, threshold=None)
+    return replace(
+        setup,
+        judge=judge,
+        several=several,
+        linking=None if setup.linking is None else replace(setup.linking, several=several),
+        over="window" if benchmark.protocol == "davis" else "film",
+    )
 
 
 def predict(
@@ -72,37 +65,44 @@ def predict(
     model: str | Path | nn.Module,
     *,
     device: str = "auto",
-    precision: str = "auto",
+    precision: str = "fp32",
     threshold: float | None = None,
+    selection: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Answer every sample of a benchmark that is not yet answered in ``results``.
 
-    progress: called with samples finished and samples in all. Raises DeixisError where the folder holds another
-    benchmark's, split's or model's results, and for films that cannot be read.
+    Args:
+        benchmark: An opened split.
+        results: A folder; a run that was stopped is taken up there.
+        model: A name that ``deixis models`` lists, a checkpoint, or a system.
+        device: auto, cpu, cuda or mps.
+        precision: fp32, as published figures are computed, bf16, or auto.
+        threshold: Presence below which masks stay empty. Default: the protocol's, and the model's own statement.
+        selection: official, the rule of the model's paper and the benchmark, or linked. Default: the model's own.
+        progress: Called with samples finished and samples in all.
+
+    Raises:
+        DeixisError: Where the folder holds another run's results, and for films that cannot be read.
+
+    Example:
+        >>> predict(open_benchmark("mevis", "data/mevis"), Path("results"), "soc.safetensors")  # doctest: +SKIP
     """
-    about = _about(benchmark, model, threshold)
-    _claim(results, about)
+    setup = prepare(model, device=device, precision=precision, threshold=threshold, selection=selection)
+    setup = setup_for(benchmark, setup, threshold)
+    _claim(results, _about(benchmark, model, setup, threshold))
     pending = [sample for sample in benchmark.samples if not _finished(results, sample, benchmark)]
     done, total = len(benchmark.samples) - len(pending), len(benchmark.samples)
     if progress is not None:
         progress(done, total)
     if pending:
-        where = choose_device(device)
-        system = model if isinstance(model, nn.Module) else weights.load(model)
-        asking = Asking(
-            system=system.to(where).eval(),
-            device=where,
-            reduced=choose_precision(precision, where),
-            threshold=threshold,
-        )
         ask = {"expressions": _ask_film, "davis": _ask_annotators, "answers": _ask_frames}[benchmark.protocol]
         groups: dict[str, list[Sample]] = {}
         for sample in pending:
             groups.setdefault(sample.video.id, []).append(sample)
         with _told_of_the_disk(results):
             for samples in groups.values():
-                for finished in ask(benchmark, samples, results, asking):
+                for finished in ask(benchmark, samples, results, setup):
                     done += finished
                     if progress is not None:
                         progress(done, total)
@@ -121,10 +121,20 @@ def _told_of_the_disk(results: Path) -> Iterator[None]:
         raise DeixisError(f"{where}: {error.strerror}; what was finished is kept, the run can be taken up") from error
 
 
-def _about(benchmark: Benchmark, model: str | Path | nn.Module, threshold: float | None) -> dict[str, Any]:
+def _about(
+    benchmark: Benchmark, model: str | Path | nn.Module, setup: Setup, threshold: float | None
+) -> dict[str, Any]:
+    """What a run is: read again before it is taken up, and by whoever wants to know how its figures were made."""
     described = type(model).__name__ if isinstance(model, nn.Module) else weights.describe(model)
-    return {"benchmark": benchmark.name, "split": benchmark.split, "root": str(benchmark.root.absolute()),
-            "model": described, "threshold": threshold}  # fmt: skip
+    return {
+        "benchmark": benchmark.name, "split": benchmark.split, "root": str(benchmark.root.absolute()),
+        "model": described, "threshold": threshold, "selection": setup.selection,
+        "precision": "bf16" if setup.reduced else "fp32", "device": setup.device.type,
+        "presence_threshold": setup.judge.threshold, "window": setup.system.config.window,
+    }  # fmt: skip
+
+
+SAME = ("benchmark", "split", "model", "threshold", "selection", "precision")  # of what a run is, to be taken up
 
 
 def _claim(results: Path, about: dict[str, Any]) -> None:
@@ -132,7 +142,7 @@ def _claim(results: Path, about: dict[str, Any]) -> None:
     run = results / SIDECAR / "run.json"
     if run.is_file():
         before = read_json(run)
-        for key in ("benchmark", "split", "model", "threshold"):
+        for key in SAME:
             if not isinstance(before, dict) or before.get(key) != about[key]:
                 was = before.get(key) if isinstance(before, dict) else before
                 raise DeixisError(
@@ -156,8 +166,7 @@ def _finished(results: Path, sample: Sample, benchmark: Benchmark) -> bool:
 
 
 def _mark(results: Path, sample: Sample, presence: float, scores: Sequence[float], **more: Any) -> None:
-    # Rounded to what a score can mean, so that the files stay small.
-    marker = {"presence": round(float(presence), 6), "scores": [round(float(s), 4) for s in scores], **more}
+    marker = {"presence": round(float(presence), 8), "scores": [round(float(s), 8) for s in scores], **more}
     write_json(marker_path(results, sample), marker)
 
 
@@ -179,16 +188,12 @@ def film_of(video: Video) -> Iterator[Film]:
 # --- J and F per expression ------------------------------------------------------------------------------------------
 
 
-def _ask_film(benchmark: Benchmark, samples: Sequence[Sample], results: Path, asking: Asking) -> Iterator[int]:
+def _ask_film(benchmark: Benchmark, samples: Sequence[Sample], results: Path, setup: Setup) -> Iterator[int]:
     """One film, all its expressions at once; a PNG for every frame of each."""
     video = samples[0].video
-    judge = asking.judge(benchmark)
     with film_of(video) as film, tempfile.TemporaryDirectory(prefix="deixis-") as scratch:
-        tracks = segment(
-            film, [Expression(sample.text, sample.id) for sample in samples], model=asking.system,
-            device=str(asking.device), precision="bf16" if asking.reduced else "fp32", threshold=judge.threshold,
-            linking=asking.linking(benchmark), folder=Path(scratch),
-        )  # fmt: skip
+        asked = [Expression(sample.text, sample.id) for sample in samples]
+        tracks = finished(follow_film(setup, film, asked, folder=Path(scratch)), setup)
         for sample, track in zip(samples, tracks, strict=True):
             _check_length(video, len(track))
             _write_track(benchmark, sample, track, results)
@@ -209,16 +214,17 @@ def _check_length(video: Video, frames: int) -> None:
 # --- Ref-DAVIS17: objects compete for pixels, annotator by annotator -------------------------------------------------
 
 
-def _ask_annotators(benchmark: Benchmark, samples: Sequence[Sample], results: Path, asking: Asking) -> Iterator[int]:
+def _ask_annotators(benchmark: Benchmark, samples: Sequence[Sample], results: Path, setup: Setup) -> Iterator[int]:
     """One film: for each annotator, the soft masks of all objects merged to a map of object numbers a frame."""
     video = samples[0].video
     everything = [s for s in benchmark.samples if s.video.id == video.id]
     due = sorted({int(sample.id) % ANNOTATORS for sample in samples})
     asked = [s for a in due for s in everything if int(s.id) % ANNOTATORS == a]
-    with film_of(video) as film:
-        builder = _answer_film(film, [Expression(s.text, s.id) for s in asked], asking)
-        judge = asking.judge(benchmark)
-        tracks, soft = builder.finish(judge), builder.soft(judge)
+    with film_of(video) as film, tempfile.TemporaryDirectory(prefix="deixis-") as scratch:
+        expressions = [Expression(s.text, s.id) for s in asked]
+        builder = follow_film(setup, film, expressions, folder=Path(scratch), soft=True)
+        tracks = finished(builder, setup)
+        soft = builder.soft(setup.judge) if isinstance(builder, TrackBuilder) else builder.soft()
         _check_length(video, len(builder.names))
         count = len(everything) // ANNOTATORS
         for number, annotator in enumerate(due):
@@ -230,51 +236,56 @@ def _ask_annotators(benchmark: Benchmark, samples: Sequence[Sample], results: Pa
             yield sum(int(sample.id) % ANNOTATORS == annotator for sample in samples)
 
 
-def _answer_film(film: Film, expressions: Sequence[Expression], asking: Asking) -> TrackBuilder:
-    """All windows of a film, remembered; as ``segment`` does, before it decides."""
-    config: Any = asking.system.config
-    linking, size = Linking(), model_size(film.source_size, config)
-    builder = TrackBuilder(expressions, film.source_size, linking)
-
-    def windows(overlap: int) -> Iterator[Clip]:
-        return film.windows(config.window, size=size, overlap=overlap)
-
-    for clip, found in film_answers(asking.system, windows, expressions, linking, asking.device, asking.reduced):
-        builder.add(found, clip.names, clip.times, clip.start)
-    return builder
-
-
 # --- single frames: every query is an answer -------------------------------------------------------------------------
 
 
-def _ask_frames(benchmark: Benchmark, samples: Sequence[Sample], results: Path, asking: Asking) -> Iterator[int]:
-    """A window around each labelled frame; all queries' masks of that frame, with their mean scores over the window."""
-    config: Any = asking.system.config
+@dataclass(frozen=True, eq=False)
+class Every:
+    """All queries of one frame. masks: (Q, H, W) bool at source size.  scores: (Q,) logits.  presence: logit."""
+
+    masks: np.ndarray
+    scores: np.ndarray
+    presence: float
+
+
+def _ask_frames(benchmark: Benchmark, samples: Sequence[Sample], results: Path, setup: Setup) -> Iterator[int]:
+    """A window around each labelled frame; the masks of all queries in that frame, with their scores there.
+
+    The system is told which frame is wanted, as in training: what comes after its backbone may then get that one alone.
+    """
+    system = setup.system
     by_frame: dict[int, list[Sample]] = {}
     for sample in samples:
         assert sample.scored is not None
         by_frame.setdefault(film_index(sample, sample.scored[0]), []).append(sample)
     for centre, asked in by_frame.items():
         still = isinstance(asked[0].video.frames, tuple) and len(asked[0].video.frames) == 1
-        indices = [0] if still else centred_window(centre, config.window)
+        indices = [0] if still else centred_window(centre, system.config.window)
         frames = read_frames(asked[0].video, indices)
-        clip = _clip(frames, model_size((frames.shape[1], frames.shape[2]), config))
-        linking = Linking(candidates=1_000_000, keep=0.0)  # every query, not the best few
-        found = answer(
-            asking.system, clip, [Expression(s.text, s.id) for s in asked], linking, asking.device, asking.reduced
-        )
+        clip = _clip(frames, model_size((frames.shape[1], frames.shape[2]), system.config))
         at = indices.index(centre)
-        for sample, candidates in zip(asked, found, strict=True):
-            probabilities = sigmoid(candidates.frame_scores).mean(1)
-            answers = [
-                {
-                    "segmentation": _plain(to_source(logits[at], candidates.inside, clip.source_size)),
-                    "score": float(score),
-                }
-                for logits, score in zip(candidates.logits, probabilities, strict=True)
+
+        def read(prediction: Prediction, size: Size, padded: Size, first: int, at: int = at, clip: Clip = clip) -> Any:
+            frame = at if prediction.masks.shape[1] > 1 else 0  # a system may give all frames all the same
+            scores = prediction.scores[:, frame].float().cpu()  # (K, Q)
+            presence = scores.amax(1) if prediction.presence is None else prediction.presence
+            masks = prediction.masks[:, frame].cpu()
+            return [
+                Every(threshold_at_input(own, size, padded, clip.source_size).numpy(), ranks.numpy(), float(there))
+                for own, ranks, there in zip(masks, scores, presence, strict=True)
             ]
-            presence = float(sigmoid(asking.judge(benchmark).calibrated(candidates.presence)))
-            _mark(results, sample, presence, [float(probabilities.max())], answers=answers)
+
+        with every_query(system):
+            expressions = [Expression(s.text, s.id) for s in asked]
+            found = answer(system, clip, expressions, read, setup.device, setup.reduced, wanted=(at,))
+        for sample, every in zip(asked, found, strict=True):
+            probabilities = torch.from_numpy(every.scores).sigmoid().tolist()
+            answers = [
+                {"segmentation": _plain(mask), "score": score}
+                for mask, score in zip(every.masks, probabilities, strict=True)
+            ]
+            presence = float(sigmoid(setup.judge.calibrated(every.presence)))
+            _mark(results, sample, presence, [max(probabilities)], answers=answers)
             yield 1
 
 

@@ -3,30 +3,24 @@
 A window is answered with many candidate objects. Which of them is *the* object, and whether it is there at all, is
 decided once, when the film has ended: one path through its frames (Viterbi) that keeps to one object where the masks of
 neighbouring frames say so, may leave and return, and is judged against the presence threshold as a whole. Until then a
-window's best few candidates wait in a temporary file as small compressed logits, so memory stays flat.
+window's best few candidates wait in a temporary file (``waiting``), so memory stays flat.
 
 K expressions, T frames of a window, Q queries, C candidates kept, W windows, h w cells of a mask, H W source pixels.
 """
 
 from __future__ import annotations
 
-import tempfile
-import zlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from threading import Lock
 
 import cv2
 import numpy as np
 import torch
 
 from deixis.linking import (
-    LOGIT_RANGE,
-    PROBABILITIES,
-    ZERO,
     Linking,
     Presence,
     Window,
@@ -37,13 +31,14 @@ from deixis.linking import (
     sigmoid,
 )
 from deixis.types import DeixisError, Expression, MaskTrack, Prediction, Rle, RleMasks, encode_rle
+from deixis.waiting import DiskFile, DiskRles, Names, pack_logits, unpack_logits
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
     """The best queries of one window for one expression, best first.
 
-    logits: (C, T, h, w) uint8, -8..8 as 0..255, only what lies inside the padding (``inside`` cells, fractions too).
+    logits: (C, T, h, w) float32, only what lies inside the padding (``inside`` cells, fractions too).
     scores: (C,) mean logit over the frames.  frame_scores: (C, T) logits.  presence: logit that the object is there.
     inside: (height, width) of the picture in cells of the mask; not whole numbers when padding cuts through a cell.
     """
@@ -69,8 +64,7 @@ def select(
     rows, columns = min(h, int(np.ceil(inside[0]))), min(w, int(np.ceil(inside[1])))
     expression = torch.arange(k, device=order.device)[:, None]
     masks = prediction.masks.permute(0, 2, 1, 3, 4)[expression, order, :, :rows, :columns]  # (K, C, T, rows, columns)
-    scale = ZERO / LOGIT_RANGE
-    bytes_ = masks.float().mul_(scale).add_(ZERO).round_().clamp_(0, 255).to(torch.uint8).cpu().numpy()
+    logits = masks.float().cpu().numpy()
     per_frame = frame_scores.permute(0, 2, 1)[expression, order].cpu().numpy()  # (K, C, T)
     best = scores.cpu().numpy()
     presence = best[:, 0] if prediction.presence is None else prediction.presence.float().cpu().numpy()
@@ -78,85 +72,15 @@ def select(
         raise DeixisError("the model answers with numbers that are not finite; its weights or its config are damaged")
     kept = (np.exp(log_sigmoid(best) - log_sigmoid(best[:, :1])) >= linking.keep).sum(1)
     return [
-        Candidates(bytes_[i, :n], best[i, :n], per_frame[i, :n], float(presence[i]), inside) for i, n in enumerate(kept)
+        Candidates(logits[i, :n], best[i, :n], per_frame[i, :n], float(presence[i]), inside) for i, n in enumerate(kept)
     ]
-
-
-class DiskFile:
-    """Byte strings in an unnamed temporary file: ``append`` gives a number under which ``[number]`` reads it back.
-
-    The file vanishes with the process, however that ends. folder: where it lies (default: the system's own place).
-    """
-
-    def __init__(self, folder: Path | None = None) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  lives as long as this object
-        self._ends = array("q", [0])
-        self._lock = Lock()
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def append(self, data: bytes) -> int:
-        with self._lock:
-            self._file.seek(self._ends[-1])
-            self._file.write(data)
-            self._ends.append(self._ends[-1] + len(data))
-            return len(self._ends) - 2
-
-    def __getitem__(self, number: int) -> bytes:
-        start, end = self._ends[number], self._ends[number + 1]
-        with self._lock:
-            self._file.seek(start)
-            return self._file.read(end - start)
-
-
-class DiskRles(Sequence[Rle]):
-    """The RLEs of a track in a temporary file, for films whose masks must not stay in memory."""
-
-    def __init__(self, size: tuple[int, int], folder: Path | None = None) -> None:
-        self.size, self._file = list(size), DiskFile(folder)
-
-    def append(self, rle: Rle) -> None:
-        self._file.append(rle["counts"])
-
-    def __len__(self) -> int:
-        return len(self._file)
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return {"size": self.size, "counts": self._file[index % len(self)]}
-
-
-class Names(Sequence[str]):
-    """Frame names, appended one by one, in one piece of memory: a list of strings would cost 60 bytes each."""
-
-    def __init__(self) -> None:
-        self._text, self._ends = bytearray(), array("q", [0])
-
-    def append(self, name: str) -> None:
-        self._text += name.encode(errors="surrogateescape")  # a file's name may be no UTF-8
-        self._ends.append(len(self._text))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
-        return self._text[self._ends[index] : self._ends[index + 1]].decode(errors="surrogateescape")
 
 
 class TrackBuilder:
     """Collects the candidates of every window, and turns them into one track per expression at the end of the film.
 
     source_size: (height, width) of the masks to come.  folder: where temporary files lie; None keeps the finished
-    RLEs in memory (the candidates go to a temporary file all the same).
+    RLEs in memory (the candidates go to a temporary file all the same).  soft: keep what ``soft`` needs.
     """
 
     def __init__(
@@ -165,8 +89,10 @@ class TrackBuilder:
         source_size: tuple[int, int],
         linking: Linking,
         folder: Path | None = None,
+        soft: bool = False,
     ) -> None:
         self.expressions, self.source_size, self.linking, self.folder = expressions, source_size, linking, folder
+        self._soft = soft
         self.names, self.times = Names(), array("d")
         # On disk, not in lists: small things that live long between large ones that do not keep freed memory from
         # going back to the system.
@@ -182,12 +108,12 @@ class TrackBuilder:
             self.names.append(name)
         self.times.extend(times[repeated:])
         for i, found in enumerate(window):
-            masks = found.logits > ZERO  # (C, T, h, w)
+            masks = found.logits > 0  # (C, T, h, w)
             links = None
             if not self.linking.several:
                 links = None if first else self._links(self._last[i], masks, repeated)
                 self._last[i] = masks
-            numbers = [self._logits.append(zlib.compress(logits.tobytes(), 1)) for logits in found.logits]
+            numbers = [self._logits.append(pack_logits(logits, self._soft)) for logits in found.logits]
             known = Window(
                 numbers[0], found.logits.shape[1:], repeated, found.scores, found.frame_scores, found.presence,
                 found.inside, self._steps(masks), links,
@@ -207,6 +133,11 @@ class TrackBuilder:
         if repeated:
             return seam_iou(before[:, -repeated:], here[:, :repeated], self.linking.blank)
         return seam_iou(before[:, -1:], here[:, :1], self.linking.blank)
+
+    @property
+    def waiting(self) -> tuple[int, Path]:
+        """(bytes of candidates that wait, and where)."""
+        return self._logits.bytes + self._windows.bytes, self._logits.folder
 
     def finish(self, judge: Presence) -> list[MaskTrack]:
         """One track per expression; below the judge's threshold its masks are empty."""
@@ -229,7 +160,7 @@ class TrackBuilder:
             best, least = (sigmoid(judge.calibrated(x)) for x in (window.frame_scores[0, at], window.presence))
             scores.extend(np.where(there.any(1), seen, np.minimum(best, least)))
             for frames in self._chosen_logits(window, choices):
-                masks = [to_source(f, window.inside, self.source_size) for f in frames if f.max() > ZERO]
+                masks = [to_source(f, window.inside, self.source_size) for f in frames if f.max() > 0]
                 rles.append(encode_rle(reduce(np.logical_or, masks)) if masks else empty)
         return MaskTrack(
             expression,
@@ -248,11 +179,10 @@ class TrackBuilder:
         return [choices[:, None] for choices in path], presence
 
     def _chosen_logits(self, window: Window, choices: np.ndarray) -> Iterator[list[np.ndarray]]:
-        """(h, w) uint8 logits of the chosen candidates in every fresh frame of a window; [] where all are away."""
+        """(h, w) logits of the chosen candidates in every fresh frame of a window; [] where all are away."""
         unpacked: dict[int, np.ndarray] = {}
         for choice in np.unique(choices[choices >= 0]).tolist():
-            data = zlib.decompress(self._logits[window.number + choice])
-            unpacked[choice] = np.frombuffer(data, np.uint8).reshape(window.shape)
+            unpacked[choice] = unpack_logits(self._logits[window.number + choice])
         for t, chosen in enumerate(choices.tolist(), start=window.fresh):
             yield [unpacked[choice][t] for choice in chosen if choice >= 0]
 
@@ -269,22 +199,22 @@ class TrackBuilder:
             for frames in self._chosen_logits(window, choices):
                 enlarged = [enlarge(frame, window.inside, self.source_size) for frame in frames]
                 if enlarged:
-                    yield PROBABILITIES[reduce(np.maximum, enlarged)].T
+                    yield sigmoid(reduce(np.maximum, enlarged)).astype(np.float32).T
                 else:
                     yield np.zeros(self.source_size, np.float32)
 
 
 def to_source(logits: np.ndarray, inside: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
-    """One frame's (h, w) uint8 logits as a (H, W) bool mask at source ``size``: bilinear, then logit > 0.
+    """One frame's (h, w) float32 logits as a (H, W) bool mask at source ``size``: bilinear, then logit > 0.
 
     inside: how many of the cells (rows, columns) hold the picture; the rest is padding. The mask is laid out column
     by column, as RLE wants it.
     """
-    return (enlarge(logits, inside, size) > ZERO).T
+    return (enlarge(logits, inside, size) > 0).T
 
 
 def enlarge(logits: np.ndarray, inside: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
-    """One frame's (h, w) uint8 logits, bilinear at source ``size`` (H, W), transposed: (W, H) uint8."""
+    """One frame's (h, w) float32 logits, bilinear at source ``size`` (H, W), transposed: (W, H)."""
     height, width = size
     columns_first = np.ascontiguousarray(logits.T)
     if inside == logits.shape:

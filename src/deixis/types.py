@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -30,6 +30,33 @@ def require(condition: bool, name: str, expected: str, got: Any, advice: str = "
     """Raise a DeixisError that names the field, what was expected, what came, and what to do."""
     if not condition:
         raise DeixisError(f"{name} must be {expected}, got {_shape(got)}" + (f"; {advice}" if advice else ""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemConfig:
+    """What the data path reads of any system. A system's config inherits these fields and adds its own sizes.
+
+    Presence is stated, never guessed: a threshold stands here only where a paper gives one or a calibration on held-out
+    data found it. None: the system's score does not say whether an object is there, so every expression is answered.
+    """
+
+    window: int = 36  # frames decoded at once at inference
+    short_side: int = 360  # pixels
+    long_side: int = 640  # pixels
+    multiple: int = 4  # pixels; height and width are padded to it
+    square: bool = False  # frames become short_side x short_side, their shape is not kept
+    several: bool = False  # an expression may refer to several objects
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # ImageNet
+    # official: the query with the greatest mean probability, its raw logits at source size compared with 0.
+    # linked: one path over the whole film, which may leave a query for one that continues its mask.
+    selection: Literal["official", "linked"] = "official"
+    # How official masks grow to source size: at once, or through the size that the model got.
+    enlarge: Literal["at_once", "through_input"] = "at_once"
+    presence_threshold: float | None = None  # probability from which on an object counts as present; None: always
+    presence_temperature: float = 1.0  # divides the presence logit
+    presence_shift: float = 0.0  # added to the presence logit after that
+    presence_from: str = ""  # the data that the three were fitted on; empty: they were not fitted
 
 
 @dataclass(frozen=True, eq=False)

@@ -128,11 +128,12 @@ class Film:
         for frame in self._frames_of_source():
             yield Frame(frame.index, frame.name, frame.seconds, partial(self._at_source_size, frame))
 
-    def windows(self, length: int, *, size: Size | None = None, overlap: int = 0) -> Iterator[Clip]:
+    def windows(self, length: int, *, size: Size | None = None, overlap: int = 0, fill: bool = True) -> Iterator[Clip]:
         """Clips of ``length`` frames, in order, at ``size`` (default: source size).
 
-        Neighbours share ``overlap`` frames. The last clip is filled from the front (it begins earlier, and so repeats
-        frames): every clip of a film of ``length`` frames or more is full. ``Clip.start`` tells where each begins.
+        Neighbours share ``overlap`` frames. With ``fill`` the last clip is filled from the front (it begins earlier,
+        and so repeats frames): every clip of a film of ``length`` frames or more is full. Without it the last clip may
+        be short, as in published code. ``Clip.start`` tells where each begins.
         """
         if not 0 <= overlap < length:
             raise DeixisError(f"windows of {length} frames cannot share {overlap}; give 0..{length - 1}")
@@ -146,7 +147,7 @@ class Film:
                 yield self._clip(held)
                 fresh = 0
         if fresh:
-            yield self._clip(held)
+            yield self._clip(held if fill else list(held)[-fresh:])
 
     def _clip(self, held: Sequence[tuple[Frame, np.ndarray]]) -> Clip:
         frames = torch.from_numpy(np.stack([picture for _, picture in held]))  # (T, H, W, 3)

@@ -39,11 +39,11 @@ from deixis.encoders.conv_clip import (
     convnext_large_d_320,
     small_conv_clip,
 )
-from deixis.types import Batch, Expression, FeatureMaps, Prediction, TextFeatures
+from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvClipMevisConfig:
+class ConvClipMevisConfig(SystemConfig):
     """Sizes of the parents where not said: the report gives none that we could read."""
 
     tower: ConvClipConfig = field(default_factory=convnext_large_d_320)  # FC-CLIP's size (our choice)
@@ -73,7 +73,8 @@ class ConvClipMevisConfig:
     video_start: Literal["initialised", "learned"] = "initialised"  # video queries: from the frames', or parameters
     align: bool = True  # bring a slot to the same object in all frames first (our choice; the report may not)
     several: bool = True  # show every query above the threshold; False: the best one (single-target benchmarks)
-    presence_threshold: float = 0.5  # (read: DsHmp; LMPM 0.8; to be tuned on valid_u)
+    presence_threshold: float | None = 0.5  # of a query; the published rule (read: DsHmp; LMPM 0.8)
+    enlarge: Literal["at_once", "through_input"] = "through_input"  # (read: LMPM)
     frames_at_once: int = 4  # frames that go through the encoder together in evaluation (our choice)
     short_side: int = 448  # pixels (read)
     long_side: int = 768  # pixels (read of training; our choice here)
@@ -115,9 +116,10 @@ class ConvClipMevis(nn.Module):
         self.watch = VideoDecoder(config)
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
-        """frames: (B, T, 3, H, W); padding: (B, T, H, W). Frame by frame, without words: encode once, ask many."""
-        if wanted is not None:
-            frames, padding = frames[:, list(wanted)], padding[:, list(wanted)]
+        """frames: (B, T, 3, H, W); padding: (B, T, H, W). Frame by frame, without words: encode once, ask many.
+
+        ``wanted`` is for ``decode``, since all frames of a clip are watched.
+        """
         step = frames.shape[1] if torch.is_grad_enabled() else self.config.frames_at_once
         parts = [self.see(part) for part in frames.split(step, dim=1)]
         levels = tuple(torch.cat(same, dim=1) for same in zip(*parts, strict=True))

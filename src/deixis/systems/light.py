@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from deixis.blocks.mask_head import kernel_numbers, paint
 from deixis.encoders.efficientnet_lite import EfficientNetLite
 from deixis.encoders.minilm import MiniLm, MiniLmConfig
 from deixis.encoders.tiny_vit import TinyVit
-from deixis.types import Batch, Expression, FeatureMaps, Prediction
+from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
 COLOUR_SYNONYMS = {"grey": "gray", "golden": "yellow", "violet": "purple", "silver": "gray", "beige": "brown",
@@ -62,7 +63,7 @@ NOT_NAMES = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class LightConfig:
+class LightConfig(SystemConfig):
     """Sizes of light. Every number is our choice (see shared/spec/default_model.md for what a prototype used)."""
 
     width: int = 192  # D, channels of a query
@@ -94,7 +95,8 @@ class LightConfig:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet (read)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # ImageNet (read)
     frame_floor: float = -3.0  # logit of a frame's score below which the mask fades out in that frame
-    presence_threshold: float = 0.5  # probability above which the object counts as there; calibrated
+    selection: Literal["official", "linked"] = "linked"
+    presence_threshold: float | None = 0.5  # probability above which the object counts as there; calibrated
     presence_temperature: float = 1.0  # divides the presence logit; calibrated
     presence_shift: float = 0.0  # added to the presence logit after that; calibrated
 

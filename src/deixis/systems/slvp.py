@@ -29,7 +29,7 @@ from deixis.blocks.positions import map_positions, plain_map_positions
 from deixis.blocks.query_heads import join
 from deixis.encoders.roberta import TextConfig, TextEncoder
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_t
-from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction, TextFeatures
+from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures
 
 STRIDES = (4, 8, 16, 32)  # pixels a cell of the levels
 # Parts that only pre-training has; a transfer leaves them behind, and begins ``mask.`` anew.
@@ -38,7 +38,7 @@ TRANSFER = ("mask.",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlvpConfig:
+class SlvpConfig(SystemConfig):
     """Every number is our choice: nothing but the abstract is public."""
 
     fusion: Literal["vision", "language"] = "vision"  # which of the two asks

@@ -26,11 +26,11 @@ from deixis.blocks.query_heads import QueryHeads, join
 from deixis.blocks.temporal import ClipDecoder, ResidualAttention, TokenEncoder
 from deixis.encoders.roberta import TextConfig, TextEncoder
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b, video_swin_t
-from deixis.types import Batch, Expression, FeatureMaps, Prediction, TextFeatures
+from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
-class SocPlusPlusConfig:
+class SocPlusPlusConfig(SystemConfig):
     """Sizes as published (read from the key list and the fact sheet), where not said."""
 
     vision: VideoSwinConfig = field(default_factory=video_swin_t)

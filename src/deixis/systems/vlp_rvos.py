@@ -25,14 +25,14 @@ from deixis.blocks.constants import constant
 from deixis.blocks.query_heads import join
 from deixis.encoders.clip_vit import CLIP_MEAN, CLIP_STD, ClipVit, ClipVitConfig, clip_vit_b, clip_vit_l
 from deixis.encoders.vlmo import Vlmo, VlmoConfig, vlmo_b
-from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction, TextFeatures
+from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures
 
 CERTAIN = 20.0  # the logit of a score that is always 1
 HALF = (0.5, 0.5, 0.5)  # VLMo's mean and deviation of RGB in 0..1 (from memory)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VlpRvosConfig:
+class VlpRvosConfig(SystemConfig):
     """(read): in the public repository.  (inferred): from names in it.  (our choice): not public."""
 
     clip: ClipVitConfig | None = field(default_factory=clip_vit_b)  # the tower, this one or the next

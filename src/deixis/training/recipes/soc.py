@@ -78,7 +78,7 @@ PLUS_A2D = Schedule(lr=1e-4, backbone=5e-6, text=0.0, epochs=40, drops=(20,), ga
 PLUS_YTVOS = Schedule(lr=1e-4, backbone=1e-5, text=1e-5, epochs=30, drops=(20,), gamma=0.1, batch=8)
 # Such low rates suggest that the authors started from another run; none is released, so --data start=FILE is advised.
 PLUS_MEVIS = Schedule(lr=2e-5, backbone=2e-6, text=0.0, epochs=30, drops=(20,), gamma=0.1, batch=8)
-A2D_SIZE: dict[str, Any] = {"short_side": 320, "long_side": 576}
+A2D_SIZE: dict[str, Any] = {"short_side": 320, "long_side": 576, "window": 8}  # A2D, JHMDB: a window of 8
 
 
 def published(
