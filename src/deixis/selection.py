@@ -157,7 +157,7 @@ class PublishedTracks:
     @property
     def waiting(self) -> tuple[int, Path]:
         """(bytes of logits that wait, and where)."""
-        return (0, Path(".")) if self._logits is None else (self._logits.bytes, self._logits.folder)
+        return (0, Path(".")) if self._logits is None else (self._logits.taken, self._logits.folder)
 
     def add(self, window: Sequence[Shown], names: Sequence[str], times: Sequence[float], start: int) -> None:
         """The next window: one ``Shown`` an expression; ``start`` is the film's index of its first frame."""

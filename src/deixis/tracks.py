@@ -137,7 +137,7 @@ class TrackBuilder:
     @property
     def waiting(self) -> tuple[int, Path]:
         """(bytes of candidates that wait, and where)."""
-        return self._logits.bytes + self._windows.bytes, self._logits.folder
+        return self._logits.taken + self._windows.taken, self._logits.folder
 
     def finish(self, judge: Presence) -> list[MaskTrack]:
         """One track per expression; below the judge's threshold its masks are empty."""

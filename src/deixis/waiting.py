@@ -41,8 +41,8 @@ class DiskFile:
         return len(self._ends) - 1
 
     @property
-    def bytes(self) -> int:
-        """How much was written."""
+    def taken(self) -> int:
+        """Bytes that were written."""
         return self._ends[-1]
 
     def append(self, data: bytes) -> int:

@@ -19,7 +19,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from deixis.benchmarks.fixtures import HEIGHT, WIDTH, WORDS, tiny_videos
-from deixis.benchmarks.samples import field_of, list_folder, parse_json, require_file, require_folder
+from deixis.files import field_of, list_folder, parse_json, require_file, require_folder
 from deixis.types import DeixisError
 
 SETS: dict[str, tuple[str, ...]] = {
