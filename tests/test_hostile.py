@@ -30,6 +30,7 @@ from typer.testing import CliRunner, Result
 from deixis import systems, weights
 from deixis.benchmarks import open_benchmark, results, write_fixture
 from deixis.cli import app
+from deixis.config import check_bounds
 from deixis.training.checkpoint import load_checkpoint, read_facts, save_checkpoint
 from deixis.training.loop import train
 from deixis.types import DeixisError
@@ -271,7 +272,7 @@ def test_a_count_that_no_tensor_shows_and_that_cannot_be_is_refused(
 def test_every_preset_states_numbers_that_are_taken() -> None:
     for name, preset in systems.PRESETS.items():
         if name.endswith("_debug"):
-            weights._check_use(Path(name), preset().config)
+            check_bounds(preset().config, name)
 
 
 @pytest.mark.parametrize("text", ["1" * 5000, '{"format": ' + "1" * 5000 + "}", "[" * 100_000, "", "{", "5", "null"])

@@ -13,7 +13,7 @@ import torch
 from films import Colours, ColoursConfig, colours
 
 from deixis import systems, weights
-from deixis.config import config_from
+from deixis.config import check_bounds, config_from
 from deixis.types import DeixisError
 from deixis.weights import find, load, quantise, read_header, restore, save
 
@@ -274,3 +274,30 @@ def test_a_config_survives_json() -> None:
 def test_a_config_of_wrong_types_is_refused_by_name(values: dict) -> None:
     with pytest.raises(DeixisError, match="here"):
         config_from(Outer, values, "here")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warm(ColoursConfig):
+    warmups: int = 0
+    window: int = 3
+
+
+def test_a_new_field_that_is_0_is_saved_and_loaded_again() -> None:
+    check_bounds(Warm(), "here")
+    check_bounds(config_from(Warm, asdict(Warm()), "here"), "here")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"warmups": -1}, "here: its config states warmups -1, expected 0 or more"),
+        ({"window": 0}, "here: its config states window 0, expected 1..1024"),
+        ({"window": 2000}, "window 2000, expected 1..1024"),
+        ({"std": (0.2, 0.0, 0.2)}, "states std"),
+    ],
+)
+def test_a_field_outside_its_bounds_is_refused_also_where_a_subclass_gives_it_another_default(
+    values: dict, words: str
+) -> None:
+    with pytest.raises(DeixisError, match=words):
+        check_bounds(Warm(**values), "here")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,44 @@ def config_from(kind: type, values: Any, where: str) -> Any:
         return kind(**made)
     except TypeError as error:
         raise DeixisError(f"{where}: {error}") from error
+
+
+def check_bounds(config: Any, where: str) -> None:
+    """Raise DeixisError where a number lies outside the bounds of its field (``bounded``), nested configs included.
+
+    Widths, heads and strides that no tensor shows would otherwise fail late, while the system is used.
+    """
+    for field in dataclasses.fields(config):
+        given = getattr(config, field.name)
+        if dataclasses.is_dataclass(given):
+            check_bounds(given, where)
+            continue
+        least, most = bounds_of(type(config), field.name)
+        if least is None:  # unmarked: whole numbers alone have a bound
+            numbers: list[int | float] = [n for n in _numbers(given) if isinstance(n, int)]
+            least = min([1, *(n for n in _numbers(field.default) if isinstance(n, int))])
+        else:
+            numbers = list(_numbers(given))
+        if any(not (least <= n and (most is None or n <= most)) for n in numbers):
+            span = f"{least:g} or more" if most is None else f"{least:g}..{most:g}"
+            raise DeixisError(f"{where}: its config states {field.name} {given}, expected {span}")
+
+
+def bounds_of(kind: type, name: str) -> tuple[float | None, float | None]:
+    """(least, most) of a field, as it or the same field of a base is marked; (None, None) for an unmarked one."""
+    for base in kind.__mro__:
+        field = getattr(base, "__dataclass_fields__", {}).get(name)
+        if field is not None and "least" in field.metadata:
+            return field.metadata["least"], field.metadata["most"]
+    return None, None
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, tuple | list):
+        for part in value:
+            yield from _numbers(part)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

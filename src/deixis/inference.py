@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -33,7 +33,17 @@ from deixis import weights
 from deixis.linking import Linking, Presence
 from deixis.selection import SELECTIONS, Enlarge, PublishedTracks, choose, probabilities
 from deixis.tracks import TrackBuilder, select
-from deixis.types import Clip, DeixisError, Expression, MaskTrack, Prediction
+from deixis.types import (
+    Clip,
+    DeixisError,
+    Expression,
+    MaskTrack,
+    Prediction,
+    RecurrentSystem,
+    System,
+    SystemConfig,
+    TwoPassSystem,
+)
 from deixis.video import Film, Size, ahead, fit, normalise
 from deixis.waiting import require_room
 
@@ -88,7 +98,7 @@ class Setup:
     over.  size: pixels of the short side that the model gets; None: the model's own.
     """
 
-    system: Any
+    system: System
     device: torch.device
     reduced: bool
     judge: Presence
@@ -121,8 +131,8 @@ def prepare(
     reduced = choose_precision(precision, where)
     if selection not in (None, *SELECTIONS):
         raise DeixisError(f"unknown selection {selection!r}; expected one of {', '.join(SELECTIONS)}")
-    system: Any = model if isinstance(model, nn.Module) else weights.load(model)
-    system = system.to(where).eval()
+    module = model if isinstance(model, nn.Module) else weights.load(model)
+    system = cast(System, module.to(where).eval())
     several = system.config.several
     linked = (selection or ("linked" if linking is not None else system.config.selection)) == "linked"
     return Setup(
@@ -201,7 +211,7 @@ def rank_over_film(
 
     None where there is nothing to rank: the system has one query, or has gone through the whole film before it answers.
     """
-    if hasattr(setup.system, "gather") or setup.several:
+    if isinstance(setup.system, TwoPassSystem) or setup.several:
         return None
     sums: list[Any] = [0.0] * len(expressions)
 
@@ -219,7 +229,7 @@ def rank_over_film(
 
 
 @contextmanager
-def every_query(system: Any) -> Iterator[None]:
+def every_query(system: System) -> Iterator[None]:
     """Within it the system returns all its queries in their order, where its config keeps the best few only."""
     config = system.config
     if getattr(config, "painted", None) is not None:
@@ -231,7 +241,7 @@ def every_query(system: Any) -> Iterator[None]:
 
 
 def film_answers(
-    system: Any,
+    system: System,
     windows: Callable[[int], Iterator[Clip]],
     expressions: Sequence[Expression],
     read: Read,
@@ -248,7 +258,7 @@ def film_answers(
     """
     groups = in_groups(expressions)
     carried: list[Any] = [None] * len(groups)
-    if hasattr(system, "gather"):
+    if isinstance(system, TwoPassSystem):
         seen = 0  # frames; a film's last window may be filled up with some that were seen, which must not count twice
         with closing(ahead(windows(0))) as clips:
             for clip in clips:
@@ -276,8 +286,8 @@ def in_groups(expressions: Sequence[Expression]) -> list[Sequence[Expression]]:
 
 @torch.inference_mode()
 def answer(
-    system: Any, clip: Clip, expressions: Sequence[Expression], read: Read, device: torch.device, reduced: bool = False,
-    wanted: Sequence[int] | None = None,
+    system: System, clip: Clip, expressions: Sequence[Expression], read: Read, device: torch.device,
+    reduced: bool = False, wanted: Sequence[int] | None = None,
 ) -> list[Any]:  # fmt: skip
     """What ``read`` makes of one clip by itself, for every expression; the clip is encoded once.
 
@@ -300,11 +310,11 @@ def frames_of(maps: Any) -> int | None:
 
 @torch.inference_mode()
 def _follow(
-    system: Any, clip: Clip, groups: Sequence[Sequence[Expression]], carried: Sequence[Any], read: Read,
+    system: System, clip: Clip, groups: Sequence[Sequence[Expression]], carried: Sequence[Any], read: Read,
     device: torch.device, reduced: bool,
 ) -> tuple[list[Any], list[Any]]:  # fmt: skip
     """As ``answer``, and what each group's memory has become, where the system has one."""
-    if not hasattr(system, "follow"):
+    if not isinstance(system, RecurrentSystem):
         return answer(system, clip, [e for group in groups for e in group], read, device, reduced), list(carried)
     found: list[Any] = []
     kept = []
@@ -319,8 +329,8 @@ def _follow(
 
 @torch.inference_mode()
 def _gather(
-    system: Any, clip: Clip, groups: Sequence[Sequence[Expression]], carried: Sequence[Any], device: torch.device,
-    reduced: bool,
+    system: TwoPassSystem, clip: Clip, groups: Sequence[Sequence[Expression]], carried: Sequence[Any],
+    device: torch.device, reduced: bool,
 ) -> list[Any]:  # fmt: skip
     with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
         maps, _, _ = _encode(system, clip, device)
@@ -328,7 +338,7 @@ def _gather(
 
 
 def _encode(
-    system: Any, clip: Clip, device: torch.device, wanted: Sequence[int] | None = None
+    system: System, clip: Clip, device: torch.device, wanted: Sequence[int] | None = None
 ) -> tuple[Any, Size, Size]:
     """(the system's maps of a clip, the picture's size, the same with its padding)."""
     config = system.config
@@ -345,7 +355,7 @@ def as_expressions(expressions: str | Expression | Sequence[str | Expression]) -
     return [e if isinstance(e, Expression) else Expression(e) for e in many]
 
 
-def model_size(source: Size, config: Any, short_side: int | None = None) -> Size:
+def model_size(source: Size, config: SystemConfig, short_side: int | None = None) -> Size:
     """(height, width) at which the model sees a film of ``source`` size; ``short_side`` replaces the config's.
 
     A system whose config says ``square`` sees every film as a square of a multiple of its ``multiple``.

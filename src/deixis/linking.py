@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deixis.types import DeixisError
+from deixis.types import DeixisError, SystemConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Presence:
             raise DeixisError(f"the presence temperature must be above 0, got {self.temperature}")
 
     @staticmethod
-    def of(config: Any, threshold: float | None = None) -> Presence:
+    def of(config: SystemConfig, threshold: float | None = None) -> Presence:
         """What a system's config states; ``threshold`` replaces the config's."""
         return Presence(
             threshold=config.presence_threshold if threshold is None else threshold,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, overload
+from typing import Any, Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,30 +32,39 @@ def require(condition: bool, name: str, expected: str, got: Any, advice: str = "
         raise DeixisError(f"{name} must be {expected}, got {_shape(got)}" + (f"; {advice}" if advice else ""))
 
 
+def bounded(default: Any, least: float = 1, most: float | None = None) -> Any:
+    """A config's field that a checkpoint may only state within ``least..most`` (None: no bound but least).
+
+    An unmarked whole number must be 1 or more, or as low as its default where that is lower (``warmups: int = 0``).
+    """
+    return field(default=default, metadata={"least": least, "most": most})
+
+
 @dataclass(frozen=True, kw_only=True)
 class SystemConfig:
     """What the data path reads of any system. A system's config inherits these fields and adds its own sizes.
+    A field that a system gives another default keeps its bounds.
 
     Presence is stated, never guessed: a threshold stands here only where a paper gives one or a calibration on held-out
     data found it. None: the system's score does not say whether an object is there, so every expression is answered.
     """
 
-    window: int = 36  # frames decoded at once at inference
-    short_side: int = 360  # pixels
-    long_side: int = 640  # pixels
-    multiple: int = 4  # pixels; height and width are padded to it
+    window: int = bounded(36, most=1024)  # frames decoded at once at inference
+    short_side: int = bounded(360, most=4096)  # pixels
+    long_side: int = bounded(640, most=16384)  # pixels
+    multiple: int = bounded(4, most=1024)  # pixels; height and width are padded to it
     square: bool = False  # frames become short_side x short_side, their shape is not kept
     several: bool = False  # an expression may refer to several objects
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # ImageNet
+    mean: tuple[float, float, float] = bounded((0.485, 0.456, 0.406), least=-1e6, most=1e6)  # ImageNet
+    std: tuple[float, float, float] = bounded((0.229, 0.224, 0.225), least=1e-6, most=1e6)  # ImageNet
     # official: the query with the greatest mean probability, its raw logits at source size compared with 0.
     # linked: one path over the whole film, which may leave a query for one that continues its mask.
     selection: Literal["official", "linked"] = "official"
     # How official masks grow to source size: at once, or through the size that the model got.
     enlarge: Literal["at_once", "through_input"] = "at_once"
     presence_threshold: float | None = None  # probability from which on an object counts as present; None: always
-    presence_temperature: float = 1.0  # divides the presence logit
-    presence_shift: float = 0.0  # added to the presence logit after that
+    presence_temperature: float = bounded(1.0, least=1e-6, most=1e6)  # divides the presence logit
+    presence_shift: float = bounded(0.0, least=-1e6, most=1e6)  # added to the presence logit after that
     presence_from: str = ""  # the data that the three were fitted on; empty: they were not fitted
 
 
@@ -235,6 +244,47 @@ class Prediction:
         if self.similarity is not None:
             want = (m.shape[0], m.shape[2])
             require(tuple(self.similarity.shape) == want, "Prediction.similarity", f"{want}", self.similarity)
+
+
+class System(Protocol):
+    """What the data path calls of a system: an ``nn.Module`` with a config, ``encode`` and ``decode``.
+
+    ``wanted`` names the frames whose masks are needed; None: all of them.
+    """
+
+    config: Any  # a SystemConfig with the system's own fields
+
+    def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
+        """Feature maps of frames (B, T, 3, H, W); no words in them."""
+        ...
+
+    def decode(
+        self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
+    ) -> Prediction:
+        """Masks and scores of every expression: one a clip, or any number for one clip."""
+        ...
+
+
+@runtime_checkable
+class RecurrentSystem(System, Protocol):
+    """A system that carries a memory from window to window: ``follow`` replaces ``decode``."""
+
+    def follow(self, maps: FeatureMaps, expressions: Sequence[Expression], memory: Any) -> tuple[Prediction, Any]:
+        """The prediction of a window, and the memory for the next one (None before the first)."""
+        ...
+
+
+@runtime_checkable
+class TwoPassSystem(RecurrentSystem, Protocol):
+    """A recurrent system that reads the whole video once before it follows."""
+
+    def gather(self, maps: FeatureMaps, expressions: Sequence[Expression], memory: Any) -> Any:
+        """The memory after one more window of the first pass."""
+        ...
+
+    def conclude(self, memory: Any, expressions: Sequence[Expression]) -> Any:
+        """The memory that the second pass begins with."""
+        ...
 
 
 def encode_rle(mask: np.ndarray) -> Rle:

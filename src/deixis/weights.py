@@ -15,7 +15,7 @@ import json
 import os
 import struct
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from deixis import systems
-from deixis.config import config_from, some_of
+from deixis.config import check_bounds, config_from, some_of
 from deixis.encoders.frozen import fill_towers
 from deixis.types import DeixisError
 
@@ -241,7 +241,7 @@ def _read(path: Path) -> nn.Module:
         raise DeixisError(f"{path} holds a system {facts['system']!r}, unknown here; this deixis has {known}")
     kind, config_kind = systems.SYSTEMS[facts["system"]]
     config = config_from(config_kind, facts["config"], str(path))
-    _check_use(path, config)
+    check_bounds(config, str(path))
     _check_fit(path, kind, config, entries)
     try:
         system = kind(config)
@@ -259,46 +259,6 @@ def _read(path: Path) -> nn.Module:
     except Exception as error:  # bytes that a module reads itself, a tokenizer's say, may fail in any way
         raise DeixisError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from error
     return system
-
-
-# Of fields that change how a system is used and not its tensors, so that a wrong one would be found late: the least
-# and the greatest (our choice: well around every published number).
-_USED: dict[str, tuple[float, float]] = {
-    "window": (1, 1024), "multiple": (1, 1024), "short_side": (1, 4096), "long_side": (1, 16384),
-    "std": (1e-6, 1e6), "mean": (-1e6, 1e6), "presence_temperature": (1e-6, 1e6), "presence_shift": (-1e6, 1e6),
-    "semantic_scale": (0.25, 8), "frame_floor": (-1e6, 1e6), "cube_side": (1, 1024), "window_frames": (1, 1024),
-    "frames": (1, 1024),
-}  # fmt: skip
-_MAY_BE_NONE = ("layers", "depths", "prompts", "remember", "taps")  # ends of the names of whole numbers that may be 0
-
-
-def _check_use(path: Path, config: Any) -> None:
-    """Raise DeixisError where a number of ``_USED`` cannot be worked with."""
-    for name, (least, greatest) in _USED.items():
-        given = getattr(config, name, least)
-        for value in given if isinstance(given, tuple | list) else (given,):
-            if not least <= value <= greatest:
-                raise DeixisError(f"{path}: its config states {name} {given}, expected {least:g}..{greatest:g}")
-    _check_counts(path, config)
-
-
-def _check_counts(path: Path, config: Any) -> None:
-    """Raise DeixisError where a whole number is below 1: widths, heads, strides and queries that no tensor shows."""
-    for field in dataclasses.fields(config):
-        given = getattr(config, field.name)
-        if dataclasses.is_dataclass(given):
-            _check_counts(path, given)
-        least = 0 if field.name.endswith(_MAY_BE_NONE) else 1
-        if any(number < least for number in _whole_numbers(given)):
-            raise DeixisError(f"{path}: its config states {field.name} {given}, expected {least} or more")
-
-
-def _whole_numbers(value: Any) -> Iterator[int]:
-    if isinstance(value, tuple | list):
-        for part in value:
-            yield from _whole_numbers(part)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        yield value
 
 
 def _check_fit(path: Path, kind: type, config: Any, entries: Mapping[str, Any]) -> None:

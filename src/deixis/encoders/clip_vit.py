@@ -24,7 +24,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from deixis.encoders.frozen import FrozenTower, TowerWeights, find_file, read_own, read_tensors
 from deixis.encoders.tokenizers import published_tokenizer, roberta_letter_tokenizer
-from deixis.types import DeixisError, TextFeatures
+from deixis.types import DeixisError, TextFeatures, bounded
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in 0..1 (from memory: CLIP's published preprocessing)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -38,12 +38,12 @@ class ClipVitConfig:
 
     place: str = "openai/clip-vit-base-patch16"  # hub id, folder or file; "": random weights, and letters as tokens
     width: int = 768  # C of the vision tower
-    layers: int = 12
+    layers: int = bounded(12, least=0)
     heads: int = 12
     patch: int = 16  # pixels a side
     image: int = 224  # pixels a side that the position embeddings were made for
     text_width: int = 512  # C of the text tower
-    text_layers: int = 12
+    text_layers: int = bounded(12, least=0)
     text_heads: int = 8
     positions: int = 77  # tokens of a text at most, prompts included
     vocabulary: int = 49408

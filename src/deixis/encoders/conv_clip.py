@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deixis.encoders.frozen import FrozenTower, TowerWeights, find_file, read_own, read_tensors
 from deixis.encoders.tokenizers import clip_letter_tokenizer, clip_tokenizer, ids_of
-from deixis.types import DeixisError, TextFeatures
+from deixis.types import DeixisError, TextFeatures, bounded
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in 0..1 (read)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -35,13 +35,13 @@ class ConvClipConfig:
     # Of the vocabulary: a hub id, a folder, a file of merges; "": the place itself, or what lies beside the file.
     tokenizer: str = ""
     channels: tuple[int, int, int, int] = (192, 384, 768, 1536)  # of the four levels
-    depths: tuple[int, int, int, int] = (3, 3, 27, 3)
+    depths: tuple[int, int, int, int] = bounded((3, 3, 27, 3), least=0)
     head: Literal["linear", "mlp"] = "mlp"  # from the pooled picture into the joint space; "mlp" is 2 E wide inside
     joint: int = 768  # E
     vocabulary: int = 49408
     positions: int = 77
     text_width: int = 768
-    text_layers: int = 16
+    text_layers: int = bounded(16, least=0)
     text_heads: int = 12
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from deixis.encoders.tokenizers import MAX_TOKENS, wordpiece_letter_tokenizer
-from deixis.types import DeixisError, TextFeatures
+from deixis.types import DeixisError, TextFeatures, bounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,11 @@ class MiniLmConfig:
 
     vocabulary: int = 30522
     width: int = 384
-    layers: int = 6
+    layers: int = bounded(6, least=0)
     heads: int = 12
     feed_forward: int = 1536
     positions: int = 512
-    remember: int = 20_000  # texts whose features are kept (our choice: about 200 MB at most)
+    remember: int = bounded(20_000, least=0)  # texts whose features are kept (our choice: about 200 MB at most)
 
 
 class MiniLm(nn.Module):

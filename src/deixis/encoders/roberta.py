@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import RobertaConfig, RobertaModel
 
 from deixis.encoders.tokenizers import END, PAD, START, roberta_letter_tokenizer
-from deixis.types import DeixisError, TextFeatures
+from deixis.types import DeixisError, TextFeatures, bounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class TextConfig:
 
     vocabulary: int = 50265
     width: int = 768
-    layers: int = 12
+    layers: int = bounded(12, least=0)
     heads: int = 12
     hidden: int = 3072
     positions: int = 514  # the first two are never used, so 512 tokens fit

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from deixis.blocks.attention import check_heads
 from deixis.blocks.constants import constant
 from deixis.blocks.multihead import in_pieces
+from deixis.types import bounded
 
 Size = tuple[int, int, int]  # time, height, width, in tokens
 
@@ -29,7 +30,7 @@ class VideoSwinConfig:
     """The numbers of the two published sizes are read from their checkpoints' shapes."""
 
     dim: int = 96  # channels of the first stage; doubled at each of the next
-    depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks a stage
+    depths: tuple[int, ...] = bounded((2, 2, 6, 2), least=0)  # blocks a stage
     heads: tuple[int, ...] = (3, 6, 12, 24)  # heads a stage
     window: Size = (8, 7, 7)  # tokens in time, height, width
     patch: int = 4  # pixels, both ways

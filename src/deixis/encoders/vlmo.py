@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from deixis.blocks.constants import constant
 from deixis.encoders.frozen import FrozenTower, TowerWeights, find_file, read_own, read_tensors
 from deixis.encoders.tokenizers import published_tokenizer, wordpiece_letter_tokenizer
-from deixis.types import DeixisError, TextFeatures
+from deixis.types import DeixisError, TextFeatures, bounded
 
 Kind = Literal["imag", "text"]  # as in the published names
 _TEXT_SPAN = 196  # words that the text part of the bias table reaches (from memory)
@@ -50,13 +50,12 @@ class VlmoConfig:
     place: str = "vlmo_base_patch16_384_coco.pt"  # a file; "": random weights, and letters as tokens
     tokenizer: str = "google-bert/bert-base-uncased"  # hub id or folder, where the place is no file of our own
     width: int = 768  # C
-    layers: int = 12
+    layers: int = bounded(12, least=0)
     heads: int = 12
     patch: int = 16  # pixels a side
     image: int = 384  # pixels a side that the position biases were made for
     positions: int = 40  # tokens of a text at most, prompts not counted
     vocabulary: int = 30522
-
     @property
     def text_width(self) -> int:
         """One tower for both."""

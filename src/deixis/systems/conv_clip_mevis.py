@@ -39,7 +39,7 @@ from deixis.encoders.conv_clip import (
     convnext_large_d_320,
     small_conv_clip,
 )
-from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures
+from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures, bounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class ConvClipMevisConfig(SystemConfig):
     width: int = 256  # D (read)
     queries: int = 20  # Q (read: LMPM, DsHmp)
     heads: int = 8  # (read)
-    fusion_layers: int = 6  # of the cross-modal encoder (read: Mask2Former's pixel decoder)
+    fusion_layers: int = bounded(6, least=0)  # of the cross-modal encoder (read: Mask2Former's pixel decoder)
     fusion_hidden: int = 1024  # inside its two-layer networks (read)
     points: int = 4  # sampled a head and level (read)
     meet_width: int = 1024  # inside the attention between pixels and words (read: DsHmp)
@@ -58,11 +58,11 @@ class ConvClipMevisConfig(SystemConfig):
     meet_scale: float = 1e-4  # of its residuals at first (read)
     meet_dropout: float = 0.1  # (read)
     meet_drop_path: float = 0.1  # chance that a clip's frame does without it, in training (read)
-    frame_layers: int = 9  # of the frame decoder (read)
-    read_layers: int = 3  # G: its last layers that the video decoder reads in training (read); else the last one
-    window_layers: int = 6  # of the frame queries' own attention in windows of frames (read: LMPM)
-    window_frames: int = 6  # (read: LMPM; DsHmp 8)
-    video_layers: int = 3  # V (read)
+    frame_layers: int = bounded(9, least=0)  # of the frame decoder (read)
+    read_layers: int = bounded(3, least=0)  # G: its last layers, which the video decoder reads in training (read)
+    window_layers: int = bounded(6, least=0)  # of the frame queries' own attention in windows of frames (read: LMPM)
+    window_frames: int = bounded(6, most=1024)  # (read: LMPM; DsHmp 8)
+    video_layers: int = bounded(3, least=0)  # V (read)
     hidden: int = 2048  # inside the decoders' two-layer networks (read)
     dropout: float = 0.0  # of the decoders and of deformable attention (from memory)
     text_dropout: float = 0.1  # after the words' projection (read)

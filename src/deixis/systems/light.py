@@ -32,7 +32,7 @@ from deixis.blocks.mask_head import kernel_numbers, paint
 from deixis.encoders.efficientnet_lite import EfficientNetLite
 from deixis.encoders.minilm import MiniLm, MiniLmConfig
 from deixis.encoders.tiny_vit import TinyVit
-from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig
+from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig, bounded
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
 COLOUR_SYNONYMS = {"grey": "gray", "golden": "yellow", "violet": "purple", "silver": "gray", "beige": "brown",
@@ -69,14 +69,14 @@ class LightConfig(SystemConfig):
     width: int = 192  # D, channels of a query
     queries: int = 16  # Q, objects looked for in a frame
     heads: int = 6  # of every attention
-    pixel_layers: int = 2  # self-attention among the S cells of a frame, without words
-    cluster_layers: int = 2  # attention among all queries of the clip, without words
-    hear_layers: int = 3  # attention among the Q objects and the words
+    pixel_layers: int = bounded(2, least=0)  # self-attention among the S cells of a frame, without words
+    cluster_layers: int = bounded(2, least=0)  # attention among all queries of the clip, without words
+    hear_layers: int = bounded(3, least=0)  # attention among the Q objects and the words
     mask_channels: int = 16  # features the dynamic kernels read
     mask_hidden: int = 16  # width of the dynamic network
     fine_channels: int = 64  # of the quarter-size map before the mask features
     vit_channels: tuple[int, ...] = (64, 128, 160, 320)  # TinyViT-5M (read)
-    vit_depths: tuple[int, ...] = (2, 2, 6, 2)  # read
+    vit_depths: tuple[int, ...] = bounded((2, 2, 6, 2), least=0)  # read
     vit_heads: tuple[int, ...] = (2, 4, 5, 10)  # read
     vit_windows: tuple[int, ...] = (7, 7, 14, 7)  # cells (read)
     net_stages: tuple[tuple[int, int, int, int, int], ...] = (
@@ -85,7 +85,7 @@ class LightConfig(SystemConfig):
     )  # EfficientNet-lite2: repeats, kernel, stride, expansion, channels (read)  # fmt: skip
     net_head: int = 1280  # channels before its classifier (read)
     names: int = 1000  # of the classifier (read)
-    semantic_scale: float = 2.0  # the frame is enlarged so much for EfficientNet: it learned from objects that fill it
+    semantic_scale: float = bounded(2.0, least=0.25, most=8)  # enlarges the frame for EfficientNet
     text: MiniLmConfig = field(default_factory=MiniLmConfig)
     train_vision: bool = False  # False: both encoders frozen (what a CPU can train); True: at a low rate
     short_side: int = 224  # pixels; fourteen rows of stride-16 cells fill TinyViT's windows exactly
@@ -94,7 +94,7 @@ class LightConfig(SystemConfig):
     multiple: int = 32  # pixels; height and width are padded to it
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet (read)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # ImageNet (read)
-    frame_floor: float = -3.0  # logit of a frame's score below which the mask fades out in that frame
+    frame_floor: float = bounded(-3.0, least=-1e6, most=1e6)  # logit of a frame's score below which its mask fades out
     selection: Literal["official", "linked"] = "linked"
     presence_threshold: float | None = 0.5  # probability above which the object counts as there; calibrated
     presence_temperature: float = 1.0  # divides the presence logit; calibrated

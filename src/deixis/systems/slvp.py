@@ -29,7 +29,7 @@ from deixis.blocks.positions import map_positions, plain_map_positions
 from deixis.blocks.query_heads import join
 from deixis.encoders.roberta import TextConfig, TextEncoder
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_t
-from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures
+from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures, bounded
 
 STRIDES = (4, 8, 16, 32)  # pixels a cell of the levels
 # Parts that only pre-training has; a transfer leaves them behind, and begins ``mask.`` anew.
@@ -53,7 +53,7 @@ class SlvpConfig(SystemConfig):
     reach: int = 3  # cells each way that they are compared with
     signature: int = 32  # channels in which they are compared
     queries: int = 5  # language as query: K
-    layers: int = 3  # language as query: decoder layers
+    layers: int = bounded(3, least=0)  # language as query: decoder layers
     pixel_channels: int = 128  # P
     norm_groups: int = 32  # of the projections' GroupNorm
     pixel_groups: int = 8  # of the pixel decoder's GroupNorm

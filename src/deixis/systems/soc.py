@@ -21,7 +21,7 @@ from deixis.blocks.temporal import ClipDecoder, TokenEncoder
 from deixis.encoders.conv_clip import ConvClip, ConvClipConfig
 from deixis.encoders.roberta import TextConfig, TextEncoder
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b, video_swin_t
-from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures
+from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures, bounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class SocConfig(SystemConfig):
     tower: ConvClipConfig | None = None
     width: int = 256  # D
     queries: int = 20  # Q, objects a frame, and objects a clip
-    layers: int = 3  # of each encoder and decoder
+    layers: int = bounded(3, least=0)  # of each encoder and decoder
     heads: int = 8  # of every attention
     points: int = 4  # sampled a head and level
     hidden: int = 2048  # width inside the two-layer networks

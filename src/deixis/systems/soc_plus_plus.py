@@ -26,7 +26,7 @@ from deixis.blocks.query_heads import QueryHeads, join
 from deixis.blocks.temporal import ClipDecoder, ResidualAttention, TokenEncoder
 from deixis.encoders.roberta import TextConfig, TextEncoder
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b, video_swin_t
-from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures
+from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures, bounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class SocPlusPlusConfig(SystemConfig):
     width: int = 256  # D
     queries: int = 20  # Q, objects a frame, and objects a clip; the relevance heads are tied to their number and order
     proxies: int = 20  # P
-    layers: int = 3  # of each encoder and decoder
+    layers: int = bounded(3, least=0)  # of each encoder and decoder
     heads: int = 8  # of every attention
     points: int = 4  # sampled a head and level
     hidden: int = 2048  # width inside the two-layer networks

@@ -25,7 +25,7 @@ from deixis.blocks.constants import constant
 from deixis.blocks.query_heads import join
 from deixis.encoders.clip_vit import CLIP_MEAN, CLIP_STD, ClipVit, ClipVitConfig, clip_vit_b, clip_vit_l
 from deixis.encoders.vlmo import Vlmo, VlmoConfig, vlmo_b
-from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures
+from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures, bounded
 
 CERTAIN = 20.0  # the logit of a score that is always 1
 HALF = (0.5, 0.5, 0.5)  # VLMo's mean and deviation of RGB in 0..1 (from memory)
@@ -43,12 +43,12 @@ class VlpRvosConfig(SystemConfig):
     dropout: float = 0.1  # (read)
     # prompts
     prompts: bool = True  # language and vision prompts; False leaves them out (ablation)
-    language_prompts: int = 37  # (inferred)
-    vision_prompts: int = 10  # a layer (inferred; at all layers: read)
-    temporal_prompts: int = 10  # a frame (our choice)
+    language_prompts: int = bounded(37, least=0)  # (inferred)
+    vision_prompts: int = bounded(10, least=0)  # a layer (inferred; at all layers: read)
+    temporal_prompts: int = bounded(10, least=0)  # a frame (our choice)
     prompt_width: int = 512  # (our choice)
     prompt_heads: int = 8  # (our choice)
-    prompt_layers: int = 1  # (our choice)
+    prompt_layers: int = bounded(1, least=0)  # (our choice)
     # the tower's layers
     guidance: Literal["reuse", "own", "none"] = "reuse"  # words in vision layers: by whose projections (our choice)
     guidance_rank: int = 256  # width of "own" projections (our choice)
@@ -56,14 +56,14 @@ class VlpRvosConfig(SystemConfig):
     capture_keys: Literal["all", "temporal"] = "all"  # "temporal" is cheaper: patches are not asked (our choice)
     history: bool = True  # what one clip tells the next; False leaves it out (ablation)
     # fusion and reasoning
-    taps: tuple[int, ...] = (3, 7, 9, 11)  # layers whose patches are used: skips, and last what is fused (read)
-    layers: int = 1  # of a reasoning stage (our choice)
+    taps: tuple[int, ...] = bounded((3, 7, 9, 11), least=0)  # tapped layers: skips, then what is fused (read)
+    layers: int = bounded(1, least=0)  # of a reasoning stage (our choice)
     cube: bool = True  # attention in cubes of T x m x m patches; False leaves it out (ablation)
     frame: bool = True  # attention over the patches of a frame; False leaves it out (ablation)
     words_in_reasoning: bool = True  # False: skips hear no words (ablation)
-    cube_side: int = 7  # m, patches: a third of 21 (our choice)
+    cube_side: int = bounded(7, most=1024)  # m, patches: a third of 21 (our choice)
     order: Literal["cube", "frame", "parallel"] = "cube"  # which of the two comes first, or both at once (our choice)
-    frames: int = 8  # T up to which positions in a cube differ; further apart counts as this far (inferred)
+    frames: int = bounded(8, most=1024)  # T up to which positions in a cube differ (inferred)
     # heads
     mask_width: int = 256  # channels of the mask head, halved as it grows finer (read)
     norm_groups: int = 8  # of its GroupNorm (read)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import cv2
 import numpy as np
@@ -19,7 +18,7 @@ from deixis.benchmarks.samples import Benchmark, Sample
 from deixis.inference import model_size
 from deixis.synthetic.scene import WorldFilm
 from deixis.training.augment import mirror_words
-from deixis.types import Batch, DeixisError, Expression, Target
+from deixis.types import Batch, DeixisError, Expression, SystemConfig, Target
 from deixis.video import resize
 
 NEAR = (1, 3)  # frames before and after the anchor (read: ReferFormer)
@@ -247,7 +246,7 @@ def mirrored(clip: TrainingClip) -> TrainingClip:
     return TrainingClip(clip.frames.flip(-1), words, target, clip.wanted)
 
 
-def shrink(clip: TrainingClip, model: Any) -> tuple[TrainingClip, tuple[int, int]]:
+def shrink(clip: TrainingClip, model: SystemConfig) -> tuple[TrainingClip, tuple[int, int]]:
     """The clip at the size that the model sees. Masks are resized to the nearest pixel, as published."""
     h, w = model_size((clip.frames.shape[-2], clip.frames.shape[-1]), model)
     frames = np.stack([resize(frame.permute(1, 2, 0).numpy(), (h, w)) for frame in clip.frames])
@@ -261,7 +260,7 @@ def shrink(clip: TrainingClip, model: Any) -> tuple[TrainingClip, tuple[int, int
     return TrainingClip(torch.from_numpy(frames).permute(0, 3, 1, 2), clip.expression, target, clip.wanted), (h, w)
 
 
-def collate(model: Any, items: Sequence[tuple[TrainingClip, tuple[int, int]]]) -> Batch:
+def collate(model: SystemConfig, items: Sequence[tuple[TrainingClip, tuple[int, int]]]) -> Batch:
     """Clips of one length as a batch, padded to the largest."""
     clips, sizes = [clip for clip, _ in items], tuple(size for _, size in items)
     m = model.multiple

@@ -145,9 +145,9 @@ def scaled(
 ) -> tuple[TrainingClip, tuple[int, int]]:
     """The clip at a size drawn by lot, with its size; perhaps cut first."""
     if rng.random() < config.crop:
-        before: Any = replace(model, short_side=int(rng.choice(config.crop_from)), long_side=1 << 14, multiple=1)
+        before = replace(model, short_side=int(rng.choice(config.crop_from)), long_side=1 << 14, multiple=1)
         clip = cut(shrink(clip, before)[0], config.crop_sides, rng)
-    size: Any = replace(model, short_side=int(rng.choice(config.short_sides)), long_side=config.long_side)
+    size = replace(model, short_side=int(rng.choice(config.short_sides)), long_side=config.long_side)
     return shrink(clip, size)
 
 
