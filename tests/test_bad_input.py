@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from typer.testing import CliRunner, Result
 from deixis import systems, tracks, weights, writers
 from deixis.cli import app
 from deixis.weights import save
-from deixis.writers import contact_sheet, overlay, png, rle
+from deixis.writers import contact_sheet, overlay, png, read_rle, rle
 
 SOURCE = Path(__file__).parent.parent / "src"
 
@@ -54,7 +56,7 @@ def run(
 
 def refused(result: Result, place: Path, *words: str) -> None:
     assert result.exit_code == 2, (result.output, result.exception)
-    lines = result.stderr.splitlines()
+    lines = [line for line in result.stderr.splitlines() if " on cpu in " not in line]
     assert len(lines) == 1, lines
     assert lines[0].startswith("deixis: ")
     for word in words:
@@ -63,14 +65,24 @@ def refused(result: Result, place: Path, *words: str) -> None:
     assert list(place.iterdir()) == []
 
 
+def kept(result: Result, place: Path, *words: str) -> None:
+    """As ``refused``, but what was answered is there all the same."""
+    out = place / "out"
+    assert read_rle(out / "masks.json")[0].present
+    assert [p.name for p in place.iterdir()] == ["out"]
+    assert not [p for p in out.iterdir() if p.name.startswith(".")]
+    shutil.rmtree(out)
+    refused(result, place, "what was finished is kept: ", str(out / "masks.json"), *words)
+
+
 def test_a_good_film_ends_in_status_0_with_one_line_per_expression(film: Path, place: Path) -> None:
     result = run(film, place, "--as", "rle,png", words=("the red one", "a blue one"))
     assert result.exit_code == 0, result.output
     first, second, *rest = result.stdout.splitlines()
     assert first.startswith("the red one: present (presence 0.99), 0.0 to 0.9 s, 8.3 % of the picture")
-    assert second == "a blue one: not there (presence 0.01)"
+    assert second == "a blue one: not there (presence 0.01, below 0.5)"
     assert rest == [f"wrote {place / 'out' / name}" for name in ("masks.json", "masks", "contact_sheet.png")]
-    assert result.stderr == ""
+    assert re.fullmatch(r"colours_debug on cpu in (fp32|bf16)\n", result.stderr)
     assert [p.name for p in place.iterdir()] == ["out"]
 
 
@@ -202,7 +214,7 @@ def test_an_expression_that_is_empty_or_too_long_is_refused(
 
 
 def test_an_unknown_model_is_refused(film: Path, place: Path) -> None:
-    refused(run(film, place, model="nonesuch"), place, "unknown model 'nonesuch'; expected one of light")
+    refused(run(film, place, model="nonesuch"), place, "unknown model 'nonesuch'; expected light or")
 
 
 def test_a_checkpoint_that_is_cut_off_is_refused(film: Path, place: Path, tmp_path: Path) -> None:
@@ -241,14 +253,58 @@ def full(*arguments: object, **named: object) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(tracks.DiskFile, "append"), (tracks.DiskRles, "append"), (writers, "write_rle"), (overlay.Overlay, "add"),
+    [(tracks.DiskFile, "append"), (tracks.DiskRles, "append"), (overlay.Overlay, "add"),
      (contact_sheet.ContactSheet, "close"), (png, "_write_png")],
 )  # fmt: skip
-def test_a_full_disk_is_one_line_wherever_it_comes(
-    film: Path, place: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+@pytest.mark.parametrize("formats", ["overlay,png,rle", "overlay,png"])
+def test_a_full_disk_is_one_line_wherever_it_comes_and_the_answers_are_kept(
+    film: Path, place: Path, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, formats: str
 ) -> None:
     monkeypatch.setattr(owner, name, full)
-    refused(run(film, place, "--as", "overlay,png,rle"), place, "no room left on the disk")
+    result = run(film, place, "--as", formats)
+    if name == "append":  # nothing is answered yet
+        refused(result, place, "no room left on the disk", "nothing was written")
+    else:
+        kept(result, place, "no room left on the disk")
+
+
+def test_where_the_disk_takes_not_even_the_answers_they_are_kept_elsewhere(
+    tmp_path: Path, film: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, elsewhere = rle.write_rle, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+
+    def write(path: Path, *arguments: object, **named: object) -> None:
+        if path.is_relative_to(place):
+            full()
+        plain(path, *arguments, **named)
+
+    monkeypatch.setattr(writers, "write_rle", write)
+    monkeypatch.setattr(rle, "write_rle", write)
+    result = run(film, place)
+    (saved,) = elsewhere.rglob("masks.json")
+    refused(result, place, "no room left on the disk", f"masks.json lies in {saved.parent}")
+    assert read_rle(saved)[0].present
+
+
+def test_where_out_goes_away_meanwhile_the_answers_are_kept_elsewhere(
+    tmp_path: Path, film: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, elsewhere = Colours.encode, tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+
+    def gone(self, *arguments):
+        shutil.rmtree(place, ignore_errors=True)
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(Colours, "encode", gone)
+    result = run(film, place)
+    (saved,) = elsewhere.rglob("masks.json")
+    place.mkdir(exist_ok=True)
+    refused(result, place, str(saved.parent))
+    assert read_rle(saved)[0].present
 
 
 @pytest.mark.parametrize(("formats", "room"), [("overlay", "1m"), ("matte", "1m"), ("rle", "64k")])
@@ -271,7 +327,12 @@ def test_a_disk_that_is_truly_full_leaves_no_debris(tmp_path: Path, formats: str
     )  # fmt: skip
     if done.returncode == 77 or "unshare failed" in done.stderr:
         pytest.skip(f"may not mount here: {done.stderr.strip()}")
-    assert done.stdout.splitlines() == ["status 2"], (done.stdout, done.stderr)
+    saved = re.search(r"masks.json lies in (\S+)", done.stderr)
+    left = ["out"] if saved is None else []
+    assert done.stdout.splitlines() == ["status 2", *left], (done.stdout, done.stderr)
+    assert saved is not None or "what was finished is kept: " in done.stderr
+    if saved is not None:
+        shutil.rmtree(saved[1])
     assert [line for line in done.stderr.splitlines() if "no room left on the disk" in line], done.stderr
 
 

@@ -403,7 +403,7 @@ def test_clips_stream_one_film_is_open_at_a_time_and_nothing_is_kept(
 ) -> None:
     from deixis import video
 
-    plain = video._Stream._open
+    plain = video.Stream._open
 
     class Container:
         def __init__(self, inner: Any) -> None:
@@ -418,7 +418,7 @@ def test_clips_stream_one_film_is_open_at_a_time_and_nothing_is_kept(
             _Opened.now -= 1
             self.inner.__exit__(*args)
 
-    monkeypatch.setattr(video._Stream, "_open", lambda self: Container(plain(self)))
+    monkeypatch.setattr(video.Stream, "_open", lambda self: Container(plain(self)))
     cache = FlowCache(tmp_path / "flow", MADE.flow)
     for i in range(8):
         flow_clip(films, cache, TINY, MADE, 0, i)

@@ -78,7 +78,8 @@ def test_pngs_are_0_255_at_source_size_one_folder_per_expression(out: Path, trac
 def test_the_json_holds_times_scores_presence_and_the_model(out: Path, tracks: list[MaskTrack]) -> None:
     found = json.loads((out / "masks.json").read_text())
     assert found["schema"] == "deixis.masks/1"
-    assert found["film"] == {"name": "two.mp4", "height": 73, "width": 97, "every": 1}
+    assert found["film"] == {"name": "two.mp4", "height": 73, "width": 97, "start": 0.0, "end": None, "every": 1}
+    assert found["frames"] == list(range(14))
     assert found["model"] == ABOUT
     assert found["complete"] is True
     assert found["times"] == pytest.approx([i / 12 for i in range(14)], abs=1e-3)
@@ -269,6 +270,12 @@ def test_a_full_disk_is_one_line_and_no_debris(tmp_path: Path, number: int) -> N
     with pytest.raises(DeixisError, match="no room left on the disk"):
         work(Output(tmp_path / "out"), OSError(number, "full"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_whole_before_an_error_is_kept_where_that_is_wanted(tmp_path: Path) -> None:
+    with pytest.raises(DeixisError, match=r"no room left .*; what was finished is kept: .*out/masks.json"):
+        work(Output(tmp_path / "out", keep=True), OSError(errno.ENOSPC, "full"))
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["out", "out/masks.json"]
 
 
 def test_a_folder_that_holds_something_is_not_touched_unless_asked(tmp_path: Path) -> None:

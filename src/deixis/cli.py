@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -16,12 +17,11 @@ import typer
 from typer.core import TyperGroup
 
 from deixis import __version__
-from deixis.progress import counting_bar, frames_bar, training_bar
+from deixis.progress import Screen, counting_bar, frames_bar, training_bar
 
 if TYPE_CHECKING:
     from deixis.metrics.summary import Scores
-    from deixis.types import MaskTrack
-    from deixis.writers.output import Output
+    from deixis.out_folder import Output
 
 
 class OneLineErrors(TyperGroup):
@@ -58,7 +58,10 @@ FormatOption = Annotated[str, typer.Option("--as", help="Of overlay, png, rle, m
 StartOption = Annotated[float | None, typer.Option(help="Begin at this second.")]
 EndOption = Annotated[float | None, typer.Option(help="End before this second.")]
 EveryOption = Annotated[int, typer.Option(help="Look at each Nth frame.")]
-ThresholdOption = Annotated[float | None, typer.Option(help="Presence below which masks stay empty, 0..1.")]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(help="Presence below which masks stay empty, above 0 and below 1 (default: the model's own)."),
+]
 SelectionOption = Annotated[
     str | None, typer.Option(help="official: the rule of the model's paper; linked: one path (default: the model's).")
 ]
@@ -66,9 +69,29 @@ FpsOption = Annotated[float, typer.Option(help="Frames per second of a folder of
 PixelsOption = Annotated[int, typer.Option(help="Refuse frames that hold more pixels.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"deixis {__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+]
+
+
+@app.callback()
+def deixis(version: VersionOption = False) -> None:
+    """Point at things in a video with words: referring video object segmentation."""
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print each verdict as a line of JSON, and nothing else.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdicts and what went wrong only.")]
+
+
 @app.command()
 def segment(
-    film: Annotated[Path, typer.Argument(help="A film, or a folder of frames.")],
+    film: Annotated[str, typer.Argument(help="A film, or a folder of frames.")],
     expressions: Annotated[list[str], typer.Argument(help="Words that name an object; one or more.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
     formats: FormatOption = "overlay,rle",
@@ -88,16 +111,23 @@ def segment(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace results in a folder that is not empty.")
     ] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Cut the object that each EXPRESSION names out of FILM."""
+    from deixis.out_folder import Output
+    from deixis.types import DeixisError
     from deixis.video import Film
     from deixis.writers import check_formats
-    from deixis.writers.output import Output
 
     kinds = check_formats(formats)
+    output = Output(out, overwrite=overwrite, keep=True)
+    output.check()  # before the film is read
     source = Film(film, start=start, end=end, every=every, max_pixels=max_pixels, fps=fps)
-    output = Output(out, overwrite=overwrite)
-    _segment_to_disk(source, expressions, output, kinds, model, device, precision, size, threshold, selection)
+    if source.path.is_dir() and source.path.resolve() == output.out.resolve():
+        raise DeixisError(f"{out} is the folder of the frames themselves; give another one with -o")
+    screen = Screen(as_json=as_json, quiet=quiet or as_json)
+    _segment_to_disk(source, expressions, output, kinds, model, device, precision, size, threshold, screen, selection)
 
 
 @app.command()
@@ -109,16 +139,16 @@ def demo(
     precision: PrecisionOption = "auto",
 ) -> None:
     """Run `segment` on the short clip that comes with deixis, with three expressions, one of something not there."""
+    from deixis.out_folder import Output
     from deixis.video import Film
     from deixis.weights import DEMO_EXPRESSIONS, DEMO_FILM
     from deixis.writers import check_formats
-    from deixis.writers.output import Output
 
     kinds = check_formats(formats)
     source = Film(DEMO_FILM)
     typer.echo(f"{DEMO_FILM}")
-    output = Output(out, overwrite=True)
-    _segment_to_disk(source, DEMO_EXPRESSIONS, output, kinds, model, device, precision, None, None)
+    output = Output(out, overwrite=True, keep=True)
+    _segment_to_disk(source, DEMO_EXPRESSIONS, output, kinds, model, device, precision, None, None, Screen())
 
 
 @app.command()
@@ -202,54 +232,59 @@ def _segment_to_disk(
     precision: str,
     size: int | None,
     threshold: float | None,
+    screen: Screen,
     selection: str | None = None,
 ) -> None:
     """The two passes over a film, with what is seen on the screen."""
-    from deixis.inference import as_expressions, choose_device
+    from deixis.inference import as_expressions, choose_device, choose_precision
     from deixis.inference import segment as answer
+    from deixis.verdicts import Verdict
     from deixis.weights import describe
     from deixis.writers import write
+    from deixis.writers.rle import write_rle
 
-    asked = as_expressions(expressions)
-    choose_device(device)
+    as_expressions(expressions)  # refuses what is none, before anything is read
+    where = choose_device(device)
+    reduced = choose_precision(precision, where)
     about = describe(model)
+    stopped = False
     try:
         with output:
-            with frames_bar("segmenting", film.length) as progress, _ctrl_c_once() as stop:
+            for note in output.notes:
+                screen.warn(note)
+            screen.note(f"{about['name']} on {where} in {'bf16' if reduced else 'fp32'}")
+            with screen.frames_bar("segmenting", film.length) as progress, _ctrl_c_once() as stop:
                 tracks = answer(
-                    film, asked, model=model, device=device, precision=precision, size=size,
+                    film, expressions, model=model, device=device, precision=precision, size=size,
                     threshold=threshold, selection=selection, folder=output.scratch, progress=progress, stop=stop,
                 )  # fmt: skip
                 stopped = stop()
-            frames = len(tracks[0])
             if stopped:  # what is answered is kept in the form that is quickest to write
                 formats = ("rle",)
-            with frames_bar("drawing", frames) as progress:
-                write(output, film, tracks, formats, model=about, complete=not stopped, progress=progress)
+            try:
+                with screen.frames_bar("drawing", len(tracks[0])) as progress:
+                    write(output, film, tracks, formats, model=about, complete=not stopped, progress=progress)
+            except Exception:  # whatever it is: the answers shall not be lost
+                if "masks.json" not in output.finished:
+                    with contextlib.suppress(OSError):
+                        output.rescue(
+                            "masks.json",
+                            lambda path: write_rle(path, film, tracks, model=about, complete=not stopped),
+                        )
+                raise
             for track in tracks:
-                typer.echo(_verdict(track))
+                screen.verdict(Verdict.of(track))
     except KeyboardInterrupt:
         stopped = True
-    for warning in film.warnings:
-        typer.echo(f"warning: {warning}", err=True)
+    finally:
+        for warning in film.warnings:
+            screen.warn(warning)
     for path in output.paths:
-        typer.echo(f"wrote {path}")
+        screen.note(f"wrote {path}", err=False)
     if stopped:
         kept = "what was finished is kept" if output.paths else "nothing was finished"
         typer.echo(f"deixis: stopped; {kept}", err=True)
         raise typer.Exit(130)
-
-
-def _verdict(track: MaskTrack) -> str:
-    """One line: present or not, how sure, from when to when, how much of the picture."""
-    areas = track.masks.areas()
-    seen = areas.nonzero()[0]
-    if not len(seen):
-        return f"{track.expression.text}: not there (presence {track.presence:.2f})"
-    height, width = track.masks.size
-    share = 100 * areas[seen].mean() / (height * width)
-    stretch = f"{track.times[seen[0]]:.1f} to {track.times[seen[-1]]:.1f} s"
-    return f"{track.expression.text}: present (presence {track.presence:.2f}), {stretch}, {share:.1f} % of the picture"
 
 
 @contextmanager

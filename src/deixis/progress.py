@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
     from deixis.training.run import Progress
+    from deixis.verdicts import Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screen:
+    """What `segment` prints. as_json: verdicts as lines of JSON.  quiet: nothing but verdicts and what went wrong."""
+
+    as_json: bool = False
+    quiet: bool = False
+
+    def verdict(self, verdict: Verdict) -> None:
+        typer.echo(json.dumps(verdict.facts(), ensure_ascii=False) if self.as_json else str(verdict))
+
+    def note(self, line: str, *, err: bool = True) -> None:
+        if not self.quiet:
+            typer.echo(line, err=err)
+
+    def warn(self, line: str) -> None:
+        typer.echo(f"warning: {line}", err=True)
+
+    def frames_bar(self, words: str, frames: int | None) -> AbstractContextManager[Callable[[int], None]]:
+        return nullcontext(lambda done: None) if self.quiet else frames_bar(words, frames)
 
 
 @contextmanager

@@ -192,7 +192,8 @@ class PublishedTracks:
             empty = encode_rle(np.zeros(self.source_size, dtype=bool))
             rles, scores = [empty] * len(rles), np.minimum(scores, np.float32(presence))
         return MaskTrack(
-            self.expressions[number], RleMasks(rles, self.source_size), scores, presence, self.names, self.times
+            self.expressions[number], RleMasks(rles, self.source_size), scores, presence, self.names, self.times,
+            self.judge.threshold,
         )
 
     def _verdict(self, number: int) -> tuple[float, bool]:

@@ -169,6 +169,7 @@ class TrackBuilder:
             presence,
             self.names,
             self.times,
+            judge.threshold,
         )
 
     def _decide(self, film: Sequence[Window], judge: Presence) -> tuple[list[np.ndarray], float]:

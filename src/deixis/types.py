@@ -342,6 +342,7 @@ class MaskTrack:
     scores: (T,) float32 in 0..1, how sure the model is of the object in each frame.
     presence: 0..1, the probability that what the expression names is in the film at all.
     names, times: frame names and times in seconds, T each.
+    threshold: the presence below which the masks were emptied, where that is known.
     """
 
     expression: Expression
@@ -350,6 +351,7 @@ class MaskTrack:
     presence: float
     names: Sequence[str]
     times: Sequence[float]
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         t = len(self.masks)

@@ -8,18 +8,23 @@ T frames, h w cells of a mask.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import struct
 import tempfile
 import zlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
 from deixis.types import DeixisError, Rle
+
+log = logging.getLogger(__name__)
 
 SAFETY = 1.5  # times what the first window took, that must be free for the rest of a film (our choice)
 
@@ -28,39 +33,75 @@ class DiskFile:
     """Byte strings in an unnamed temporary file: ``append`` gives a number under which ``[number]`` reads it back.
 
     The file vanishes with the process, however that ends. folder: where it lies (default: the system's own place).
-    Raises DeixisError where the disk is full.
+    Where that disk fills up or goes away, what comes after goes to the system's own place.
+    Raises DeixisError where that is full too.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = Path(tempfile.gettempdir() if folder is None else folder)
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  lives as long as this object
-        self._ends = array("q", [0])
+        self._files = [temporary_file(folder)]
+        self._begins = [0]  # the number of the first string in each file
+        self._ends = array("q")  # of each string, in its file
+        self.taken = 0  # bytes that were written
         self._lock = Lock()
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    @property
-    def taken(self) -> int:
-        """Bytes that were written."""
-        return self._ends[-1]
+        return len(self._ends)
 
     def append(self, data: bytes) -> int:
         with self._lock:
             try:
-                self._file.seek(self._ends[-1])
-                self._file.write(data)
+                self._write(data)
             except OSError as error:
-                raise DeixisError(f"{self.folder}: masks that wait there cannot be kept ({error.strerror}); make room,"
-                                  " or name another place in TMPDIR") from error  # fmt: skip
-            self._ends.append(self._ends[-1] + len(data))
-            return len(self._ends) - 2
+                self._go_on_elsewhere(data, error)
+            self.taken += len(data)
+            return len(self._ends) - 1
+
+    def _go_on_elsewhere(self, data: bytes, error: OSError) -> None:
+        elsewhere = Path(tempfile.gettempdir())
+        try:
+            if elsewhere == self.folder or len(self._files) > 1:
+                raise error
+            self._files.append(temporary_file(None))
+            self._begins.append(len(self._ends))
+            self._write(data)
+        except OSError as last:
+            raise DeixisError(f"{self.folder}: masks that wait there cannot be kept ({last.strerror}); make room,"
+                              " or name another place in TMPDIR") from last  # fmt: skip
+        log.warning("%s takes no more (%s); masks wait in %s", self.folder, error.strerror, elsewhere)
+        self.folder = elsewhere
+
+    def _write(self, data: bytes) -> None:
+        file, start = self._files[-1], self._start(len(self._ends))
+        file.seek(start)
+        rest = memoryview(data)
+        while len(rest):
+            rest = rest[file.write(rest) :]
+        self._ends.append(start + len(data))
+
+    def _start(self, number: int) -> int:
+        return 0 if number in self._begins else self._ends[number - 1]
 
     def __getitem__(self, number: int) -> bytes:
-        start, end = self._ends[number], self._ends[number + 1]
+        file = self._files[bisect_right(self._begins, number) - 1]
+        start, end = self._start(number), self._ends[number]
         with self._lock:
-            self._file.seek(start)
-            return self._file.read(end - start)
+            file.seek(start)
+            parts, missing = [], end - start
+            while missing and (part := file.read(missing)):
+                parts.append(part)
+                missing -= len(part)
+            return b"".join(parts)
+
+
+def temporary_file(folder: Path | None) -> Any:
+    """Without a name, and without a buffer: what a full disk does not take is known at once."""
+    try:
+        return tempfile.TemporaryFile(dir=folder, buffering=0)
+    except OSError:
+        if folder is None:
+            raise
+        return tempfile.TemporaryFile(buffering=0)
 
 
 class DiskRles(Sequence[Rle]):

@@ -10,6 +10,7 @@ are read from their own place after it.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
@@ -34,6 +35,8 @@ from deixis.encoders.frozen import fill_towers
 from deixis.types import DeixisError
 
 FORMAT = 1
+IMPORTED = ("soc", "soc_plus_plus")  # systems whose authors' checkpoints `deixis weights import` reads
+MODEL_FILE = "model.safetensors"  # what a training run leaves
 ASSETS = Path(__file__).parent / "assets"
 DEMO_FILM = ASSETS / "demo" / "lucia.mp4"  # DAVIS 2016, CC BY 4.0; its licence lies beside it
 DEMO_EXPRESSIONS = ("a woman in a black dress", "the bench", "a brown dog")  # there is no dog
@@ -98,8 +101,25 @@ def find(model: str | Path) -> Path | None:
         return path
     if path.suffix or len(path.parts) > 1:
         raise DeixisError(f"no such checkpoint file: {path}")
-    names = [*KNOWN, *(p for p in systems.PRESETS if p.endswith("_debug"))]
-    raise DeixisError(f"unknown model {name!r}; expected one of {', '.join(names)}, or a .safetensors file")
+    raise DeixisError(_no_weights(name))
+
+
+def _no_weights(name: str) -> str:
+    """What to say of a name that no weights lie here for."""
+    if name in systems.PRESETS or name in systems.SYSTEMS:
+        system = next((s for s in sorted(systems.SYSTEMS, key=len, reverse=True) if name.startswith(s)), name)
+        ways = f"train them with `deixis train RECIPE -o OUT` (docs/systems.md), and give --model OUT/{MODEL_FILE}"
+        if system in IMPORTED:
+            file = f"{name}.safetensors"
+            ways = (
+                f"import the authors' with `deixis weights import FILE.pth --system {system} -o {file}` and give"
+                f" --model {file}, or {ways}"
+            )
+        return f"{name!r} has no weights here; {ways}"
+    close = difflib.get_close_matches(name, [*KNOWN, *systems.PRESETS], 1, 0.75)
+    meant = f" (did you mean {close[0]!r}?)" if close else ""
+    known = ", ".join(KNOWN)
+    return f"unknown model {name!r}{meant}; expected {known} or a .safetensors file; `deixis models` lists all names"
 
 
 def describe(model: str | Path) -> dict[str, str | None]:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from deixis.types import MaskTrack
+from deixis.writers.lettering import legible
 from deixis.writers.overlay import COLOURS, paint
 
 SHEET_COLUMNS = 6  # frames a row of the contact sheet
@@ -48,10 +49,10 @@ class ContactSheet:
 
     def close(self) -> None:
         picture = Image.fromarray(self._sheet)
-        pen, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
+        pen = ImageDraw.Draw(picture)
         for row, track in enumerate(self._tracks):
             top = row * (self._tile[0] + self._head)
-            verdict = "present" if track.present else "not there"
-            words = f"{track.expression.text[:120]}   [{verdict}, {track.presence:.2f}]"
+            words, font = legible(track.expression.text[:120], row, 14)
+            words += f"   [{'present' if track.present else 'not there'}, {track.presence:.2f}]"
             pen.text((6, top + 4), words, fill=COLOURS[row % len(COLOURS)], font=font)
         picture.save(self._path, "png")

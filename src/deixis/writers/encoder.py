@@ -11,6 +11,7 @@ from typing import Any
 import av
 import numpy as np
 from av.error import FFmpegError
+from av.stream import Disposition
 
 from deixis.writers.output import Source
 
@@ -40,6 +41,9 @@ class FilmWriter:
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = height + self._below, width + self._right, pixels
         stream.codec_context.time_base = stream.time_base = Fraction(1, TICKS)
+        coded = film.colours.written(stream.height, full=codec != "prores_ks")  # ProRes knows the limited range only
+        self._colours = coded
+        coded.tag(stream.codec_context)
         if film.pixel_aspect != 1:
             stream.codec_context.sample_aspect_ratio = film.pixel_aspect
         self._stream = stream
@@ -63,8 +67,7 @@ class FilmWriter:
         if self._below or self._right:
             picture = np.pad(picture, ((0, self._below), (0, self._right), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=layout)
-        # One thread: on several, libswscale leaves half-transparent patches in an alpha plane of odd height.
-        frame = frame.reformat(format=self._stream.pix_fmt, threads=1)
+        frame = self._colours.to_yuv(frame, self._stream.pix_fmt)
         # A film may repeat a time or step back; a written one may not.
         tick = max(round((seconds - self._first) * TICKS) - self._cut, self._last_tick + 1)
         if tick > self._last_tick + PAUSE * TICKS:
@@ -98,16 +101,16 @@ class FilmWriter:
 
 
 class Sound:
-    """The first sound track of a film, copied into another one; what players do not expect in an MP4 becomes AAC.
+    """The default sound track of a film, copied into another one; what players do not expect in an MP4 becomes AAC.
 
     Packets are read as the pictures need them, so that neither runs ahead of the other by more than a moment.
     """
 
     def __init__(self, container: av.container.OutputContainer, film: Source) -> None:
         self._container, self._film = container, film
-        self._source = av.open(str(film.path), options={"protocol_whitelist": "file"})
-        self._track = self._source.streams.audio[0]
-        pictures = self._source.streams.video[0]
+        self._source = av.open(str(film.path.absolute()), options={"protocol_whitelist": "file"})
+        self._track = max(self._source.streams.audio, key=lambda track: bool(track.disposition & Disposition.default))
+        pictures = self._source.streams[film.stream]
         self._origin = float((pictures.start_time or 0) * (pictures.time_base or 0))  # where its clock begins
         self._first = 0.0
         self._copies = self._track.codec_context.codec.canonical_name in COPIED

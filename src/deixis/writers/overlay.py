@@ -7,10 +7,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from deixis.types import MaskTrack
 from deixis.writers.encoder import FilmWriter
+from deixis.writers.lettering import legible
 from deixis.writers.output import Source
 
 COLOURS = (  # RGB, one an expression, then again from the first (our choice: far apart in hue, bright on film)
@@ -27,7 +28,7 @@ class Overlay:
         self._film = FilmWriter(path, film, "libx264", "yuv420p", options, even=True)
         self._film.keep_sound(film)
         self._labels = [
-            Label(t.expression.text, COLOURS[i % len(COLOURS)], film.source_size) for i, t in enumerate(tracks)
+            Label(t.expression.text, i, COLOURS[i % len(COLOURS)], film.source_size) for i, t in enumerate(tracks)
         ]
 
     def wants(self, index: int) -> bool:
@@ -65,8 +66,8 @@ def paint(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -
 class Label:
     """The words of an expression as a small picture, drawn once and put on every frame beside the object."""
 
-    def __init__(self, text: str, colour: tuple[int, int, int], size: tuple[int, int]) -> None:
-        font = ImageFont.load_default(max(10, min(size) / 24))
+    def __init__(self, text: str, number: int, colour: tuple[int, int, int], size: tuple[int, int]) -> None:
+        text, font = legible(text, number, max(10, min(size) / 24))
         while font.getlength(text) > max(size[1] - 8, 8) and len(text) > 1:
             text = text.rstrip("…")[:-1].rstrip() + "…"
         right, bottom = (round(v) for v in font.getbbox(text)[2:])

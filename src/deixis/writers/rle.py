@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,13 +26,18 @@ def write_rle(
     with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         facts = {
             "schema": SCHEMA,
-            "film": {"name": film.path.name, "height": height, "width": width, "every": film.every},
+            "film": {
+                "name": film.path.name, "height": height, "width": width, "start": film.start,
+                "end": None if math.isinf(film.end) else film.end, "every": film.every,
+            },
             "model": dict(model),
             "complete": complete,
         }
         file.write(json.dumps(facts, ensure_ascii=False)[:-1])
         file.write(',\n"times": ')
         _write_list(file, (f"{seconds:.6f}" for seconds in first.times))
+        file.write(',\n"frames": ')
+        _write_list(file, (str(number) for number in film.numbers(first.names)))
         file.write(',\n"names": ')
         _write_list(file, (json.dumps(name, ensure_ascii=False) for name in first.names))
         file.write(',\n"tracks": [')
@@ -40,6 +46,7 @@ def write_rle(
                 "expression": track.expression.text,
                 "id": track.expression.id,
                 "presence": round(track.presence, 6),
+                "threshold": track.threshold,
                 "present": track.present,
             }
             file.write((",\n" if number else "\n") + json.dumps(about, ensure_ascii=False)[:-1] + ',\n"scores": ')
@@ -73,6 +80,7 @@ def read_rle(path: str | Path) -> list[MaskTrack]:
                 track["presence"],
                 found["names"],
                 found["times"],
+                track.get("threshold"),
             )
             for track in found["tracks"]
         ]

@@ -1,0 +1,382 @@
+"""OUT: a folder that results come to, so that none is lost and no half one passes for a whole one.
+
+Items are finished one after the other in ``scratch``, a hidden folder, and come to OUT at the end.
+
+An OUT that does not exist yet: ``scratch`` lies beside it, and OUT appears whole, in one rename.
+An OUT that exists is never replaced, for it may be a mounted volume, another disk or somebody's working folder:
+``scratch`` lies inside it and the items are moved one by one. A journal (``JOURNAL``) is written before the first move
+and deleted after the last; items of the same name that were there are set aside until then. A run that finds the
+journal of one that was cut off completes its moves first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from deixis.types import DeixisError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+JOURNAL = ".deixis-incomplete"  # lies in OUT while items are moved into it
+INSIDE = ".deixis-part-"  # begins the name of a scratch folder inside OUT
+RESCUED = "deixis-rescued-"  # begins the name of a folder of the system's temporary place, where OUT's disk is gone
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+GONE = frozenset(  # what a disk answers that was pulled out, unmounted, cut off, or made read-only while it was used
+    getattr(errno, name)
+    for name in (
+        "EIO", "ENODEV", "ENXIO", "ESTALE", "EROFS", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH", "ETIMEDOUT", "EREMOTEIO",
+        "ESHUTDOWN", "ENOENT", "EACCES", "EPERM",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+# What a disk, a share or a system puts into a folder by itself; a folder that holds nothing else counts as empty.
+NOT_RESULTS = frozenset({
+    "lost+found", "system volume information", "$recycle.bin", "@eadir", "#recycle", "#snapshot", ".snapshot",
+    ".snapshots", ".ds_store", ".spotlight-v100", ".fseventsd", ".trashes", ".trash", "thumbs.db", "desktop.ini",
+})  # fmt: skip
+
+
+class Output(AbstractContextManager["Output"]):
+    """OUT, while it is being made.
+
+    Args:
+        out: The folder. It may be a mount point, the working folder, or not exist.
+        overwrite: Accept an OUT that holds something; items of the same name are replaced.
+        keep: After an error, keep the items that were finished before it. Otherwise an error leaves nothing behind,
+            as long as the results were not whole.
+
+    Attributes:
+        scratch: Where items are made; on the same disk as OUT.
+        finished: Names of the items that are whole.
+        notes: What earlier runs had left in or beside OUT, a line each.
+
+    Raises:
+        DeixisError: On entry, before any work, where OUT cannot be written to or holds something; on exit, where the
+            disk was full or gone. The line names where everything that was finished lies.
+
+    Example:
+        >>> with Output(Path("out")) as output:
+        ...     with output.item("masks.json") as path:
+        ...         path.write_text("{}")
+    """
+
+    def __init__(self, out: Path, *, overwrite: bool = False, keep: bool = False) -> None:
+        self.out, self.overwrite, self.keep = Path(out).absolute(), overwrite, keep
+        self.finished: list[str] = []
+        self.notes: list[str] = []
+        self._rescued: list[Path] = []
+
+    def check(self) -> None:
+        """Refuse, before any work, what can be refused: enter and leave without a trace."""
+        with Output(self.out, overwrite=self.overwrite) as first:
+            self.notes = first.notes
+
+    def __enter__(self) -> Self:
+        if os.path.lexists(self.out) and not self.out.is_dir():
+            kind = "a link to nothing" if self.out.is_symlink() and not self.out.exists() else "a file"
+            raise DeixisError(f"{self.out} is {kind}; give a folder with -o")
+        self.inside = self.out.is_dir()
+        place = self.out if self.inside else self.out.parent
+        self._made = [p for p in self.out.parents if not p.exists()]
+        self._left: list[Path] = []
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            self._recover()
+            if self.inside and not self.overwrite and any(results_in(self.out)):
+                told = "".join(f" ({note})" for note in self.notes)
+                raise DeixisError(f"{self.out} exists and is not empty; give another folder, or --overwrite{told}")
+            self.scratch = Path(tempfile.mkdtemp(prefix=self._prefix(), dir=place))
+            self._lock = lock(self.scratch)
+        except OSError as error:
+            self._remove_made()
+            raise DeixisError(f"cannot write to {place}: {error.strerror or error}") from error
+        return self
+
+    def _prefix(self) -> str:
+        return INSIDE if self.inside else f".{self.out.name.encode()[:200].decode(errors='ignore')}.part-"
+
+    @contextmanager
+    def item(self, name: str) -> Iterator[Path]:
+        """A place to make the file or folder ``name``; it counts as finished when the block ends without an error."""
+        place = self.scratch / f"part-{name}"
+        yield place
+        os.replace(place, self.scratch / name)
+        self.finished.append(name)
+
+    def rescue(self, name: str, make: Callable[[Path], None]) -> Path | None:
+        """After an error of the disk: make the file ``name`` once more, where there is room for it.
+
+        That is OUT's disk, without the halves of other items, or else the system's temporary place. Returns where the
+        file lies if it is not to come to OUT; None if it is. Raises OSError where no place takes it.
+        """
+        for half in self.scratch.glob("part-*"):
+            remove(half)
+        try:
+            with self.item(name) as path:
+                make(path)
+            return None
+        except OSError as error:
+            log.debug("%s cannot be made in %s: %s", name, self.scratch, error)
+            remove(self.scratch / f"part-{name}")
+        path = Path(tempfile.mkdtemp(prefix=RESCUED)) / name
+        make(path)
+        self._rescued.append(path)
+        return path
+
+    def failed(self, error: Exception) -> bool:
+        """Whether an error is of OUT's disk, which is full or gone."""
+        return of_disk(error, self.scratch) is not None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        whole = kind is None or issubclass(kind, KeyboardInterrupt)
+        try:
+            if whole or self.keep:
+                self._publish()
+        except OSError as problem:
+            self._unlock()
+            there = [name for name in self.finished if (self.scratch / name).exists()]
+            where = f"{', '.join(there)} lie whole in {self.scratch}" if there else "nothing of it could be kept"
+            raise DeixisError(
+                f"the results cannot be moved to {self.out}: {problem.strerror or problem}; {where}{self._elsewhere()}"
+            ) from problem
+        self._unlock()
+        full = of_disk(error, self.scratch) if isinstance(error, Exception) else None  # while the scratch is there
+        remove(self.scratch)
+        for left in self._left if whole and self.finished else []:
+            remove(left)
+        if not self.out.exists():
+            self._remove_made()
+        if full is not None:
+            what = "no room left on the disk of" if full else "cannot write any more to"
+            raise DeixisError(f"{what} {self.out} ({getattr(error, 'strerror', error)}); {self._kept()}") from error
+
+    def _kept(self) -> str:
+        kept = ", ".join(str(path) for path in self.paths if path.exists())
+        if not kept and not self._rescued:
+            return "nothing was written"
+        return (f"what was finished is kept: {kept}" if kept else "") + self._elsewhere()
+
+    def _elsewhere(self) -> str:
+        return "".join(f"; {path.name} lies in {path.parent}" for path in self._rescued).removeprefix("; ")
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _remove_made(self) -> None:
+        with contextlib.suppress(OSError):  # the first that is not empty
+            for folder in self._made:
+                folder.rmdir()
+
+    def _publish(self) -> None:
+        """Bring what is finished to OUT."""
+        if not self.finished:
+            return
+        source = self.scratch
+        if not self.inside and not os.path.lexists(self.out):
+            source = self.scratch / "whole"
+            source.mkdir()
+            for name in self.finished:
+                os.replace(self.scratch / name, source / name)
+            try:
+                os.rename(source, self.out)
+                return
+            except OSError as error:  # a disk that moves no folders, or one that came to be there meanwhile
+                log.debug("%s cannot become %s in one step: %s", source, self.out, error)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            move_items(self.out, source, self.scratch / "aside", self.finished)
+        except OSError:
+            for name in self.finished if source != self.scratch else []:
+                with contextlib.suppress(OSError):
+                    os.replace(source / name, self.scratch / name)
+            raise
+
+    def _recover(self) -> None:
+        """Complete the moves of a run that was cut off, and note what others have left."""
+        journal = self.out / JOURNAL
+        if journal.is_file():
+            try:
+                noted = json.loads(journal.read_text(encoding="utf-8"))
+                source, aside = self.out / noted["from"], self.out / noted["aside"]
+                names = [str(name) for name in noted["items"]]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DeixisError(
+                    f"{self.out} is incomplete, and {JOURNAL} in it cannot be read ({error}); move it away, and what"
+                    " you do not trust with it"
+                ) from error
+            if held(aside.parent):
+                raise DeixisError(f"another run is moving its results to {self.out}; wait for it")
+            missing = [n for n in names if not ((source / n).exists() or (self.out / n).exists())]
+            move_items(self.out, source, aside, names)
+            lost = f", except {', '.join(missing)}, which cannot be found any more" if missing else ""
+            self._note(f"{self.out}: a run was cut off while its results were moved here; done now{lost}")
+            remove(aside.parent)
+        place = self.out if self.inside else self.out.parent
+        for left in sorted(place.glob(escaped(self._prefix()) + "*")):
+            if not left.is_dir() or held(left) is not False:
+                continue
+            self._left.append(left)
+            whole = whole_items(left)
+            has = f"whole in it: {', '.join(whole)}" if whole else "nothing in it is whole"
+            self._note(f"{left}: left by a run that was cut off; {has}; deleted when this run has finished")
+
+    def _note(self, line: str) -> None:
+        if line not in self.notes:
+            self.notes.append(line)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Where the finished items lie in OUT."""
+        return [self.out / name for name in self.finished]
+
+
+def of_disk(error: Exception, scratch: Path) -> bool | None:
+    """True where an error says that the disk of ``scratch`` is full, False where it is gone, None for other errors."""
+    number = getattr(error, "errno", None)
+    if number in NO_ROOM:
+        return True
+    names = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]
+    below = any(name.startswith(str(scratch)) for name in names) or not scratch.is_dir()
+    return False if number in GONE and below else None
+
+
+def results_in(folder: Path) -> Iterator[Path]:
+    """What lies in a folder, without what disks and systems put there, and without what runs that were cut off left."""
+    for path in folder.iterdir():
+        if path.name.lower() not in NOT_RESULTS and not path.name.startswith((INSIDE, ".Trash-", "._")):
+            yield path
+
+
+def whole_items(scratch: Path) -> list[str]:
+    """What was finished in a scratch folder."""
+    places = [scratch, scratch / "whole"] if (scratch / "whole").is_dir() else [scratch]
+    found = [path.name for place in places for path in place.iterdir()]
+    return sorted(name for name in found if not name.startswith(("part-", ".")) and name not in ("aside", "whole"))
+
+
+def escaped(text: str) -> str:
+    """A name as a glob that matches it alone."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
+
+
+def lock(folder: Path) -> int | None:
+    """A lock on a folder that ends with this process; None where the system or the disk has none.
+
+    Raises BlockingIOError where another process holds it.
+    """
+    if fcntl is None:
+        return None
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
+    except OSError as error:
+        os.close(handle)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+
+
+def held(folder: Path) -> bool | None:
+    """Whether a process holds the lock on a folder; None where that cannot be found out."""
+    if not folder.is_dir():
+        return False
+    try:
+        handle = lock(folder)
+    except BlockingIOError:
+        return True
+    if handle is None:
+        return None
+    os.close(handle)
+    return False
+
+
+def move_items(out: Path, source: Path, aside: Path, names: list[str]) -> None:
+    """Move items from ``source`` into ``out``, with a journal; may be repeated after it was cut off at any moment.
+
+    Items of the same name go to ``aside``; who calls deletes them when everything has come.
+    """
+    journal = out / JOURNAL
+    half = out / f"{JOURNAL}.half"
+    facts = {"from": os.path.relpath(source, out), "aside": os.path.relpath(aside, out), "items": names}
+    half.write_text(json.dumps(facts), encoding="utf-8")
+    os.replace(half, journal)
+    aside.mkdir(exist_ok=True)
+    for name in names:
+        if os.path.lexists(source / name):
+            move_item(source / name, out / name, aside / name)
+    journal.unlink()
+
+
+def move_item(source: Path, target: Path, aside: Path) -> None:
+    """Move a file or folder to ``target``; what is there goes to ``aside``, unless that is taken already."""
+    if os.path.lexists(target) and not os.path.lexists(aside):
+        try:
+            os.rename(target, aside)
+        except OSError as error:  # a mount point, or on another disk
+            log.debug("%s cannot be set aside in one step: %s", target, error)
+            set_aside(target, aside)
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        log.debug("%s cannot become %s in one step: %s", source, target, error)
+        copy_into(source, target)
+        remove(source)
+
+
+def set_aside(target: Path, aside: Path) -> None:
+    """Set aside what can be moved no more than its contents: a mounted folder stays, and is emptied."""
+    if not target.is_dir():
+        shutil.copy2(target, aside)
+        return
+    aside.mkdir()
+    for child in list(target.iterdir()):
+        shutil.move(child, aside / child.name)
+
+
+def copy_into(source: Path, target: Path) -> None:
+    """Copy a file, or a folder's files, over what is there, folders into folders."""
+    if source.is_dir():
+        target.mkdir(exist_ok=True)
+        for child in source.iterdir():
+            copy_into(child, target / child.name)
+        return
+    half = target.with_name(f".{target.name}.part")
+    try:
+        shutil.copyfile(source, half)
+        os.replace(half, target)
+    except OSError:  # the file itself is mounted: its contents alone can be replaced
+        remove(half)
+        shutil.copyfile(source, target)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there and can be deleted."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)

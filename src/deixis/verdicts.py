@@ -1,0 +1,71 @@
+"""What a track says in one line, for people and for programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from deixis.types import MaskTrack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A track in short.
+
+    Attributes:
+        expression: The words.
+        present: Whether any frame holds a mask.
+        presence: Probability that the object is in the film at all, 0..1.
+        threshold: Presence from which on masks are shown; None where nobody said.
+        begin, end: Seconds of the first and the last frame with a mask; None without one.
+        frames: How many frames hold a mask, and of how many.
+        share: Of the picture, 0..1, mean over the frames with a mask.
+    """
+
+    expression: str
+    present: bool
+    presence: float
+    threshold: float | None
+    begin: float | None
+    end: float | None
+    frames: tuple[int, int]
+    share: float
+
+    @staticmethod
+    def of(track: MaskTrack) -> Verdict:
+        areas = track.masks.areas()
+        held = areas.nonzero()[0]
+        height, width = track.masks.size
+        return Verdict(
+            expression=track.expression.text,
+            present=bool(len(held)),
+            presence=track.presence,
+            threshold=track.threshold,
+            begin=float(track.times[held[0]]) if len(held) else None,
+            end=float(track.times[held[-1]]) if len(held) else None,
+            frames=(len(held), len(track)),
+            share=float(areas[held].mean()) / (height * width) if len(held) else 0.0,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        found = asdict(self) | {"frames": self.frames[0], "of": self.frames[1]}
+        return {key: round(value, 6) if isinstance(value, float) else value for key, value in found.items()}
+
+    def __str__(self) -> str:
+        if not self.present:
+            return f"{self.expression}: not there ({self._why()})"
+        stretch = f", {self.begin:.1f} to {self.end:.1f} s" if self.frames[1] > 1 else ""  # of a picture: no times
+        share = f"{100 * self.share:.1f} % of the picture"
+        return f"{self.expression}: present (presence {self.presence:.2f}){stretch}, {share}"
+
+    def _why(self) -> str:
+        if self.threshold is None:
+            return f"presence {self.presence:.2f}"
+        if self.presence >= self.threshold:
+            return f"presence {self.presence:.2f}, but no pixel of it is marked"
+        for digits in range(2, 7):  # as many as it takes to tell the two apart
+            presence, threshold = f"{self.presence:.{digits}f}", f"{self.threshold:.{digits}g}"
+            if float(presence) < float(threshold):
+                break
+        return f"presence {presence}, below {threshold}"

@@ -1,0 +1,294 @@
+"""Pixels in: a film or a folder of frames, read lazily in windows; resize, normalise, pad.
+
+T frames of a window, H W pixels of a frame, B clips. Pictures are RGB. A film is never held whole: ``Film.frames`` and
+``Film.windows`` decode as they go, and may be called any number of times (every call opens the film again).
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import re
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from fractions import Fraction
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from deixis.types import Clip, DeixisError
+from deixis.video.colour import Colours
+from deixis.video.frames import MAX_PIXELS, Frame, Notes, Size, resize
+from deixis.video.pictures import PICTURES, Pictures, natural
+from deixis.video.stream import PLAYLISTS, Stream
+
+__all__ = [
+    "FOLDER_FPS", "MAX_PIXELS", "PICTURES", "PLAYLISTS", "Film", "Frame", "Size", "ahead", "check_stretch", "fit",
+    "natural", "normalise", "resize",
+]  # fmt: skip
+
+FOLDER_FPS = 24.0  # our choice: frames per second of a folder, whose pictures carry no times
+SIDES_MAY_BEND = 0.04  # our choice: share by which a side may change so that no padding is needed
+
+Item = TypeVar("Item")
+
+
+class Film:
+    """A film or a folder of frames, opened lazily.
+
+    path: anything PyAV decodes, a folder of pictures (natural order: 2 before 10), or one picture.
+    start, end: seconds; frames with start <= time < end are read.  every: keep each Nth of them.
+    max_pixels: a frame that holds more is refused before it is decoded.  fps: frames per second of a *folder*.
+
+    source_size: (height, width) as shown (rotation tags obeyed).  length: about how many frames will come, or None.
+    rate: mean frames per second of the source.  pixel_aspect: width of a pixel over its height.
+    colours: how its pixels are coded.  stream: the index of its video stream in the file.
+    Raises DeixisError for what is not there, is no film, holds no frames, or is too large.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        start: float | None = None,
+        end: float | None = None,
+        every: int = 1,
+        max_pixels: int = MAX_PIXELS,
+        fps: float = FOLDER_FPS,
+    ) -> None:
+        self.path, self.every, self.max_pixels = Path(path), every, max_pixels
+        self.start = 0.0 if start is None else start
+        self.end = math.inf if end is None else end
+        self._notes = Notes(self.path)
+        check_stretch(self.start, self.end, every, fps)
+        if not _exists(self.path):
+            raise DeixisError(no_such(str(path)))
+        if self.path.is_dir() or (self.path.suffix.lower() in PICTURES and self.path.is_file()):
+            self._source: Pictures | Stream = Pictures(self.path, max_pixels, fps, self.warn)
+        elif self.path.is_file():
+            self._source = Stream(self.path, max_pixels, self.warn)
+        else:
+            raise DeixisError(f"{self.path} is neither a file nor a folder; give a film or a folder of frames")
+        self.rate: float = self._source.rate
+        self.has_audio: bool = self._source.has_audio
+        first = next(self._frames_of_source(), None)
+        if first is None:
+            raise DeixisError(f"{self.path}: no frames {self._stretch()}" + self._cause())
+        height, width = first.convert().shape[:2]
+        self.source_size: Size = (height, width)
+        self.pixel_aspect: Fraction = self._source.pixel_aspect
+        self.colours: Colours = self._source.colours
+        self.stream: int = self._source.stream
+
+    @property
+    def length(self) -> int | None:
+        """About how many frames ``frames`` yields, or None when the film does not say."""
+        if self._source.seconds is None:
+            return None
+        seconds = min(self.end, self._source.seconds) - self.start
+        return max(1, math.ceil(round(seconds * self.rate, 3) / self.every)) if seconds > 0 else None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was wrong with the film and could be lived with, a line a kind; grows while the film is read."""
+        return self._notes.lines()
+
+    def warn(self, text: str, kind: str | None = None, which: str = "") -> None:
+        """Note something wrong that can be lived with, once for each kind (default: for each text)."""
+        self._notes.add(text, kind, which)
+
+    def numbers(self, names: Iterable[str]) -> list[int]:
+        """The numbers that frames of these names have in the whole film, from 0."""
+        return [self._source.number_of(name) for name in names]
+
+    def frames(self) -> Iterator[Frame]:
+        """The frames of the stretch, one by one; opens the film again at every call."""
+        for frame in self._frames_of_source():
+            yield Frame(frame.index, frame.name, frame.seconds, partial(self._at_source_size, frame), frame.number)
+
+    def windows(self, length: int, *, size: Size | None = None, overlap: int = 0, fill: bool = True) -> Iterator[Clip]:
+        """Clips of ``length`` frames, in order, at ``size`` (default: source size).
+
+        Neighbours share ``overlap`` frames. With ``fill`` the last clip is filled from the front (it begins earlier,
+        and so repeats frames): every clip of a film of ``length`` frames or more is full. Without it the last clip may
+        be short, as in published code. ``Clip.start`` tells where each begins.
+        """
+        if not 0 <= overlap < length:
+            raise DeixisError(f"windows of {length} frames cannot share {overlap}; give 0..{length - 1}")
+        held: deque[tuple[Frame, np.ndarray]] = deque(maxlen=length)
+        fresh = 0
+        for frame in self.frames():
+            # Lets the decoded source frame go.
+            light = Frame(frame.index, frame.name, frame.seconds, _gone, frame.number)
+            held.append((light, frame.pixels(size)))
+            fresh += 1
+            if len(held) == length and fresh >= length - (overlap if frame.index >= length else 0):
+                yield self._clip(held)
+                fresh = 0
+        if fresh:
+            yield self._clip(held if fill else list(held)[-fresh:])
+
+    def _clip(self, held: Sequence[tuple[Frame, np.ndarray]]) -> Clip:
+        frames = torch.from_numpy(np.stack([picture for _, picture in held]))  # (T, H, W, 3)
+        return Clip(
+            frames.permute(0, 3, 1, 2),
+            tuple(frame.name for frame, _ in held),
+            tuple(frame.seconds for frame, _ in held),
+            self.source_size,
+            start=held[0][0].index,
+        )
+
+    def _frames_of_source(self) -> Iterator[Frame]:
+        inside = (f for f in self._source.frames(self.start, self.end) if self.start <= f.seconds < self.end)
+        for index, frame in enumerate(islice(inside, 0, None, self.every)):
+            yield Frame(index, frame.name, frame.seconds, frame.convert, frame.number)
+
+    def _at_source_size(self, frame: Frame) -> np.ndarray:
+        picture = frame.convert()
+        if picture.shape[:2] != self.source_size:
+            height, width = picture.shape[:2]
+            self.warn(
+                f"frames change size, first at {frame.seconds:.2f} s ({height}x{width}); resized to the first's",
+                kind="size", which=frame.name,
+            )  # fmt: skip
+            picture = resize(picture, self.source_size)
+        return picture
+
+    def _stretch(self) -> str:
+        if self.start == 0 and self.end == math.inf:
+            return "in it"
+        return f"between {self.start:g} and {self.end:g} seconds; give another --start or --end"
+
+    def _cause(self) -> str:
+        return f" ({'; '.join(self.warnings)})" if self.warnings else ""
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, or a folder that may not be looked into
+        return False
+
+
+def no_such(path: str) -> str:
+    """What to say of a path at which nothing lies: what it is, if it is none of this machine's files."""
+    name = Path(path).name
+    if re.match(r"[A-Za-z][A-Za-z0-9+.\-]*:/", path):
+        scheme, _, rest = path.partition(":")
+        if scheme.lower() == "file":
+            return f"films are given by their path, not as a URL: {'/' + rest.lstrip('/')}"
+        return f"{scheme}://{rest.lstrip('/')} is a URL; films are read from disk: download it first"
+    if path == "-":
+        return "a film is read twice, so it cannot come through a pipe; save it to a file and give that"
+    if path.isdecimal() or re.fullmatch(r"(/dev/)?video\d+", path):
+        return f"no such file or folder: {path}; cameras are not read: record a film first, and give that"
+    if re.search(r"%0?\d*d", name) or any(sign in name for sign in "*?["):
+        return f"no such file or folder: {path}; a folder of frames is given by its own name: {Path(path).parent}"
+    return f"no such file or folder: {path}"
+
+
+def _gone() -> np.ndarray:
+    raise AssertionError("the pixels of this frame were let go")
+
+
+def check_stretch(start: float, end: float, every: int, fps: float) -> None:
+    """Raise DeixisError unless the seconds, the step and the rate can be those of a stretch of a film."""
+    if not (0 <= start < math.inf):
+        raise DeixisError(f"start must be 0 seconds or more, got {start}")
+    if not end > start:
+        raise DeixisError(f"end must come after start ({start:g} s), got {end:g} s")
+    if every < 1:
+        raise DeixisError(f"every must be 1 or more (keep each Nth frame), got {every}")
+    if not (0 < fps < math.inf):
+        raise DeixisError(f"fps must be above 0, got {fps}")
+
+
+def fit(source: Size, short_side: int, long_side: int, multiple: int = 1) -> Size:
+    """(height, width) for the model: short side as asked unless the long one passes ``long_side``, shape kept.
+
+    A side goes to the nearest ``multiple`` when that bends the picture by less than 4 %, so that no padding is needed.
+    """
+    height, width = source
+    scale = min(short_side / min(height, width), long_side / max(height, width))
+
+    def side(pixels: float) -> int:
+        rounded = round(pixels / multiple) * multiple
+        near = abs(rounded - pixels) < SIDES_MAY_BEND * pixels
+        return rounded if near and rounded <= max(long_side, multiple) else max(1, round(pixels))
+
+    return side(height * scale), side(width * scale)
+
+
+def normalise(
+    clip: Clip,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    multiple: int = 1,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """What ``System.encode`` takes: frames (1, T, 3, H, W) float and padding (1, T, H, W) bool, on ``device``.
+
+    mean, std: of RGB in 0..1. Zeros (the mean colour) are added on the right and below, up to ``multiple``.
+    """
+    frames = clip.frames.to(device, non_blocking=True).float()  # (T, 3, H, W)
+    scale = torch.tensor(std, device=frames.device).mul(255).reciprocal()[:, None, None]
+    shift = (torch.tensor(mean) / torch.tensor(std)).to(frames.device)[:, None, None]
+    frames = frames.mul_(scale).sub_(shift).contiguous()
+    height, width = frames.shape[-2:]
+    below, right = -height % multiple, -width % multiple
+    padding = torch.zeros(len(frames), height, width, dtype=torch.bool, device=frames.device)
+    if below or right:
+        frames = F.pad(frames, (0, right, 0, below))
+        padding = F.pad(padding, (0, right, 0, below), value=True)
+    return frames[None], padding[None]
+
+
+class _Failed:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
+    """The same items in the same order, made by a thread that may be ``depth`` items ahead of the reader.
+
+    What ``items`` raises is raised here. Closing the generator stops the thread.
+    """
+    ready: queue.Queue = queue.Queue(maxsize=depth)
+    stop, end = threading.Event(), object()
+
+    def put(item: object) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def make() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(end)
+        except BaseException as error:  # handed over to the reader, who raises it
+            put(_Failed(error))
+
+    thread = threading.Thread(target=make, name="deixis-ahead", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not end:
+            if isinstance(item, _Failed):
+                raise item.error
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,359 @@
+"""Pictures as a source of frames: a folder of them, one, or one that moves (animated WebP, PNG, AVIF, a TIFF stack).
+
+Colour is RGB in 8 bits. Deeper pictures are scaled by the range that their values use: a camera's 12 bits in a file of
+16 would otherwise be nearly black.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from fractions import Fraction
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from deixis.types import DeixisError
+from deixis.video.colour import PICTURE, Colours
+from deixis.video.frames import Frame, Size, check_pixels
+
+log = logging.getLogger(__name__)
+
+KINDS = {  # suffix -> what it is called, one name for the spellings of one kind
+    ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".apng": "PNG", ".webp": "WebP",
+    ".bmp": "BMP", ".dib": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM",
+    ".pnm": "PPM", ".avif": "AVIF", ".avifs": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC",
+    ".jp2": "JPEG 2000", ".j2k": "JPEG 2000", ".tga": "TGA",
+}  # fmt: skip
+PICTURES = frozenset(KINDS)
+MOVING = frozenset({"WEBP", "PNG", "AVIF", "TIFF"})  # Pillow's formats whose many pictures are frames
+ONLY_PILLOW = frozenset({"AVIF", "HEIC", "TGA"})
+BESIDE = re.compile(  # what tools append to a frame's name for what belongs to it
+    r"[._\- ]?(mask|masks|seg|segm|segmentation|semantic|instance|instances|instanceids|labelids|panoptic|label|labels"
+    r"|gt|groundtruth|anno|annotation|matte|alpha|depth|disp|disparity|normal|flow|overlay|vis|color|colour|thumb"
+    r"|thumbnail|preview)s?(\d{0,3})$", re.IGNORECASE,
+)  # fmt: skip
+SUBSAMPLED = 254  # TIFF's tag NewSubfileType, whose lowest bit marks a smaller copy
+LOOKED_AT = 5  # pictures of a folder from which the range of deep values is taken (our choice)
+DEPTHS = (8, 10, 12, 14, 16)  # bits a value that cameras and scanners use
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, cv2.error, MemoryError)  # what decoders raise
+FORMAT_HINT = "HEIC pictures are read where `pip install pillow-heif` is done"
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A sort key under which ``frame2`` comes before ``frame10``."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
+
+
+def ordered(files: Sequence[Path]) -> list[Path]:
+    """In natural order; names that are decimal numbers all through (2.25, 2.5) in the order of the numbers."""
+    stems = [file.stem for file in files]
+    if all(re.fullmatch(r"\d+(\.\d+)?", stem, re.ASCII) for stem in stems):
+        ends = [stem.partition(".")[2] for stem in stems]
+        # 1.9, 1.10: two counters. Who writes decimals writes no zero at the end, or the same number of digits.
+        counters = len({len(end) for end in ends if end}) > 1 and any(len(e) > 1 and e.endswith("0") for e in ends)
+        if any(ends) and not counters:
+            return sorted(files, key=lambda file: (Fraction(file.stem), file.name))
+    return sorted(files, key=lambda file: natural(file.name))
+
+
+class Pictures:
+    """A folder of pictures, or one picture that may move, as a source of frames.
+
+    names: of all frames, whether they decode or not.  rate: frames per second.  colours: of what it gives.
+    """
+
+    has_audio = False
+    pixel_aspect = Fraction(1)
+    stream = 0
+    colours: Colours = PICTURE
+
+    def __init__(self, path: Path, max_pixels: int, fps: float, warn: Callable[..., None]) -> None:
+        self.path, self.max_pixels, self.rate, self.warn = path, max_pixels, fps, warn
+        self.files = self._files() if path.is_dir() else [path]
+        self.pages: list[int] | None = None  # of one file that moves
+        self._starts: list[float] | None = None
+        if path.is_dir():
+            stems = [f.stem for f in self.files]
+            self.names = stems if len(set(stems)) == len(stems) else [f.name.replace(".", "_") for f in self.files]
+        else:
+            self._find_pages()
+            self.names = [path.stem] if self.pages is None else [f"{i:05d}" for i in range(len(self.pages))]
+        self.numbers = {name: number for number, name in enumerate(self.names)}
+        self.seconds: float | None = len(self.names) / self.rate
+        self._range = lru_cache(maxsize=1)(self._find_range)
+
+    # --- what lies there ---
+
+    def _files(self) -> list[Path]:
+        try:
+            found = list(self.path.iterdir())
+        except OSError as error:
+            raise DeixisError(f"{self.path} cannot be read: {error.strerror}") from error
+        pictures = [f for f in found if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
+        if not pictures:
+            kinds = " ".join(sorted(PICTURES))
+            raise DeixisError(
+                f"{self.path} is a folder without frames; expected pictures ({kinds}){nested(self.path, found)}"
+            )
+        return ordered(self._without_beside(pictures))
+
+    def _without_beside(self, pictures: list[Path]) -> list[Path]:
+        """Frames alone: what tools lay beside them is left out, and what cannot be told apart is refused."""
+        stems = {f.stem for f in pictures}
+        beside = [f for f in pictures if belongs_to_another(f.stem, stems)]
+        for file in sorted(beside):
+            self.warn(
+                f"{file.name} lies beside a frame of that name, and is taken for its mask or label; left out",
+                kind="beside", which=file.name,
+            )  # fmt: skip
+        left = set(beside)
+        frames = [f for f in pictures if f not in left]
+        by_stem: dict[str, list[Path]] = {}
+        for file in frames:
+            by_stem.setdefault(file.stem, []).append(file)
+        twice = [sorted(files) for files in by_stem.values() if len(files) > 1]
+        if twice:
+            names = " and ".join(f.name for f in min(twice))
+            more = f" ({len(twice)} such pairs)" if len(twice) > 1 else ""
+            raise DeixisError(
+                f"{self.path} holds {names}{more}: which are the frames? Put one kind into a folder of its own"
+            )
+        kinds = Counter(KINDS[f.suffix.lower()] for f in frames)
+        if len(kinds) > 1:
+            counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+            self.warn(f"the folder mixes pictures of several kinds ({counts}); all are read as frames")
+        return frames
+
+    def _find_pages(self) -> None:
+        """The frames of one file that moves, and their times."""
+        try:
+            with opened(self.path) as picture:
+                count = getattr(picture, "n_frames", 1)
+                if picture.format not in MOVING or count < 2:
+                    return
+                check_pixels(picture.width * picture.height, self.max_pixels, self.path)
+                pages, durations, size = [], [], picture.size
+                for page in range(count):
+                    picture.seek(page)
+                    if page == 0 and picture.info.get("default_image"):
+                        continue  # of an animated PNG: what programs show that know of no animation
+                    if getattr(picture, "tag_v2", {}).get(SUBSAMPLED, 0) & 1 or picture.size != size:
+                        self.warn("pages of another size, as of a preview, are left out", kind="pages", which=str(page))
+                        continue
+                    if picture.format == "AVIF":
+                        picture.load()  # only then it knows how long the frame stands
+                    pages.append(page)
+                    durations.append(float(picture.info.get("duration") or 0) / 1000)
+        except UNREADABLE as error:
+            if isinstance(error, DeixisError):
+                raise
+            log.debug("%s: pages: %s", self.path, error)
+            return
+        if len(pages) < 2:
+            return
+        self.pages = pages
+        if all(duration > 0 for duration in durations):
+            self.rate = len(pages) / sum(durations)
+            self._starts = np.concatenate([[0.0], np.cumsum(durations)[:-1]]).tolist()
+
+    def number_of(self, name: str) -> int:
+        """A frame's number among all, from 0."""
+        return self.numbers[name]
+
+    # --- reading ---
+
+    def frames(self, start: float, end: float) -> Iterator[Frame]:
+        """Those at or after ``start`` and before ``end`` seconds that decode."""
+        with Reader(self.path) as reader:
+            for number, name in enumerate(self.names):
+                seconds = number / self.rate if self._starts is None else self._starts[number]
+                if start <= seconds < end and (picture := self._read(number, reader)) is not None:
+                    yield Frame(number, name, seconds, partial(np.copy, picture), number)
+
+    def _read(self, number: int, reader: Reader) -> np.ndarray | None:
+        """(H, W, 3) uint8 RGB, or None (and a note) for a picture that does not decode."""
+        try:
+            picture = self._values(number, reader)
+            if picture is not None:
+                return self._in_8_bits(picture)
+        except UNREADABLE as error:
+            if isinstance(error, DeixisError):
+                raise
+            log.debug("%s, frame %d: %s", self.path, number, error)
+        if self.pages is not None:
+            page = self.pages[number]
+            self.warn(f"page {page} does not decode; left out", kind="does not decode", which=str(page))
+            return None
+        file = self.files[number]
+        hint = f" ({FORMAT_HINT})" if KINDS[file.suffix.lower()] == "HEIC" and not has_heic() else ""
+        self.warn(
+            f"{file.name} is not a picture that decodes; left out{hint}", kind="does not decode", which=file.name
+        )
+        return None
+
+    def _values(self, number: int, reader: Reader) -> np.ndarray | None:
+        """(H, W, 3) RGB of any depth; None for what is no picture."""
+        if self.pages is not None:
+            return reader.page(self.pages[number])
+        file = self.files[number]
+        return self._decoded(file) if file.is_file() else None  # a pipe would be waited for, a device read for ever
+
+    def _decoded(self, file: Path) -> np.ndarray | None:
+        """(H, W, 3) RGB of any depth; None where neither Pillow nor OpenCV decodes it."""
+        size, pages, plain = header(file)
+        if size is None:
+            return None
+        check_pixels(size[0] * size[1], self.max_pixels, file)
+        if pages > 1:
+            self.warn(
+                f"{file.name} holds {pages} pictures; of each such file of a folder the first is used",
+                kind="many pages", which=file.name,
+            )  # fmt: skip
+        if KINDS[file.suffix.lower()] not in ONLY_PILLOW:
+            flags = cv2.IMREAD_COLOR if plain else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+            picture = cv2.imdecode(np.fromfile(file, np.uint8), flags)
+            if picture is not None:
+                return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        with opened(file) as image:
+            return values_of(image)
+
+    # --- deep pictures ---
+
+    def _in_8_bits(self, picture: np.ndarray) -> np.ndarray:
+        if picture.dtype == np.uint8:
+            return picture
+        low, high = self._range(picture.dtype.kind)
+        scaled = (np.nan_to_num(picture.astype(np.float32), nan=low, posinf=high, neginf=low) - low) * (
+            255 / max(high - low, 1e-12)
+        )
+        return np.clip(scaled + 0.5, 0, 255).astype(np.uint8)
+
+    def _find_range(self, kind: str) -> tuple[float, float]:
+        """(value shown black, value shown white) of deep pictures: from a few of them, spread over the film."""
+        wanted = np.unique(np.linspace(0, len(self.names) - 1, LOOKED_AT).round().astype(int)).tolist()
+        low, high, whole = np.inf, -np.inf, True
+        with Reader(self.path) as reader:
+            for number in wanted:
+                try:
+                    picture = self._values(number, reader)
+                except UNREADABLE:
+                    continue
+                if picture is None or picture.dtype == np.uint8 or not np.isfinite(picture).any():
+                    continue
+                values = picture[np.isfinite(picture)]
+                low, high = min(low, float(values.min())), max(high, float(values.max()))
+                whole = whole and picture.dtype == np.uint16
+        if not np.isfinite(low + high):
+            return 0.0, 1.0
+        if whole:  # 16 bits, of which a camera may use fewer
+            depth = next((bits for bits in DEPTHS if high < 1 << bits), 16)
+            if depth < 16:
+                self.warn(f"values of 16 bits that reach {high:,.0f} only: taken for {depth} bits")
+            return 0.0, float((1 << depth) - 1)
+        if kind == "f" and low >= 0 and high <= 1:
+            return 0.0, 1.0
+        if kind == "f" and low >= 0 and 1 < high <= 255:
+            return 0.0, 255.0
+        self.warn(f"values from {low:g} to {high:g}: shown as black to white")
+        return low, high
+
+
+class Reader(AbstractContextManager["Reader"]):
+    """The pages of one file, one after the other, as ``values_of`` gives them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.image, self.at = path, None, 0
+
+    def page(self, page: int) -> np.ndarray:
+        if self.image is None or self.at > page:
+            self.__exit__()
+            self.image = opened(self.path)
+        self.at = page
+        try:
+            self.image.seek(page)
+            return values_of(self.image)
+        except (OSError, ValueError, SyntaxError):  # colours of 16 bits, which Pillow does not know
+            flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+            done, found = cv2.imreadmulti(str(self.path), start=page, count=1, flags=flags)
+            if not done or not len(found):
+                raise
+            return cv2.cvtColor(found[0], cv2.COLOR_BGR2RGB)
+
+    def __exit__(self, *_: object) -> None:
+        if self.image is not None:
+            self.image.close()
+            self.image = None
+
+
+def belongs_to_another(stem: str, stems: set[str]) -> bool:
+    """Whether a name is another frame's with a word appended: 00000_mask beside 00000."""
+    found = BESIDE.search(stem)
+    return found is not None and found.start() > 0 and stem[: found.start()] in stems
+
+
+def nested(path: Path, found: Sequence[Path]) -> str:
+    """Where the frames lie, if they lie one or two folders further down."""
+    for below in sorted(f for f in found if f.is_dir() and not f.name.startswith(".")):
+        try:
+            inside = list(below.iterdir())
+        except OSError:
+            continue
+        if any(f.suffix.lower() in PICTURES for f in inside):
+            return f"; there are some in {below}"
+        if (further := nested(below, [f for f in inside if f.is_dir()])) and below.parent == path:
+            return further
+    return ""
+
+
+@lru_cache(maxsize=1)
+def has_heic() -> bool:
+    """Whether Pillow reads HEIC here: by the package pillow-heif, which is used where it is installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def opened(file: Path) -> Any:
+    """A picture, its header read, by Pillow."""
+    from PIL import Image
+
+    if KINDS.get(file.suffix.lower()) == "HEIC":
+        has_heic()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            return Image.open(file)
+        except Image.DecompressionBombError as error:
+            raise DeixisError(f"{file}: a picture bomb, refused ({error})") from error
+
+
+def header(file: Path) -> tuple[Size | None, int, bool]:
+    """((height, width), pictures in it, whether it holds 8 bits a value) from a header; a size of None without one."""
+    try:
+        with opened(file) as picture:
+            pages = getattr(picture, "n_frames", 1) if picture.format in MOVING else 1
+            return (picture.height, picture.width), pages, picture.format in ("JPEG", "WEBP", "BMP")
+    except DeixisError:
+        raise
+    except (OSError, ValueError, SyntaxError):
+        return None, 1, True
+
+
+def values_of(image: Any) -> np.ndarray:
+    """(H, W, 3) RGB of a Pillow picture, in its own depth where that is more than 8 bits."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        grey = np.asarray(image)
+        return np.repeat(grey[..., None], 3, 2)
+    return np.asarray(image.convert("RGB"))
