@@ -190,7 +190,10 @@ def require_room(taken: int, done: int, frames: int | None, folder: Path) -> Non
     if frames is None or frames <= done:
         return
     due = int(SAFETY * taken * (frames - done) / done)
-    free = shutil.disk_usage(folder).free
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:  # it went away meanwhile: what comes after goes elsewhere
+        return
     if due > free:
         raise DeixisError(
             f"{folder}: masks wait there until the film has ended, about {due / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB"
