@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from mask_pairs import large_pair, small_pair
-from slow_metric import loops_contour, loops_region, plain_contour, plain_region
+from helpers.mask_pairs import large_pair, small_pair
+from helpers.slow_metric import loops_contour, loops_region, plain_contour, plain_region
 
 from deixis.metrics.region_contour import score_frame
 

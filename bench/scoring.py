@@ -32,7 +32,7 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from slow_metric import plain_contour, plain_region
+from helpers.slow_metric import plain_contour, plain_region
 
 from deixis.benchmarks.pngs import read_ids, write_ids
 from deixis.metrics.folders import score_masks

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # helpers/plain_soc.py
 
 SIZE = (360, 640)  # pixels, as the published systems see Ref-YouTube-VOS
 WORDS = "a b c d e f g h i j k"  # eleven words, a token each with the tokenizer that spells
@@ -72,7 +72,7 @@ def build(way: Way, backbone: str) -> Any:
     object.__setattr__(model.config, "painted", 1)  # one query is what a mask track needs
     model.text.tokenizer = roberta_letter_tokenizer()
     if way.kind == "plain":
-        from plain_soc import plainly
+        from helpers.plain_soc import plainly
 
         model = plainly(model)
     model.to(way.device)

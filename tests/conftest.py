@@ -1,13 +1,32 @@
-"""With ``--only-skips FILE`` the run fails on a test that is skipped for a reason that FILE does not list."""
+"""Options of the suite.
+
+The whole suite (no path on the command line) takes a process a core, at most four, where pytest-xdist is installed;
+``-n 0`` keeps it in one. With ``--only-skips=FILE`` the run fails on a test that is skipped for a reason that FILE does
+not list.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 SKIPPED: dict[str, str] = {}  # test -> reason, in this run
+MOST_PROCESSES = 4  # our choice: each imports torch, half a gigabyte
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Share the whole suite among processes of one thread each. Neighbours stay together: they share fixtures."""
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    mine = "PYTEST_XDIST_WORKER" not in os.environ  # else this is one of those processes
+    if whole and mine and config.pluginmanager.hasplugin("xdist") and config.option.numprocesses is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        config.option.numprocesses = min(cores, MOST_PROCESSES) if cores > 1 else 0
+        config.option.dist = "worksteal" if cores > 1 else "no"
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from films import Colours, ColoursConfig, colours, moving, write_film, write_folder, write_tone
+from helpers.films import Colours, ColoursConfig, colours, moving, write_film, write_folder, write_tone
 from PIL import Image
 from typer.testing import CliRunner, Result
 

@@ -19,9 +19,21 @@ from typing import Any
 
 import pytest
 import torch
-from batch_films import ALWAYS, COUNT, Here, Listed, Mortal, make_films, noise, plan_of, results, state, truth_of
-from batch_films import files as files_of
-from films import moving, write_film
+from helpers.batch_films import (
+    ALWAYS,
+    COUNT,
+    Here,
+    Listed,
+    Mortal,
+    make_films,
+    noise,
+    plan_of,
+    results,
+    state,
+    truth_of,
+)
+from helpers.batch_films import files as files_of
+from helpers.films import moving, write_film
 from typer.testing import CliRunner, Result
 
 from deixis.batch import forecast as forecast_module
@@ -525,7 +537,7 @@ class Driver:
 
     def __init__(self, manifest: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(TESTS / "batch_driver.py"), str(manifest)],
+            [sys.executable, str(TESTS / "helpers" / "batch_driver.py"), str(manifest)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent / 'src'}{os.pathsep}{TESTS}"},
         )  # fmt: skip

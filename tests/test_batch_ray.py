@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from batch_films import COUNT, Listed, Mortal, files, make_films, noise, plan_of, results, truth_of
-from films import moving, write_film
+from helpers.batch_films import COUNT, Listed, Mortal, files, make_films, noise, plan_of, results, truth_of
+from helpers.films import moving, write_film
 
 from deixis.batch.run import batch
 from deixis.batch.storage import RESULTS

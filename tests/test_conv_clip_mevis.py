@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clips import batch, clip, close
-from films import moving, write_folder
+from helpers.clips import batch, clip, close
+from helpers.films import moving, write_folder
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 

@@ -21,10 +21,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from films import Colours, ColoursConfig, colours, moving, write_film, write_folder
+from helpers.films import Colours, ColoursConfig, colours, moving, write_film, write_folder
+from helpers.training_toy import toy
 from PIL import Image
 from torch import nn
-from training_toy import toy
 from typer.testing import CliRunner, Result
 
 from deixis import systems, weights

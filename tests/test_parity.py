@@ -7,17 +7,14 @@ in ``shared/fixtures``, which is not distributed, and another of the same form m
 from __future__ import annotations
 
 import os
-import sys
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from reference_tensors import build, read_meta, run_case
+from helpers.plain_soc import plainly
+from helpers.reference_tensors import build, read_meta, run_case
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-from plain_soc import plainly
 
 SHARED = Path(os.environ.get("DEIXIS_SHARED", Path(__file__).parents[2] / "shared"))
 SLICES = sorted((Path(__file__).parent / "data").glob("reference_*.npz"))

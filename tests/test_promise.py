@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clips import batch
-from films import moving, write_folder
+from helpers.clips import batch
+from helpers.films import moving, write_folder
 from torch import Tensor
 
 from deixis import systems, weights

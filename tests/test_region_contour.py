@@ -3,10 +3,10 @@
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
+from helpers.mask_pairs import large_pair, small_pair
+from helpers.slow_metric import loops_boundary, loops_contour, loops_region, plain_boundary, plain_contour, plain_region
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mask_pairs import large_pair, small_pair
-from slow_metric import loops_boundary, loops_contour, loops_region, plain_boundary, plain_contour, plain_region
 
 from deixis.metrics.region_contour import (
     recall_and_decay,

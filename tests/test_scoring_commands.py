@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.slow_metric import plain_contour, plain_region
 from PIL import Image
-from slow_metric import plain_contour, plain_region
 from typer.testing import CliRunner
 
 from deixis import predict as predicting

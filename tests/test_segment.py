@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from films import Colours, ColoursConfig, colours, moving, square, write_film, write_folder
+from helpers.films import Colours, ColoursConfig, colours, moving, square, write_film, write_folder
 
 import deixis
 from deixis.inference import answer, choose_device, choose_precision, cpu_has_bf16, model_size, segment

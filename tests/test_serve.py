@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from films import moving, write_film
-from serving import Server, running, until
+from helpers.films import moving, write_film
+from helpers.serving import Server, running, until
 from typer.testing import CliRunner
 
 pytest.importorskip("gradio", reason="needs the extra web")

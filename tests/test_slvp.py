@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clips import (
+from helpers.clips import (
     batch,
     check_another_number_of_expressions_is_refused,
     check_many_questions_are_answered_as_each_alone,

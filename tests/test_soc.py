@@ -5,14 +5,13 @@ The numbers themselves are compared with the authors' in test_parity.py; here sm
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from clips import (
+from helpers.clips import (
     batch,
     check_another_number_of_expressions_is_refused,
     check_many_questions_are_answered_as_each_alone,
@@ -21,6 +20,7 @@ from clips import (
     close,
     target,
 )
+from helpers.plain_soc import plainly
 from torch.nn import functional as F
 
 from deixis import systems, weights
@@ -31,9 +31,6 @@ from deixis.losses import terms
 from deixis.losses.matching import match
 from deixis.losses.set_loss import SetLossConfig, referred_track, set_loss
 from deixis.types import DeixisError, Prediction, Target
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
-from plain_soc import plainly
 
 NAMES = ("soc_debug", "soc_plus_plus_debug")
 

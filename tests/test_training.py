@@ -15,8 +15,8 @@ from typing import Literal
 
 import pytest
 import torch
+from helpers.training_toy import ToyConfig, losses, sample, toy
 from safetensors.torch import load_file
-from training_toy import ToyConfig, losses, sample, toy
 from typer.testing import CliRunner
 
 from deixis.cli import app
@@ -30,7 +30,7 @@ from deixis.training.record import read_metrics
 from deixis.training.run import TrainConfig
 from deixis.types import DeixisError
 
-TOY = Path(__file__).parent / "training_toy.py"
+TOY = Path(__file__).parent / "helpers" / "training_toy.py"
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from films import moving, square, write_film, write_folder
+from helpers.films import moving, square, write_film, write_folder
 from PIL import Image
 
 from deixis.types import Clip, DeixisError

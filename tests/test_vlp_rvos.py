@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import clips
 import numpy as np
 import pytest
 import torch
-from clips import batch, close
-from films import moving, write_folder
+from helpers import clips
+from helpers.clips import batch, close
+from helpers.films import moving, write_folder
 from torch.nn import functional as F
 from typer.testing import CliRunner
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from films import Colours, ColoursConfig, colours
+from helpers.films import Colours, ColoursConfig, colours
 
 from deixis import systems, weights
 from deixis.config import check_bounds, config_from

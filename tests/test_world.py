@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from helpers.tiny_pictures import ABSENT_VIDEO, write_pictures
 from pycocotools import mask as coco
-from tiny_pictures import ABSENT_VIDEO, write_pictures
 from typer.testing import CliRunner
 
 from deixis.cli import app

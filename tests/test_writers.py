@@ -11,7 +11,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from films import colours, moving, write_film, write_folder
+from helpers.films import colours, moving, write_film, write_folder
 from pycocotools import mask as coco
 
 from deixis.inference import segment

@@ -56,7 +56,7 @@ def page() -> None:
     from playwright.sync_api import sync_playwright
 
     sys.path.insert(0, str(ROOT / "tests"))
-    from serving import running
+    from helpers.serving import running
 
     with tempfile.TemporaryDirectory() as place, running(Path(place), model="light") as server:
         with sync_playwright() as driver:

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from films import moving, write_film
-from serving import Server, running
+from helpers.films import moving, write_film
+from helpers.serving import Server, running
 
 from deixis.inference import segment
 from deixis.video import Film

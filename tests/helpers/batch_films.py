@@ -13,7 +13,6 @@ from typing import Any
 
 import av
 import numpy as np
-from films import COLOURS, moving, write_film, write_folder
 from typer.testing import CliRunner
 
 from deixis.batch.manifest import Job, Options
@@ -24,6 +23,7 @@ from deixis.cli import app
 from deixis.types import MaskTrack
 from deixis.video import Film
 from deixis.writers.output import Output
+from helpers.films import COLOURS, moving, write_film, write_folder
 
 SHAPE = (32, 48)
 COUNT = 24

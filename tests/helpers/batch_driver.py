@@ -15,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import cv2
-from batch_films import plan_of
 
 from deixis.batch import run as run_module
 from deixis.batch import storage
 from deixis.batch.local import Local
+from helpers.batch_films import plan_of
 
 cv2.setNumThreads(1)
 

@@ -1,4 +1,4 @@
-"""The plain textbook rendering of SOC that ``soc_speed.py`` measures against: the same mathematics and weights.
+"""The plain textbook rendering of SOC that ``bench/soc_speed.py`` measures against: the same mathematics and weights.
 
 Windows are padded, rolled, cut and put back, attention is product, softmax, product with every bias and mask written
 out, deformable samples are stacked before they are summed, the mask head is one convolution with B T Q groups over a

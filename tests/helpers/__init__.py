@@ -1,0 +1,1 @@
+"""What several tests share; nothing in here is a test."""
