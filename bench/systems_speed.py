@@ -32,10 +32,13 @@ WARM_UP = 2  # frames
 
 def build(name: str) -> Any:
     """A preset with random weights everywhere, and tokenizers that spell."""
-    from deixis.encoders.conv_clip import ConvClip, spelling_tokenizer
+    from deixis.encoders.conv_clip import ConvClip
     from deixis.encoders.frozen import FrozenTower
-    from deixis.encoders.tokenizers import roberta_letter_tokenizer
-    from deixis.encoders.tokenizers import wordpiece_letter_tokenizer as bert_letters
+    from deixis.encoders.tokenizers import (
+        clip_letter_tokenizer,
+        roberta_letter_tokenizer,
+        wordpiece_letter_tokenizer,
+    )
     from deixis.encoders.vlmo import Vlmo
     from deixis.systems import PRESETS
 
@@ -45,7 +48,7 @@ def build(name: str) -> Any:
         if isinstance(part, FrozenTower) and part.body is None:
             part.body = part.make().requires_grad_(False).eval()
         if hasattr(part, "tokenizer") and part.tokenizer is None:
-            makers = {ConvClip: spelling_tokenizer, Vlmo: bert_letters}
+            makers = {ConvClip: clip_letter_tokenizer, Vlmo: wordpiece_letter_tokenizer}
             part.tokenizer = makers.get(type(part), roberta_letter_tokenizer)()
     return model
 
