@@ -81,7 +81,7 @@ def toy(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
         losses=losses,
         groups=lambda system: parameter_groups(system),
         train=TrainConfig(
-            steps=10, batch=4, accumulate=2, lr=1e-2, warmup_steps=2, ema=0.9, checkpoint_minutes=0, log_every=1
+            steps=10, batch=4, global_batch=8, lr=1e-2, warmup_steps=2, ema=0.9, checkpoint_minutes=0, log_every=1
         ),
         config=ToyConfig(),
     )

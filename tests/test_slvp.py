@@ -432,7 +432,7 @@ def test_clips_stream_one_film_is_open_at_a_time_and_nothing_is_kept(
 
 def pretraining(films: VideoCaptions, tmp_path: Path, fusion: Any = "vision") -> Run:
     overrides = {
-        "train.steps": "4", "train.batch": "2", "train.accumulate": "1", "train.workers": "0",
+        "train.steps": "4", "train.batch": "2", "train.global_batch": "2", "train.workers": "0",
         "train.warmup_steps": "1", "data.size": "32,24", "data.frames": "3", "data.flow.rate": "8",
         "data.flow.short_side": "32", "train.log_every": "1",
     }  # fmt: skip

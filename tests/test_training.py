@@ -73,9 +73,9 @@ def test_a_killed_run_resumes_to_the_same_bits_with_dropout_average_and_accumula
 
 def test_two_processes_equal_one_with_the_same_global_batch(tmp_path):
     settings = ("dropout=0", "train.steps=5", "train.threads=1")
-    done = run_toy(str(tmp_path / "two"), *settings, "train.batch=3", processes=2)
+    done = run_toy(str(tmp_path / "two"), *settings, "train.batch=3", "train.global_batch=12", processes=2)
     assert done.returncode == 0, done.stderr
-    train(toy(config=ToyConfig(dropout=0), steps=5, batch=6), tmp_path / "one", device="cpu")
+    train(toy(config=ToyConfig(dropout=0), steps=5, batch=6, global_batch=12), tmp_path / "one", device="cpu")
 
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
@@ -273,7 +273,8 @@ def test_an_unknown_schedule_precision_or_count_is_refused_when_the_config_is_ma
     for wrong, message in [
         ({"schedule": "linear"}, "'cosine' or 'multistep', got 'linear'"),
         ({"precision": "fp16"}, "'fp32' or 'bf16', got 'fp16'"),
-        ({"accumulate": 0}, r"train\.accumulate must be at least 1, got 0"),
+        ({"batch": 0}, r"train\.batch must be at least 1, got 0"),
+        ({"global_batch": -1}, r"train\.global_batch must be 0 .* or more, got -1"),
         ({"ema": 1.0}, r"train\.ema must be in 0\.\.1"),
     ]:
         with pytest.raises(DeixisError, match=message):
@@ -289,6 +290,27 @@ def test_samples_of_all_ranks_and_micro_batches_are_each_drawn_once_in_any_divis
         for a in range(2)
     ]
     assert three == alone
+
+
+@pytest.mark.parametrize(
+    ("batch", "whole", "processes", "share"),
+    [(1, 8, 1, (1, 8)), (1, 8, 2, (1, 4)), (1, 8, 8, (1, 1)), (4, 8, 4, (2, 1)), (4, 0, 2, (2, 1)), (16, 8, 1, (8, 1))],
+)
+def test_a_step_is_shared_by_processes(batch: int, whole: int, processes: int, share: tuple[int, int]) -> None:
+    assert TrainConfig(steps=1, batch=batch, global_batch=whole).share(processes) == share
+
+
+@pytest.mark.parametrize(("batch", "whole", "processes"), [(1, 8, 3), (1, 4, 8), (3, 8, 1), (3, 16, 2)])
+def test_a_step_that_does_not_divide_is_refused(batch: int, whole: int, processes: int) -> None:
+    with pytest.raises(DeixisError, match=r"train\.global_batch"):
+        TrainConfig(steps=1, batch=batch, global_batch=whole).share(processes)
+
+
+def test_a_step_that_does_not_divide_is_refused_before_anything_is_written(tmp_path):
+    done = run_toy(str(tmp_path / "run"), "train.batch=1", "train.global_batch=5", processes=2)
+    assert done.returncode != 0
+    assert "a step of 5 samples (train.global_batch) cannot be shared by 2 processes" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_groups_scale_by_the_longest_prefix_and_spare_one_dimensional_parameters_the_decay():

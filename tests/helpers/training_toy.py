@@ -61,7 +61,7 @@ def toy(
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     **settings: Any,
 ) -> Run:
-    train = TrainConfig(steps=6, batch=4, accumulate=2, lr=1e-2, warmup_steps=2, ema=0.9, checkpoint_minutes=60)
+    train = TrainConfig(steps=6, batch=4, global_batch=8, lr=1e-2, warmup_steps=2, ema=0.9, checkpoint_minutes=60)
     return Run(
         name="toy",
         system=lambda: Toy(config),

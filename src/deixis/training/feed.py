@@ -1,7 +1,8 @@
 """Batches for the loop: which sample goes where is a function of (step, micro-batch, rank), never of chance.
 
-Global sample index of item i: ((step * accumulate + micro) * ranks + rank) * batch + i. So W processes with batch b
-see, together, what one process with batch W * b sees; and a resumed run needs no sampler state but its step.
+Global sample index of item i: ((step * accumulate + micro) * ranks + rank) * batch + i. The loop chooses
+``accumulate`` and ``batch`` so that a step holds the run's global batch: a step's samples are the same on any number
+of processes; and a resumed run needs no sampler state but its step.
 """
 
 from __future__ import annotations

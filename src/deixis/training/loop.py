@@ -1,8 +1,8 @@
 """The training loop: one for every system. A ``Run`` says what is trained on what; ``train`` does it.
 
 The result depends on the run alone: samples and random states are functions of (seed, step), so a run that was cut
-and resumed gives, on CPU, the same bits, and W processes with batch b do what one does with batch W * b (a loss that
-is a mean over the batch; one normalised by a count of objects is averaged over the processes instead).
+and resumed gives, on CPU, the same bits, and a step has the same samples on any number of processes (a loss that is a
+mean over the batch is the same too; one normalised by a count of objects is averaged over the processes instead).
 
 OUT holds ``run.json`` (what was run), ``last.safetensors`` and ``best.safetensors`` (checkpoints to resume from),
 ``metrics.jsonl``, ``curves.png``, and at the end ``model.safetensors``, the model to use.
@@ -80,6 +80,7 @@ class _Trainer:
 
     def __init__(self, run: Run, out: Path, world: World, resume: bool) -> None:
         self.run, self.out, self.world, self.config = run, out, world, run.train
+        self.batch, self.accumulate = run.train.share(world.size)  # before anything is written
         self.last, self.best = out / "last.safetensors", out / "best.safetensors"
         resumed = resume and self.last.exists()
         if self.last.exists() and not resume:
@@ -129,8 +130,8 @@ class _Trainer:
             steps=config.steps,
             rank=world.rank,
             ranks=world.size,
-            accumulate=config.accumulate,
-            batch=config.batch,
+            accumulate=self.accumulate,
+            batch=self.batch,
             seed=config.seed,
             workers=config.workers,
         )
@@ -153,7 +154,7 @@ class _Trainer:
     def _steps(self, batches: Iterator[Any], received: list[str], report: Callable[[Progress], None] | None) -> str:
         """Steps until one of the reasons to stop of ``Outcome``; returns which."""
         config, world = self.config, self.world
-        clock = _Clock(config, world.size)
+        clock = _Clock(config)
         stopped = "finished"
         while self.step < config.steps and stopped == "finished":
             clock.step_begins()
@@ -183,24 +184,24 @@ class _Trainer:
         sums: dict[str, Tensor] = {}
         counted: dict[str, float] = {}
         waited = 0.0
-        for micro in range(config.accumulate):
+        for micro in range(self.accumulate):
             began = time.perf_counter()
             batch = next(batches).to(world.device)
             waited += time.perf_counter() - began
             for name, number in getattr(batch, "counts", {}).items():
                 counted[name] = counted.get(name, 0.0) + number
             seed_everything(config.seed, 2, self.step, micro, world.rank)
-            last = micro == config.accumulate - 1
+            last = micro == self.accumulate - 1
             together = nullcontext() if last or world.size == 1 else self.module.no_sync()  # type: ignore[operator]
             with together:
                 with torch.autocast(world.device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
                     losses = self.module(batch)
                 total = torch.stack([part.float() for part in losses.values()]).sum()
-                (total / config.accumulate).backward()
+                (total / self.accumulate).backward()
             if sums and sums.keys() != losses.keys():
                 raise DeixisError(f"losses must have the same names always: {sorted(sums)} then {sorted(losses)}")
             for name, part in losses.items():
-                sums[name] = sums.get(name, 0.0) + part.detach().float() / config.accumulate
+                sums[name] = sums.get(name, 0.0) + part.detach().float() / self.accumulate
         limit = config.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
         # One transfer a step: the numbers, and whether to stop, of all processes.
@@ -341,9 +342,9 @@ class _Pace:
 class _Clock:
     """Smoothed times of steps (without validation and checkpoints), when to save, and when to stop."""
 
-    def __init__(self, config: TrainConfig, processes: int) -> None:
+    def __init__(self, config: TrainConfig) -> None:
         self.config = config
-        self.samples_a_step = config.batch * config.accumulate * processes
+        self.samples_a_step = config.samples_a_step
         self.began = self.step_began = self.saved = time.monotonic()
         self.smooth = self.smooth_wait = 0.0
 

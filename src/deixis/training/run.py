@@ -20,8 +20,8 @@ class TrainConfig:
     """How a run trains. All defaults are our choice; a recipe sets those its paper gives."""
 
     steps: int  # optimiser steps of the whole run; the schedule ends there
-    batch: int  # samples a process takes in one micro-batch
-    accumulate: int = 1  # micro-batches a step
+    batch: int  # samples a process takes at once, at most: what its memory holds
+    global_batch: int = 0  # samples a step, over all processes and micro-batches; 0: batch
     lr: float = 1e-4  # peak learning rate of the groups with scale 1
     warmup_steps: int = 0  # steps of linear warm-up
     schedule: str = "cosine"  # "cosine" or "multistep"
@@ -43,14 +43,52 @@ class TrainConfig:
     find_unused_parameters: bool = False  # with torchrun: parameters may have no part in a step's loss
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "log_every"):
+        for name in ("steps", "batch", "log_every"):
             if getattr(self, name) < 1:
                 raise DeixisError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        if self.global_batch < 0:
+            raise DeixisError(f"train.global_batch must be 0 (train.batch) or more, got {self.global_batch}")
         if self.precision not in ("fp32", "bf16"):
             raise DeixisError(f"train.precision must be 'fp32' or 'bf16', got {self.precision!r}")
         if not 0 <= self.ema < 1:
             raise DeixisError(f"train.ema must be in 0..1 (0 = off), got {self.ema}")
         self.learning_rate(0)  # an unknown schedule is refused here
+
+    @property
+    def samples_a_step(self) -> int:
+        """Over all processes: the same on any number of them."""
+        return self.global_batch or self.batch
+
+    def share(self, processes: int) -> tuple[int, int]:
+        """How each of the processes makes its share of a step.
+
+        Args:
+            processes: How many there are.
+
+        Returns:
+            (samples of a micro-batch, micro-batches): their product, times ``processes``, is the global batch.
+
+        Raises:
+            DeixisError: Where the global batch does not divide.
+
+        Example:
+            >>> TrainConfig(steps=1, batch=1, global_batch=8).share(4)
+            (1, 2)
+        """
+        whole = self.samples_a_step
+        own, left = divmod(whole, processes)
+        if left or own < 1:
+            raise DeixisError(
+                f"a step of {whole} samples (train.global_batch) cannot be shared by {processes} processes; start a"
+                " number of them that divides it, or set another train.global_batch"
+            )
+        batch = min(self.batch, own)
+        if own % batch:
+            raise DeixisError(
+                f"each of {processes} processes makes {own} samples a step (of train.global_batch {whole}), no multiple"
+                f" of train.batch {self.batch}; set a train.batch that divides {own}"
+            )
+        return batch, own // batch
 
     def learning_rate(self, step: int) -> float:
         """The learning rate at ``step`` (0 is the first) for groups with scale 1."""

@@ -64,7 +64,7 @@ def mevis(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
         raise DeixisError(f"the recipe {name} needs --data mevis=FOLDER; docs/benchmarks.md tells its layout")
     # 55,000 steps of 8 videos, each a tenth of the rate at 40,000 and 50,000; DsHmp took 17 hours on 8 RTX 3090.
     train = TrainConfig(
-        steps=55_000, batch=1, accumulate=8, lr=5e-5, warmup_steps=10, schedule="multistep",
+        steps=55_000, batch=1, global_batch=8, lr=5e-5, warmup_steps=10, schedule="multistep",
         milestones=(40_000, 50_000), gamma=0.1, weight_decay=0.05, clip_norm=0.01, precision="bf16", workers=4,
         find_unused_parameters=True,
     )  # fmt: skip

@@ -184,7 +184,7 @@ def _finetune(clips: int) -> TrainConfig:
     plan = YTVOS_FINETUNE
     steps = plan.epochs * max(1, clips // plan.batch)
     return TrainConfig(
-        steps=steps, batch=1, accumulate=plan.batch, lr=plan.lr, schedule="multistep", gamma=plan.gamma,
+        steps=steps, batch=1, global_batch=plan.batch, lr=plan.lr, schedule="multistep", gamma=plan.gamma,
         milestones=tuple(steps * drop // plan.epochs for drop in plan.drops), weight_decay=1e-4, clip_norm=0.1,
         precision="fp32", workers=4, validate_every=max(1, steps // 10), find_unused_parameters=True,
     )  # fmt: skip

@@ -85,8 +85,8 @@ def pretrain(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: st
     if "videos" not in data:
         raise DeixisError(f"the recipe {name} needs --data videos=FILE.csv with the columns film and caption")
     train = TrainConfig(
-        steps=100_000, batch=8, accumulate=4, lr=1e-4, warmup_steps=1000, weight_decay=0.05, clip_norm=1.0, workers=8,
-        find_unused_parameters=True,
+        steps=100_000, batch=8, global_batch=32, lr=1e-4, warmup_steps=1000, weight_decay=0.05, clip_norm=1.0,
+        workers=8, find_unused_parameters=True,
     )  # fmt: skip
     configs = apply_overrides(overrides, model=model, train=train, data=PretrainData())
     made, config = configs["data"], configs["model"]
@@ -153,7 +153,7 @@ def transfer(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: st
     asked = apply_overrides({k: v for k, v in overrides.items() if k.startswith("data.")}, data=TransferData())["data"]
     clips = sum(len(list_clips(source, place, asked.frames)) for source, place in places)
     train = TrainConfig(
-        steps=asked.epochs * max(1, clips // 8), batch=1, accumulate=8, lr=5e-5, warmup_steps=100, weight_decay=0.05,
+        steps=asked.epochs * max(1, clips // 8), batch=1, global_batch=8, lr=5e-5, warmup_steps=100, weight_decay=0.05,
         clip_norm=1.0, workers=4, find_unused_parameters=True,
     )  # fmt: skip
     configs = apply_overrides(overrides, model=config_of_start(data, model), train=train, data=TransferData())

@@ -104,10 +104,9 @@ def published(
     text, clip = replace(model.text, frozen=plan.text == 0), SocData()
     places = tuple((source, str(data[source.data])) for source in sources)
     clips = sum(len(list_clips(source, place, clip.frames)) for source, place in places)
-    micro = 1  # one clip at a time fits the smallest GPUs; more processes or a larger train.batch do the same sooner
     steps = plan.epochs * max(1, clips // plan.batch)
     train = TrainConfig(
-        steps=steps, batch=micro, accumulate=plan.batch, lr=plan.lr, schedule="multistep",
+        steps=steps, batch=1, global_batch=plan.batch, lr=plan.lr, schedule="multistep",
         milestones=tuple(steps * drop // plan.epochs for drop in plan.drops), gamma=plan.gamma, weight_decay=1e-4,
         clip_norm=0.1, precision="fp32", workers=4, seed=42, find_unused_parameters=True,
     )  # fmt: skip

@@ -92,7 +92,7 @@ def published(
     count = sum(len(list_clips(source, place, asked.frames * asked.clips)) for source, place in places)
     steps = plan.epochs * max(1, count // BATCH)
     train = TrainConfig(
-        steps=steps, batch=1, accumulate=BATCH, lr=1e-4, schedule="multistep",
+        steps=steps, batch=1, global_batch=BATCH, lr=1e-4, schedule="multistep",
         milestones=tuple(steps * drop // plan.epochs for drop in plan.drops), gamma=0.1, weight_decay=5e-4,
         clip_norm=0.1, precision="fp32", workers=4, seed=42, find_unused_parameters=True,
     )  # fmt: skip
