@@ -204,7 +204,7 @@ def set_entry(key: str, **values: Any) -> Any:
         (change_facts(config={"short_side": "72"}), r"ColoursConfig.short_side must be int, got '72'"),
         (change_facts(config={"short_side": 10**18}), "short_side must be int, got 1000000000000000000"),
         (change_facts(config={"sharpness": float("nan")}), "sharpness must be float"),
-        (change_facts(config={"layers": 10**9}), "has no layers; it has sharpness, short_side"),
+        (change_facts(config={"layers": 10**9}), "has no layers; it has window, short_side"),
         (change_facts(config={"mean": [1.0, 2.0]}), "mean must be"),
     ],
 )

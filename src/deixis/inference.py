@@ -344,7 +344,8 @@ def _encode(
     config = system.config
     frames, padding = normalise(clip, mean=config.mean, std=config.std, multiple=config.multiple, device=device)
     size, padded = (clip.frames.shape[-2], clip.frames.shape[-1]), (frames.shape[-2], frames.shape[-1])
-    return system.encode(frames, padding, wanted), size, padded
+    maps = system.encode(frames, padding) if wanted is None else system.encode(frames, padding, wanted)
+    return maps, size, padded
 
 
 def as_expressions(expressions: str | Expression | Sequence[str | Expression]) -> list[Expression]:
