@@ -307,6 +307,7 @@ def test_where_out_goes_away_meanwhile_the_answers_are_kept_elsewhere(
     assert read_rle(saved)[0].present
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("formats", "room"), [("overlay", "1m"), ("matte", "1m"), ("rle", "64k")])
 def test_a_disk_that_is_truly_full_leaves_no_debris(tmp_path: Path, formats: str, room: str) -> None:
     """On a small file system in a namespace of its own; it fills while films are encoded, or before."""
@@ -425,6 +426,7 @@ def test_models_lists_systems_presets_checkpoints_licences_and_places() -> None:
         assert words in result.stdout
 
 
+@pytest.mark.slow
 def test_the_program_itself_ends_in_status_2_with_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "deixis.cli", "segment", "nowhere.mp4", "a dog", "-o", "out", "--model", "light_debug"],

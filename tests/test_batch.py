@@ -84,6 +84,7 @@ def command(manifest: Path, out: Path | str, *options: str) -> Result:
 # --- the same as segment ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_24_films_by_two_workers_are_those_of_segment_byte_for_byte(listed: Listed, tmp_path: Path) -> None:
     done = command(listed.manifest, tmp_path / "out", "--workers", "2")
     assert done.exit_code == 0, (done.output, done.exception)
@@ -96,6 +97,7 @@ def test_24_films_by_two_workers_are_those_of_segment_byte_for_byte(listed: List
     assert done.stdout.splitlines()[0].startswith(f"{COUNT} films: {COUNT} done now, 0 done before, 0 failed")
 
 
+@pytest.mark.slow
 def test_a_worker_killed_half_way_costs_nothing_but_time(listed: Listed, tmp_path: Path) -> None:
     seen: list[int] = []
 
@@ -112,6 +114,7 @@ def test_a_worker_killed_half_way_costs_nothing_but_time(listed: Listed, tmp_pat
     assert [p.name for p in (tmp_path / "out").iterdir() if p.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 def test_a_film_that_kills_its_worker_once_is_done_and_one_that_always_does_is_given_up(tmp_path: Path) -> None:
     names = ["once.mp4", "deadly.mp4", "good.mp4", "once_more.mp4"]
     for name in names:
@@ -560,6 +563,7 @@ def driver(listed: Listed) -> Iterator[Driver]:
     assert made.process.communicate(timeout=60)[1] == ""  # no traceback of any run or worker
 
 
+@pytest.mark.slow
 def test_a_batch_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_one(
     driver: Driver, unbroken: dict[str, str], tmp_path: Path
 ) -> None:
@@ -584,6 +588,7 @@ def whole_folders(out: Path) -> dict[str, str]:
     return {name: data for name, data in there.items() if name.partition("/")[0] in whole}
 
 
+@pytest.mark.slow
 def test_ctrl_c_of_the_whole_group_keeps_what_is_finished_and_leaves_no_debris(
     driver: Driver, unbroken: dict[str, str], tmp_path: Path
 ) -> None:

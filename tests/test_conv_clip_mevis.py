@@ -634,6 +634,7 @@ TINY = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_from_the_small_recipe_to_a_model_that_segments(tmp_path: Path) -> None:
     run = find_recipe("conv_clip_mevis_world")({}, overrides=TINY)
     outcome = train(run, tmp_path / "out", device="cpu")

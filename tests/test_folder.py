@@ -294,6 +294,7 @@ def start(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_light_is_trained_on_a_folder_and_its_model_loads(root: Path, start: Path, tmp_path: Path) -> None:
     words = ["train", "light_folder", "-o", tmp_path / "run", "--data", f"folder={root}", "--data", f"start={start}"]
     words += [word for pair in TINY.items() for word in ("--set", "=".join(pair))]

@@ -499,6 +499,7 @@ def test_answers_that_predict_never_wrote_are_refused(tmp_path: Path, answers: o
 # --- the program itself -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_out_whose_name_is_no_utf8_can_be_told_of(tmp_path: Path) -> None:
     film = write_folder(tmp_path / "frames", moving(2))
     done = subprocess.run(

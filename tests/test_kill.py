@@ -17,7 +17,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MOMENTS = 3
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processor times are read from /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processor times are read from /proc"),
+]
 
 
 @pytest.fixture(scope="module")
