@@ -1,6 +1,8 @@
-"""Hooks of mkdocs: files outside docs/ that a page links to (the model card, examples) become part of the site.
+"""Hooks of mkdocs and of mkdocstrings.
 
-Pages keep the relative links that work in a clone; in the site such a file lies below ``repository/``.
+Files outside docs/ that a page links to (the model card, examples) become part of the site: pages keep the relative
+links that work in a clone, and in the site such a file lies below ``repository/``. An ``Example`` of a docstring is
+code, as ``Examples`` is.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.structure.files import File, Files
 
 DOCS = Path(__file__).resolve().parent
@@ -53,3 +56,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return os.path.relpath(site_path(path), here or ".") if is_file else match[0]
 
     return LINK.sub(moved, markdown)
+
+
+class ExampleIsCode(griffe.Extension):
+    """griffe parses ``Examples:``; ``Example:`` would be prose."""
+
+    def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)

@@ -68,17 +68,38 @@ def segment(
     progress: Callable[[int], None] | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> list[MaskTrack]:
-    """The object that each expression names, in every frame of the film: one MaskTrack per expression, in order.
+    """Segment, in every frame of a video, the object that each expression refers to.
 
-    film: a path, a folder of frames, or a Film (which can begin late, end early, or skip frames).
-    model: a name that ``deixis models`` lists, a checkpoint file, or a system.  device: auto, cpu, cuda or mps.
-    precision: fp32, bf16, or auto (bf16 where the device has it).  size: pixels of the short side that the model sees
-    (default: what it was trained for).  threshold: presence below which a track stays empty (default: the model's own;
-    a model whose presence nobody calibrated always answers).  selection: official, the rule of the model's paper, or
-    linked, one path over the whole film (default: the model's own).  linking: the numbers of a linked one.
-    folder: where masks and scores are kept while they grow; None keeps the finished RLE in memory.
-    progress: called with the number of frames answered so far.  stop: asked after every window; True ends the film
-    there. Raises DeixisError for everything that the caller can set right.
+    Args:
+        film: Path of a video or of a folder of frames, or an open `Film`, which can begin late, end early or skip
+            frames.
+        expressions: One expression or several; each yields one track.
+        model: Name listed by `deixis models`, path of a checkpoint, or a system.
+        device: "auto", "cpu", "cuda" (or "cuda:1") or "mps".
+        precision: "fp32", "bf16", or "auto": bf16 where the device has it.
+        size: Short side in pixels at which frames are encoded. Default: the one that the model was trained for.
+        threshold: Presence probability below which a track is left empty. Default: the model's own; a model whose
+            presence was never calibrated always answers.
+        selection: "official", the rule of the model's paper, or "linked", one path over the whole video. Default: the
+            model's own.
+        linking: The numbers of the linked selection. Default: `Linking()`.
+        folder: Where masks and scores are spooled while they grow. None keeps the finished RLE in memory.
+        progress: Called with the number of frames processed so far.
+        stop: Checked after every window; return True to end the video there.
+
+    Returns:
+        One `MaskTrack` per expression, in order.
+
+    Raises:
+        DeixisError: For anything the caller can fix: a missing file, an unknown model, an empty expression.
+
+    Example:
+        >>> import deixis
+        >>> tracks = deixis.segment("film.mp4", ["the red square", "the person on the left"])
+        >>> len(tracks), len(tracks[0])  # expressions, frames
+        (2, 12)
+        >>> tracks[0].masks[3].shape  # (H, W) bool, at source size
+        (96, 160)
     """
     asked = as_expressions(expressions)
     source = film if isinstance(film, Film) else Film(film)

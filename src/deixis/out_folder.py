@@ -53,27 +53,31 @@ NOT_RESULTS = frozenset({
 
 
 class Output(AbstractContextManager["Output"]):
-    """OUT, while it is being made.
+    """A folder of results, while it is being made.
 
     Args:
         out: The folder. It may be a mount point, the working folder, or not exist.
-        overwrite: Accept an OUT that holds something; items of the same name are replaced.
-        keep: After an error, keep the items that were finished before it. Otherwise an error leaves nothing behind,
-            as long as the results were not whole.
+        overwrite: Accept a folder that holds something; items of the same name are replaced.
+        keep: After an error, keep the items that were finished before it. Otherwise an error leaves nothing behind, as
+            long as the results were not whole.
 
     Attributes:
         scratch: Where items are made; on the same disk as OUT.
         finished: Names of the items that are whole.
         notes: What earlier runs had left in or beside OUT, a line each.
+        paths: Places of the finished items in OUT.
 
     Raises:
         DeixisError: On entry, before any work, where OUT cannot be written to or holds something; on exit, where the
             disk was full or gone. The line names where everything that was finished lies.
 
     Example:
-        >>> with Output(Path("out")) as output:
-        ...     with output.item("masks.json") as path:
-        ...         path.write_text("{}")
+        >>> from pathlib import Path
+        >>> from deixis.writers import Output
+        >>> with Output(Path("out")) as output, output.item("note.txt") as path:
+        ...     _ = path.write_text("whole")
+        >>> Path("out/note.txt").read_text()
+        'whole'
     """
 
     def __init__(self, out: Path, *, overwrite: bool = False, keep: bool = False) -> None:

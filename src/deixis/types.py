@@ -19,7 +19,16 @@ Rle = dict[str, Any]  # COCO's compressed run-length encoding: {"size": [H, W], 
 
 
 class DeixisError(ValueError):
-    """What a user can cause: one clear line that says what came, what was expected, and what to do."""
+    """An error that the user can fix: one line that says what came, what was expected, and what to do.
+
+    Example:
+        >>> import deixis
+        >>> try:
+        ...     deixis.segment("nowhere.mp4", "the dog")
+        ... except deixis.DeixisError as error:
+        ...     print(error)
+        no such file or folder: nowhere.mp4
+    """
 
 
 def _shape(value: Any) -> str:
@@ -70,11 +79,23 @@ class SystemConfig:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A window of a film, as it was decoded (or resized for the model, then ``source_size`` tells from what).
+    """A window of a video, decoded and possibly resized.
 
-    frames: (T, 3, H, W) uint8, RGB.  names: T frame names (file stems, or zero-padded numbers).
-    times: T times in seconds.  source_size: (height, width) of the film in pixels.
-    start: index of the first frame among all frames that are read of the film.
+    Attributes:
+        frames: (T, 3, H, W) uint8, RGB.
+        names: T frame names (file stems, or zero-padded numbers).
+        times: T times in seconds.
+        source_size: (height, width) of the video in pixels.
+        start: Index of the first frame among all frames that are read of the video.
+
+    Raises:
+        DeixisError: For shapes that do not agree.
+
+    Example:
+        >>> import deixis
+        >>> clip = next(deixis.Film("film.mp4").windows(4))
+        >>> clip.frames.shape, clip.names[0]
+        (torch.Size([4, 3, 96, 160]), '00000')
     """
 
     frames: Tensor
@@ -98,9 +119,19 @@ MAX_EXPRESSION_CHARACTERS = 1000
 
 @dataclass(frozen=True)
 class Expression:
-    """The words that name an object. ``id`` tells expressions apart in results on disk.
+    """A referring expression: the words that refer to an object.
 
-    Raises DeixisError for text that is empty, longer than 1,000 characters, or holds control characters only.
+    Attributes:
+        text: The words; white space and control characters are cleaned up.
+        id: Distinguishes expressions in results on disk.
+
+    Raises:
+        DeixisError: For text that is empty, longer than 1,000 characters, or holds control characters only.
+
+    Example:
+        >>> import deixis
+        >>> deixis.Expression("  the red   square ").text
+        'the red square'
     """
 
     text: str
@@ -288,20 +319,60 @@ class TwoPassSystem(RecurrentSystem, Protocol):
 
 
 def encode_rle(mask: np.ndarray) -> Rle:
-    """A (H, W) bool mask as COCO compressed RLE; ``counts`` are bytes."""
+    """Encode a mask as COCO compressed RLE.
+
+    Args:
+        mask: (H, W) bool.
+
+    Returns:
+        `{"size": [H, W], "counts": bytes}`.
+
+    Raises:
+        DeixisError: For another shape or type.
+
+    Example:
+        >>> import numpy as np
+        >>> from deixis.types import encode_rle
+        >>> encode_rle(np.eye(2, dtype=bool))["size"]
+        [2, 2]
+    """
     require(mask.ndim == 2 and mask.dtype == np.bool_, "mask", "(H, W) bool", mask, "threshold and squeeze it first")
     return coco.encode(np.asfortranarray(mask.view(np.uint8)))
 
 
 def decode_rle(rle: Rle) -> np.ndarray:
-    """The (H, W) bool mask of a COCO RLE."""
+    """Decode a COCO RLE.
+
+    Args:
+        rle: As `encode_rle` returns it.
+
+    Returns:
+        (H, W) bool.
+
+    Example:
+        >>> import numpy as np
+        >>> from deixis.types import decode_rle, encode_rle
+        >>> decode_rle(encode_rle(np.eye(2, dtype=bool))).tolist()
+        [[True, False], [False, True]]
+    """
     return coco.decode(rle).view(np.bool_)
 
 
 class RleMasks(Sequence[np.ndarray]):
-    """Masks kept as RLE: ``[i]`` decodes frame i to (H, W) bool; ``np.asarray`` gives all, (T, H, W) bool.
+    """A sequence of masks kept as run-length encoding.
 
-    ``rles`` may be any sequence of RLE dicts, so that a long film's masks can stay on disk.
+    `masks[i]` decodes frame i to (H, W) bool; `numpy.asarray(masks)` gives (T, H, W) bool.
+
+    Args:
+        rles: Any sequence of COCO RLE dictionaries, so that the masks of a long video can stay on disk.
+        size: (height, width) of every mask.
+
+    Example:
+        >>> import numpy as np
+        >>> from deixis.types import RleMasks, encode_rle
+        >>> masks = RleMasks([encode_rle(np.eye(4, dtype=bool))], (4, 4))
+        >>> int(masks[0].sum()), np.asarray(masks).shape
+        (4, (1, 4, 4))
     """
 
     def __init__(self, rles: Sequence[Rle], size: tuple[int, int]) -> None:
@@ -327,7 +398,17 @@ class RleMasks(Sequence[np.ndarray]):
         return stacked if dtype is None else stacked.astype(dtype)
 
     def areas(self) -> np.ndarray:
-        """Pixels of each mask, (T,) int, without decoding."""
+        """Return the number of pixels of every mask, without decoding.
+
+        Returns:
+            (T,) int64.
+
+        Example:
+            >>> import numpy as np
+            >>> from deixis.types import RleMasks, encode_rle
+            >>> RleMasks([encode_rle(np.eye(4, dtype=bool))], (4, 4)).areas().tolist()
+            [4]
+        """
         return np.array([int(coco.area(self.rles[i])) for i in range(len(self))], dtype=np.int64)
 
     def __repr__(self) -> str:
@@ -336,13 +417,25 @@ class RleMasks(Sequence[np.ndarray]):
 
 @dataclass(frozen=True, eq=False)
 class MaskTrack:
-    """One object through a film: the answer to one expression.
+    """The masks of one object over a video: the result for one expression.
 
-    masks: RleMasks, T masks at source size; all empty where the object is judged absent.
-    scores: (T,) float32 in 0..1, how sure the model is of the object in each frame.
-    presence: 0..1, the probability that what the expression names is in the film at all.
-    names, times: frame names and times in seconds, T each.
-    threshold: the presence below which the masks were emptied, where that is known.
+    Attributes:
+        expression: The expression.
+        masks: T masks at source size; all empty where the object is judged absent.
+        scores: (T,) float32 in 0..1, the model's confidence in each frame; uncalibrated.
+        presence: Probability that the object is in the video at all.
+        names: T frame names.
+        times: T times in seconds.
+        threshold: Presence below which the masks were emptied, where that is known.
+
+    Raises:
+        DeixisError: For lengths that do not agree.
+
+    Example:
+        >>> import deixis
+        >>> [track] = deixis.segment("film.mp4", "the red square")
+        >>> len(track), track.masks[0].dtype, 0 <= track.presence <= 1
+        (12, dtype('bool'), True)
     """
 
     expression: Expression

@@ -71,10 +71,25 @@ KNOWN: dict[str, Checkpoint] = {
 
 
 def load(model: str | Path, device: torch.device | str = "cpu") -> nn.Module:
-    """A system by the name of a checkpoint, the name of a ``_debug`` preset (random weights), or a checkpoint file.
+    """Load a system, in evaluation mode.
 
-    In evaluation mode. Raises DeixisError for an unknown name, a file that is missing, cut off, hostile or of another
-    kind, weights that do not fit the system that the file names, and frozen towers that are not where it says.
+    Args:
+        model: Name of a checkpoint that `deixis models` lists, name of a `_debug` preset (random weights), or path of a
+            checkpoint file.
+        device: Device that the weights are moved to.
+
+    Returns:
+        The system: a module with `config`, `encode` and `decode`.
+
+    Raises:
+        DeixisError: For an unknown name, a file that is missing, cut off, hostile or of another kind, weights that do
+            not fit the system that the file names, and frozen towers that are not where it says.
+
+    Example:
+        >>> import deixis
+        >>> system = deixis.load("light")
+        >>> type(system).__name__, system.training
+        ('Light', False)
     """
     path = find(model)
     if path is None:
@@ -85,7 +100,22 @@ def load(model: str | Path, device: torch.device | str = "cpu") -> nn.Module:
 
 
 def find(model: str | Path) -> Path | None:
-    """The file behind a model's name, or None for a ``_debug`` preset, which has none. Raises as ``load`` does."""
+    """Find the file behind a model's name.
+
+    Args:
+        model: As for `load`.
+
+    Returns:
+        The path, or None for a `_debug` preset, which has no file.
+
+    Raises:
+        DeixisError: For an unknown name or a missing file.
+
+    Example:
+        >>> from deixis.weights import find
+        >>> find("light").suffix
+        '.safetensors'
+    """
     name = str(model)
     if name in KNOWN:
         place = KNOWN[name].place
@@ -123,7 +153,22 @@ def _no_weights(name: str) -> str:
 
 
 def describe(model: str | Path) -> dict[str, str | None]:
-    """name, checkpoint (file name) and sha256 of it; None where a ``_debug`` preset has no file. Raises as ``find``."""
+    """Describe a model for records of results.
+
+    Args:
+        model: As for `load`.
+
+    Returns:
+        `name`, `checkpoint` (the file's name) and `sha256` of the file; the last two are None for a `_debug` preset.
+
+    Raises:
+        DeixisError: As `find`.
+
+    Example:
+        >>> from deixis.weights import describe
+        >>> describe("soc_debug")
+        {'name': 'soc_debug', 'checkpoint': None, 'sha256': None}
+    """
     path = find(model)
     return {
         "name": path.stem if path and str(model) not in KNOWN else str(model),
@@ -146,11 +191,26 @@ def save(
     half: Sequence[str] = (),
     card: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a system's config and weights to ``path``, in one move.
+    """Write a system's config and weights to one file, in one step.
 
-    int8: key prefixes whose floating tensors of two or more axes are stored as int8 with one scale a row (a tensor's
-    first axis); largest error half a 127th of the row's largest number.  half: prefixes whose other floating tensors
-    are stored as fp16.  card: what else belongs to the checkpoint; written as JSON beside it, with the config.
+    Args:
+        system: A system whose class is listed in `deixis.systems`.
+        path: The file, ending in .safetensors.
+        int8: Prefixes of keys whose floating tensors of two or more axes are stored as int8, with one scale a row
+            (first axis). The largest error is half a 127th of the row's largest number.
+        half: Prefixes of keys whose other floating tensors are stored as fp16.
+        card: Further facts, written beside the checkpoint as JSON together with the config.
+
+    Raises:
+        DeixisError: For a system that is not listed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import deixis
+        >>> from deixis.weights import save
+        >>> save(deixis.load("soc_debug"), Path("soc.safetensors"))
+        >>> type(deixis.load("soc.safetensors")).__name__
+        'Soc'
     """
     tensors: dict[str, Tensor] = {}
     for key, value in system.state_dict().items():

@@ -28,10 +28,26 @@ BENCHMARKS = {
 
 
 def open_benchmark(name: str, root: Path, split: str | None = None, skip_bad: bool = False) -> Benchmark:
-    """Open a split of a benchmark by name (None: the split that is usually reported).
+    """Open a split of a benchmark.
 
-    Raises DeixisError for an unknown name or split, for what is missing on disk, and for bad annotations unless
-    ``skip_bad`` leaves them out.
+    Args:
+        name: Name listed in `BENCHMARKS`.
+        root: Folder of the benchmark.
+        split: Name of a split. Default: the one that is usually reported.
+        skip_bad: Leave bad annotations out instead of stopping at them.
+
+    Returns:
+        The opened `Benchmark`, with its samples and, where public, its truth.
+
+    Raises:
+        DeixisError: For an unknown name or split, for missing files, and for bad annotations.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from deixis.benchmarks import open_benchmark
+        >>> benchmark = open_benchmark("mevis", Path("mevis"))
+        >>> benchmark.split, benchmark.protocol
+        ('valid_u', 'expressions')
     """
     if name not in BENCHMARKS:
         raise DeixisError(f"unknown benchmark {name!r}; deixis knows {', '.join(BENCHMARKS)}")
@@ -40,7 +56,24 @@ def open_benchmark(name: str, root: Path, split: str | None = None, skip_bad: bo
 
 
 def splits_of(name: str, root: Path) -> tuple[str, ...]:
-    """The splits a benchmark can be opened with."""
+    """List the splits that a benchmark can be opened with.
+
+    Args:
+        name: Name listed in `BENCHMARKS`.
+        root: Folder of the benchmark.
+
+    Returns:
+        Names of the splits, the default first.
+
+    Raises:
+        DeixisError: For an unknown name.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from deixis.benchmarks import splits_of
+        >>> splits_of("mevis", Path("mevis"))
+        ('valid_u', 'train', 'valid')
+    """
     if name not in BENCHMARKS:
         raise DeixisError(f"unknown benchmark {name!r}; deixis knows {', '.join(BENCHMARKS)}")
     if name == "world":
@@ -51,7 +84,22 @@ def splits_of(name: str, root: Path) -> tuple[str, ...]:
 
 
 def write_fixture(name: str, out: Path) -> None:
-    """Write a tiny, valid copy of a benchmark in the layout of the real one. The folder must be empty or new."""
+    """Write a tiny, valid copy of a benchmark in the layout of the real one.
+
+    Args:
+        name: Name listed in `BENCHMARKS`.
+        out: Folder, new or empty.
+
+    Raises:
+        DeixisError: For an unknown name, or a folder that holds something.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from deixis.benchmarks import open_benchmark, write_fixture
+        >>> write_fixture("ref-youtube-vos", Path("rvos"))
+        >>> len(open_benchmark("ref-youtube-vos", Path("rvos"), "train").by_video())
+        3
+    """
     if name not in BENCHMARKS:
         raise DeixisError(f"unknown benchmark {name!r}; deixis knows {', '.join(BENCHMARKS)}")
     out = Path(out)

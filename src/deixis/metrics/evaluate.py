@@ -72,11 +72,31 @@ def score_benchmark(
     skip_bad: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Score a folder (or a zip) of results against a benchmark.
+    """Score a folder (or a zip) of results against a benchmark, by its own protocol.
 
-    least_pixels: an expression counts as answered "not there" when no frame's mask has more pixels than this.
-    progress: called with videos done and videos in all. Raises DeixisError for truth that is not public and for
-    results that are incomplete, too many, unreadable, of another size or type; each by name.
+    Args:
+        name: Name listed in `BENCHMARKS`.
+        root: Folder of the benchmark.
+        results: Folder or zip in the benchmark's own layout, of any program.
+        split: Name of a split. Default: the one that is usually reported.
+        workers: Processes that share the videos.
+        least_pixels: A result counts as "not there" when no frame's mask has more pixels than this.
+        skip_bad: Leave bad annotations out.
+        progress: Called with the number of videos scored and of all videos.
+
+    Returns:
+        The `Scores`: summary, intervals, groups and one row per expression.
+
+    Raises:
+        DeixisError: For truth that is not public, and for results that are incomplete, superfluous, unreadable, or of
+            another size or type; each by name.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from deixis.metrics.evaluate import score_benchmark
+        >>> scores = score_benchmark("mevis", Path("mevis"), Path("results"))
+        >>> scores.headline, 0 <= scores.summary["J&F"] <= 1
+        ('J&F', True)
     """
     benchmark = open_benchmark(name, root, split, skip_bad)
     if benchmark.truth is None:

@@ -30,10 +30,29 @@ def tolerance_pixels(height: int, width: int) -> int:
 
 
 def score_frame(prediction: np.ndarray, truth: np.ndarray, void: np.ndarray | None = None) -> tuple[float, float]:
-    """J and F of one mask in one frame, both in 0..1.
+    """Compute J and F of one mask in one frame.
 
-    prediction, truth, void: (H, W) bool of the same size; void pixels are taken out of both masks first.
-    A frame where both masks are empty scores 1 and 1. Raises DeixisError for other shapes or types.
+    A frame in which both masks are empty scores 1 and 1.
+
+    Args:
+        prediction: (H, W) bool.
+        truth: (H, W) bool.
+        void: (H, W) bool, pixels that are taken out of both masks first, or None.
+
+    Returns:
+        J and F, both in 0..1.
+
+    Raises:
+        DeixisError: For other shapes or types.
+
+    Example:
+        >>> import numpy as np
+        >>> from deixis.metrics.region_contour import score_frame
+        >>> truth = np.zeros((60, 80), bool)
+        >>> truth[10:30, 10:30] = True
+        >>> j, f = score_frame(np.roll(truth, 2, axis=1), truth)
+        >>> round(j, 3), round(f, 3)
+        (0.818, 0.525)
     """
     region, contour = score_pairs([prediction], [truth], void)
     return float(region[0, 0]), float(contour[0, 0])
@@ -212,7 +231,26 @@ class TrackScore:
 def score_track(
     predictions: Iterable[np.ndarray], truths: Iterable[np.ndarray], voids: Iterable[np.ndarray | None] | None = None
 ) -> TrackScore:
-    """Score frames as they come; nothing but two numbers a frame is kept. Raises DeixisError for unequal lengths."""
+    """Score the masks of one object frame by frame; only two numbers a frame are kept.
+
+    Args:
+        predictions: T masks, (H, W) bool each.
+        truths: T masks.
+        voids: T masks of void pixels, or None.
+
+    Returns:
+        The `TrackScore`, with J and F of every frame and their means.
+
+    Raises:
+        DeixisError: For unequal lengths, or no frame.
+
+    Example:
+        >>> import numpy as np
+        >>> from deixis.metrics.region_contour import score_track
+        >>> masks = [np.eye(8, dtype=bool)] * 3
+        >>> score_track(masks, masks).j_and_f
+        1.0
+    """
     pairs = zip(predictions, truths, strict=True)
     try:
         if voids is None:

@@ -41,16 +41,34 @@ Item = TypeVar("Item")
 
 
 class Film:
-    """A film or a folder of frames, opened lazily.
+    """A video file or a folder of frames, opened lazily.
 
-    path: anything PyAV decodes, a folder of pictures (natural order: 2 before 10), or one picture.
-    start, end: seconds; frames with start <= time < end are read.  every: keep each Nth of them.
-    max_pixels: a frame that holds more is refused before it is decoded.  fps: frames per second of a *folder*.
+    Frames are decoded as they are read. A video may be read any number of times; every pass opens it again.
 
-    source_size: (height, width) as shown (rotation tags obeyed).  length: about how many frames will come, or None.
-    rate: mean frames per second of the source.  pixel_aspect: width of a pixel over its height.
-    colours: how its pixels are coded.  stream: the index of its video stream in the file.
-    Raises DeixisError for what is not there, is no film, holds no frames, or is too large.
+    Args:
+        path: Anything PyAV decodes, a folder of pictures (natural order: 2 before 10), or one picture.
+        start: Seconds from which frames are read. Default: the beginning.
+        end: Seconds up to which frames are read, exclusive. Default: the end.
+        every: Keep each Nth frame.
+        max_pixels: A frame with more pixels is refused before it is decoded.
+        fps: Frames per second of a folder of pictures.
+
+    Attributes:
+        source_size: (height, width) in pixels as displayed (rotation tags obeyed).
+        rate: Mean frames per second of the source.
+        pixel_aspect: Width of a pixel over its height.
+        has_audio: Whether the file holds sound.
+        colours: How the pixels are coded.
+        stream: Index of the video stream in the file.
+
+    Raises:
+        DeixisError: For a path that does not exist, is no video, holds no frames, or is too large.
+
+    Example:
+        >>> import deixis
+        >>> video = deixis.Film("film.mp4", every=2)
+        >>> video.source_size, video.length
+        ((96, 160), 6)
     """
 
     def __init__(
@@ -89,7 +107,7 @@ class Film:
 
     @property
     def length(self) -> int | None:
-        """About how many frames ``frames`` yields, or None when the film does not say."""
+        """Number of frames that `frames` yields, about, or None when the file does not state it."""
         if self._source.seconds is None:
             return None
         seconds = min(self.end, self._source.seconds) - self.start
@@ -97,28 +115,78 @@ class Film:
 
     @property
     def warnings(self) -> list[str]:
-        """What was wrong with the film and could be lived with, a line a kind; grows while the film is read."""
+        """Recoverable problems found so far, a line a kind; the list grows while the video is read."""
         return self._notes.lines()
 
     def warn(self, text: str, kind: str | None = None, which: str = "") -> None:
-        """Note something wrong that can be lived with, once for each kind (default: for each text)."""
+        """Record a recoverable problem, once for each kind.
+
+        Args:
+            text: The problem, in a few words.
+            kind: Kind of the problem. Default: the text.
+            which: Name of the frame or file concerned.
+
+        Example:
+            >>> import deixis
+            >>> video = deixis.Film("film.mp4")
+            >>> video.warn("a frame is damaged")
+            >>> video.warnings
+            ['a frame is damaged']
+        """
         self._notes.add(text, kind, which)
 
     def numbers(self, names: Iterable[str]) -> list[int]:
-        """The numbers that frames of these names have in the whole film, from 0."""
+        """Return the numbers that frames have in the whole video, from 0.
+
+        Args:
+            names: Names of frames.
+
+        Returns:
+            One number per name.
+
+        Example:
+            >>> import deixis
+            >>> deixis.Film("film.mp4").numbers(["00003"])
+            [3]
+        """
         return [self._source.number_of(name) for name in names]
 
     def frames(self) -> Iterator[Frame]:
-        """The frames of the stretch, one by one; opens the film again at every call."""
+        """Iterate over the frames; every call opens the video again.
+
+        Yields:
+            Every `Frame` of the stretch, in order.
+
+        Example:
+            >>> import deixis
+            >>> video = deixis.Film("film.mp4", start=0.2)
+            >>> [frame.index for frame in video.frames()][:3]
+            [0, 1, 2]
+        """
         for frame in self._frames_of_source():
             yield Frame(frame.index, frame.name, frame.seconds, partial(self._at_source_size, frame), frame.number)
 
     def windows(self, length: int, *, size: Size | None = None, overlap: int = 0, fill: bool = True) -> Iterator[Clip]:
-        """Clips of ``length`` frames, in order, at ``size`` (default: source size).
+        """Iterate over windows of consecutive frames; `Clip.start` states where each begins.
 
-        Neighbours share ``overlap`` frames. With ``fill`` the last clip is filled from the front (it begins earlier,
-        and so repeats frames): every clip of a film of ``length`` frames or more is full. Without it the last clip may
-        be short, as in published code. ``Clip.start`` tells where each begins.
+        Args:
+            length: Frames in a window.
+            size: (height, width) that frames are resized to. Default: source size.
+            overlap: Frames that neighbouring windows share.
+            fill: Let the last window begin earlier, so that every window of a video of `length` frames or more is full.
+                Otherwise it may be short, as in published code.
+
+        Yields:
+            Every `Clip`, in order.
+
+        Raises:
+            DeixisError: For an overlap outside 0..length-1.
+
+        Example:
+            >>> import deixis
+            >>> video = deixis.Film("film.mp4")
+            >>> [(clip.start, len(clip)) for clip in video.windows(8, size=(48, 80))]
+            [(0, 8), (4, 8)]
         """
         if not 0 <= overlap < length:
             raise DeixisError(f"windows of {length} frames cannot share {overlap}; give 0..{length - 1}")
@@ -211,9 +279,23 @@ def check_stretch(start: float, end: float, every: int, fps: float) -> None:
 
 
 def fit(source: Size, short_side: int, long_side: int, multiple: int = 1) -> Size:
-    """(height, width) for the model: short side as asked unless the long one passes ``long_side``, shape kept.
+    """Compute the size at which a system encodes frames, keeping their shape.
 
-    A side goes to the nearest ``multiple`` when that bends the picture by less than 4 %, so that no padding is needed.
+    A side is rounded to the nearest `multiple` when that changes it by less than 4 %, so that no padding is needed.
+
+    Args:
+        source: (height, width) of the video.
+        short_side: Wanted short side in pixels.
+        long_side: Upper bound of the long side in pixels.
+        multiple: Number that both sides are rounded to where possible.
+
+    Returns:
+        (height, width) in pixels.
+
+    Example:
+        >>> from deixis.video import fit
+        >>> fit((1080, 1920), short_side=360, long_side=640, multiple=8)
+        (360, 640)
     """
     height, width = source
     scale = min(short_side / min(height, width), long_side / max(height, width))
@@ -234,9 +316,25 @@ def normalise(
     multiple: int = 1,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """What ``System.encode`` takes: frames (1, T, 3, H, W) float and padding (1, T, H, W) bool, on ``device``.
+    """Convert a clip to the input of `System.encode`.
 
-    mean, std: of RGB in 0..1. Zeros (the mean colour) are added on the right and below, up to ``multiple``.
+    Args:
+        clip: Frames at the size that `fit` computed.
+        mean: Mean of RGB in 0..1.
+        std: Standard deviation of RGB in 0..1.
+        multiple: Zeros (the mean colour) are added on the right and below, up to this multiple.
+        device: Device of the result.
+
+    Returns:
+        frames (1, T, 3, H, W) float and padding (1, T, H, W) bool, True where there is no picture.
+
+    Example:
+        >>> import deixis
+        >>> from deixis.video import normalise
+        >>> clip = next(deixis.Film("film.mp4").windows(4))
+        >>> frames, padding = normalise(clip, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), multiple=64)
+        >>> frames.shape, int(padding[0, 0].sum())
+        (torch.Size([1, 4, 3, 128, 192]), 9216)
     """
     frames = clip.frames.to(device, non_blocking=True).float()  # (T, 3, H, W)
     scale = torch.tensor(std, device=frames.device).mul(255).reciprocal()[:, None, None]

@@ -22,10 +22,20 @@ Size = tuple[int, int]  # height, width in pixels
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One frame of a film, converted to RGB when ``pixels`` is called.
+    """One frame of a video, converted to RGB on demand.
 
-    index: its number in the stretch of the film that is read.  name: file stem, or the zero-padded ``number``.
-    seconds: its time in the film.  number: its number in the whole film, from 0.
+    Attributes:
+        index: Number of the frame in the stretch that is read.
+        name: File stem, or the zero-padded `number`.
+        seconds: Time of the frame.
+        convert: Decodes the pixels; use `pixels`.
+        number: Number of the frame in the whole video, from 0.
+
+    Example:
+        >>> import deixis
+        >>> frame = next(deixis.Film("film.mp4").frames())
+        >>> frame.name, frame.pixels().shape
+        ('00000', (96, 160, 3))
     """
 
     index: int
@@ -35,13 +45,39 @@ class Frame:
     number: int = 0
 
     def pixels(self, size: Size | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 RGB at source size, or resized to ``size``."""
+        """Return the pixels as RGB.
+
+        Args:
+            size: (height, width) to resize to. Default: source size.
+
+        Returns:
+            (H, W, 3) uint8.
+
+        Example:
+            >>> import deixis
+            >>> next(deixis.Film("film.mp4").frames()).pixels((48, 80)).dtype
+            dtype('uint8')
+        """
         picture = self.convert()
         return picture if size is None else resize(picture, size)
 
 
 def resize(picture: np.ndarray, size: Size) -> np.ndarray:
-    """A (H, W, 3) uint8 picture at ``size`` (height, width): area mean when it shrinks, bilinear when it grows."""
+    """Resize a picture: area mean when it shrinks, bilinear when it grows.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        size: (height, width) of the result.
+
+    Returns:
+        (height, width, 3) uint8.
+
+    Example:
+        >>> import numpy as np
+        >>> from deixis.video import resize
+        >>> resize(np.zeros((96, 160, 3), np.uint8), (48, 80)).shape
+        (48, 80, 3)
+    """
     height, width = size
     if picture.shape[:2] == size:
         return picture

@@ -25,7 +25,22 @@ FORMATS = ("overlay", "png", "rle", "matte")
 
 
 def check_formats(text: str) -> tuple[str, ...]:
-    """``overlay,rle`` as a tuple. Raises DeixisError for one that is unknown."""
+    """Parse a list of output formats.
+
+    Args:
+        text: Names with commas between, such as "overlay,rle".
+
+    Returns:
+        The names, each once.
+
+    Raises:
+        DeixisError: For an unknown name, or none.
+
+    Example:
+        >>> from deixis.writers import check_formats
+        >>> check_formats("rle, png")
+        ('rle', 'png')
+    """
     formats = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     unknown = [f for f in formats if f not in FORMATS]
     if unknown or not formats:
@@ -43,10 +58,27 @@ def write(
     complete: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write tracks in ``formats`` (of FORMATS), and a contact sheet always.
+    """Write tracks in some formats, and always a contact sheet.
 
-    model: what the JSON says of the model.  complete: False when the film was not answered to its end.
-    progress: called with the number of frames drawn.
+    Args:
+        output: An open `Output`.
+        film: The video that the tracks are of.
+        tracks: One track per expression.
+        formats: Names of `FORMATS`.
+        model: What the JSON states of the model.
+        complete: False when the video was not processed to its end.
+        progress: Called with the number of frames drawn.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import deixis
+        >>> from deixis.writers import Output, write
+        >>> video = deixis.Film("film.mp4")
+        >>> tracks = deixis.segment(video, "the red square")
+        >>> with Output(Path("out")) as output:
+        ...     write(output, video, tracks, ["png", "rle"], model={"name": "light"})
+        >>> sorted(path.name for path in output.paths)
+        ['contact_sheet.png', 'masks', 'masks.json']
     """
     if "rle" in formats:
         with output.item("masks.json") as path:

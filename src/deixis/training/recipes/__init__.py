@@ -36,7 +36,23 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of that name; DeixisError with the known names otherwise."""
+    """Find a recipe by name.
+
+    Args:
+        name: Name listed by `deixis train --help`.
+
+    Returns:
+        A function of the data's places and the overrides that returns a `Run`.
+
+    Raises:
+        DeixisError: For an unknown name, with the known ones.
+
+    Example:
+        >>> from deixis.training.recipes import find_recipe
+        >>> run = find_recipe("soc_world")({}, overrides={"train.steps": "10"})
+        >>> run.name, run.train.steps
+        ('soc_world', 10)
+    """
     if name not in RECIPES:
         raise DeixisError(f"no recipe {name!r}; there are {', '.join(sorted(RECIPES))}")
     return RECIPES[name]
