@@ -222,3 +222,8 @@ def test_no_file_names_a_place_of_one_machine():
 
 def test_every_module_opens_with_what_it_is():
     assert [file for file in FILES if not ast.get_docstring(tree(file))] == []
+
+
+def test_what_is_no_test_lies_in_helpers() -> None:
+    others = {path.name for path in Path(__file__).parent.glob("*.py") if not path.name.startswith("test_")}
+    assert others == {"conftest.py"}, "move it to tests/helpers"

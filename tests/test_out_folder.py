@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from films import moving, write_folder
+from helpers.films import moving, write_folder
 
 from deixis.out_folder import INSIDE, JOURNAL, Output, lock
 from deixis.types import DeixisError

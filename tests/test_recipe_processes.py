@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from recipe_places import PUBLISHED, places_for
+from helpers.recipe_places import PUBLISHED, places_for
 
 from deixis.training.feed import sample_indices
 from deixis.training.recipes import find_recipe
