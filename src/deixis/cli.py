@@ -54,7 +54,7 @@ app = typer.Typer(
 ModelOption = Annotated[str, typer.Option(help="A name that `deixis models` lists, or a checkpoint file.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
-FormatOption = Annotated[str, typer.Option("--as", help="Of overlay, png, rle, matte; commas between.")]
+FormatOption = Annotated[str, typer.Option("--as", help="Of overlay, rle, png, coco, matte; commas between.")]
 StartOption = Annotated[float | None, typer.Option(help="Begin at this second.")]
 EndOption = Annotated[float | None, typer.Option(help="End before this second.")]
 EveryOption = Annotated[int, typer.Option(help="Look at each Nth frame.")]
@@ -236,7 +236,7 @@ def _segment_to_disk(
     selection: str | None = None,
 ) -> None:
     """The two passes over a film, with what is seen on the screen."""
-    from deixis.inference import as_expressions, choose_device, choose_precision
+    from deixis.inference import as_expressions, choose_device, choose_precision, remarks_on
     from deixis.inference import segment as answer
     from deixis.verdicts import Verdict
     from deixis.weights import describe
@@ -252,6 +252,8 @@ def _segment_to_disk(
         with output:
             for note in output.notes:
                 screen.warn(note)
+            for remark in remarks_on(expressions, model):
+                screen.warn(remark)
             screen.note(f"{about['name']} on {where} in {'bf16' if reduced else 'fp32'}")
             with screen.frames_bar("segmenting", film.length) as progress, _ctrl_c_once() as stop:
                 tracks = answer(
@@ -473,18 +475,19 @@ def _score_benchmark(
     skip_bad: bool,
 ) -> tuple[Scores, list[Path]]:  # fmt: skip
     from deixis.benchmarks import open_benchmark
-    from deixis.benchmarks.results import opened
+    from deixis.benchmarks.results import holds, opened
     from deixis.metrics import report
     from deixis.metrics.evaluate import look_at, score_benchmark
 
-    with opened(results) as folder:
+    benchmark = open_benchmark(name, root, split, skip_bad)
+    with opened(results, holds(benchmark)) as folder:
         with counting_bar("videos") as progress:
             scores = score_benchmark(
                 name, root, folder, split, workers=workers, least_pixels=least_pixels, skip_bad=skip_bad,
                 progress=progress,
             )  # fmt: skip
         where = out or (results if results.is_dir() else results.with_name(results.stem + "-scores"))
-        looks = look_at(open_benchmark(name, root, scores.split, skip_bad), folder, report.worst_rows(scores))
+        looks = look_at(benchmark, folder, report.worst_rows(scores))
         return scores, report.write_all(scores, where, looks, __version__)
 
 

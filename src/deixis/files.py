@@ -21,17 +21,28 @@ def safe_name(name: Any, source: Path) -> str:
     return name
 
 
+class Missing(DeixisError):
+    """A file or folder is not there; it was not damaged, but perhaps never fetched. path: where it belongs."""
+
+    def __init__(self, text: str, path: Path) -> None:
+        super().__init__(text)
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Missing, (str(self), self.path)
+
+
 def require_file(path: Path, where: str) -> Path:
     """The path, if there is such a file; else a DeixisError that says how to get it."""
     if not path.is_file():
-        raise DeixisError(f"{path} is missing; {where}")
+        raise Missing(f"{path} is missing; {where}", path)
     return path
 
 
 def require_folder(path: Path, where: str) -> Path:
     """The path, if there is such a folder; else a DeixisError that says how to get it."""
     if not path.is_dir():
-        raise DeixisError(f"the folder {path} is missing; {where}")
+        raise Missing(f"the folder {path} is missing; {where}", path)
     return path
 
 

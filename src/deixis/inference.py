@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -32,6 +32,7 @@ from torch import nn
 from deixis import weights
 from deixis.linking import Linking, Presence
 from deixis.selection import SELECTIONS, Enlarge, PublishedTracks, choose, probabilities
+from deixis.sentences import plain, remarks
 from deixis.tracks import TrackBuilder, select
 from deixis.types import (
     Clip,
@@ -106,8 +107,8 @@ def segment(
     setup = prepare(
         model, device=device, precision=precision, threshold=threshold, selection=selection, linking=linking, size=size
     )
-    tracks = follow_film(setup, source, asked, folder=folder, progress=progress, stop=stop)
-    return finished(tracks, setup)
+    tracks = follow_film(setup, source, as_read(expressions, asked), folder=folder, progress=progress, stop=stop)
+    return [replace(track, expression=e) for track, e in zip(finished(tracks, setup), asked, strict=True)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -367,6 +368,26 @@ def _encode(
     size, padded = (clip.frames.shape[-2], clip.frames.shape[-1]), (frames.shape[-2], frames.shape[-1])
     maps = system.encode(frames, padding) if wanted is None else system.encode(frames, padding, wanted)
     return maps, size, padded
+
+
+def as_read(
+    given: str | Expression | Sequence[str | Expression], expressions: Sequence[Expression]
+) -> list[Expression]:
+    """What the model reads: of text that a person typed the phrase alone; an Expression as it stands."""
+    many = [given] if isinstance(given, str | Expression) else list(given)
+    return [
+        replace(e, text=plain(e.text)) if isinstance(typed, str) else e
+        for typed, e in zip(many, expressions, strict=True)
+    ]
+
+
+def remarks_on(sentences: Iterable[str], model: str | Path, several: bool = False) -> list[str]:
+    """What a person should know of how a model takes sentences, a line each; see ``sentences.remarks``."""
+    known, file = weights.KNOWN.get(str(model)), weights.find(model)
+    language = None if known is None else known.language
+    if file is not None:
+        several = several or bool(weights.read_header(file)[0].get("config", {}).get("several", False))
+    return [line for text in sentences for line in remarks(text, language=language, several=several)]
 
 
 def as_expressions(expressions: str | Expression | Sequence[str | Expression]) -> list[Expression]:

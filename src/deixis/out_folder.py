@@ -60,6 +60,7 @@ class Output(AbstractContextManager["Output"]):
         overwrite: Accept a folder that holds something; items of the same name are replaced.
         keep: After an error, keep the items that were finished before it. Otherwise an error leaves nothing behind, as
             long as the results were not whole.
+        all_or_none: Ctrl-C leaves nothing either; otherwise it leaves the items that are finished.
 
     Attributes:
         scratch: Where items are made; on the same disk as OUT.
@@ -80,8 +81,9 @@ class Output(AbstractContextManager["Output"]):
         'whole'
     """
 
-    def __init__(self, out: Path, *, overwrite: bool = False, keep: bool = False) -> None:
+    def __init__(self, out: Path, *, overwrite: bool = False, keep: bool = False, all_or_none: bool = False) -> None:
         self.out, self.overwrite, self.keep = Path(out).absolute(), overwrite, keep
+        self.all_or_none = all_or_none
         self.finished: list[str] = []
         self.notes: list[str] = []
         self._rescued: list[Path] = []
@@ -150,7 +152,7 @@ class Output(AbstractContextManager["Output"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        whole = kind is None or issubclass(kind, KeyboardInterrupt)
+        whole = kind is None or (issubclass(kind, KeyboardInterrupt) and not self.all_or_none)
         try:
             if whole or self.keep:
                 self._publish()
@@ -262,6 +264,42 @@ def of_disk(error: Exception, scratch: Path) -> bool | None:
     names = [str(name) for name in (getattr(error, "filename", None), getattr(error, "filename2", None)) if name]
     below = any(name.startswith(str(scratch)) for name in names) or not scratch.is_dir()
     return False if number in GONE and below else None
+
+
+@contextmanager
+def whole_file(out: Path) -> Iterator[Path]:
+    """A place to write a file, which becomes ``out`` when the block ends without an error.
+
+    Raises DeixisError at once where ``out`` cannot be written to. It may be a mounted file, below a read-only folder.
+    """
+    if out.is_dir():
+        raise DeixisError(f"{out}: cannot be written, it is a folder; name a file")
+    half = out.with_name(f".{out.name}.half")
+    try:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            half.touch()
+        except OSError:
+            if not (out.is_file() and os.access(out, os.W_OK)):
+                raise
+            half = Path(tempfile.mkdtemp(prefix=RESCUED)) / out.name  # the file alone is ours
+        yield half
+        try:
+            os.replace(half, out)
+        except OSError as error:
+            log.debug("%s cannot become %s in one step: %s", half, out, error)
+            try:
+                copy_into(half, out)
+            except OSError as last:
+                kept, half = half, Path(os.devnull)
+                raise DeixisError(f"{out}: cannot be written ({last.strerror}); it lies whole in {kept}") from last
+    except OSError as error:
+        raise DeixisError(f"{out}: cannot be written ({error.strerror})") from error
+    finally:
+        if half != Path(os.devnull):
+            remove(half)
+            if half.parent.name.startswith(RESCUED):
+                remove(half.parent)
 
 
 def results_in(folder: Path) -> Iterator[Path]:

@@ -54,6 +54,7 @@ class Checkpoint:
     place: Path
     sha256: str
     licence: str
+    language: str | None = None  # of the sentences that it knows
 
 
 KNOWN: dict[str, Checkpoint] = {
@@ -65,6 +66,7 @@ KNOWN: dict[str, Checkpoint] = {
             place=ASSETS / "light.safetensors",
             sha256="ef34394436e78c23984169bc3ce39e2c86d4a64dc521e3a445a8767aa550221a",
             licence="Apache-2.0 (its parts: see the card)",
+            language="English",
         ),
     )
 }

@@ -17,7 +17,7 @@ from torch import nn
 from deixis import __version__, weights
 from deixis.batch.manifest import SCHEMA, Job, Settings
 from deixis.batch.storage import RESULT, Store, fetched, fingerprint
-from deixis.inference import choose_device, segment
+from deixis.inference import choose_device, remarks_on, segment
 from deixis.types import DeixisError, MaskTrack
 from deixis.video import Film
 from deixis.writers import write
@@ -95,7 +95,8 @@ class FilmWorker:
             "film": job.film, "sentences": list(job.sentences), "status": "done", "reason": None,
             "folder": job.folder(self.settings), "frames": len(tracks[0]),
             "tracks": [{"presence": round(t.presence, 6), "present": t.present} for t in tracks],
-            "outputs": outputs, "warnings": list(film.warnings), "options": asdict(job.options),
+            "outputs": outputs, "options": asdict(job.options),
+            "warnings": [*remarks_on(job.sentences, self.settings.model, self.system.config.several), *film.warnings],
             "model": dict(self.settings.facts), "precision": self.settings.precision, "device": self.device,
             "workers": self.settings.workers, "threads": self.settings.threads, "schema": SCHEMA,
             "deixis": __version__, "key": job.key(self.settings),

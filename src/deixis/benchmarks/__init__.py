@@ -5,10 +5,12 @@ BENCHMARKS maps the name on the command line to the module and the function that
 
 from __future__ import annotations
 
+import zipfile
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deixis.files import Missing
 from deixis.types import DeixisError
 
 if TYPE_CHECKING:
@@ -52,7 +54,26 @@ def open_benchmark(name: str, root: Path, split: str | None = None, skip_bad: bo
     if name not in BENCHMARKS:
         raise DeixisError(f"unknown benchmark {name!r}; deixis knows {', '.join(BENCHMARKS)}")
     module, function = BENCHMARKS[name]
-    return getattr(import_module(f"deixis.benchmarks.{module}"), function)(Path(root), split, skip_bad)
+    try:
+        return getattr(import_module(f"deixis.benchmarks.{module}"), function)(Path(root), split, skip_bad)
+    except Missing as error:
+        raise Missing(f"{error}{_nearby(error.path, Path(root))}", error.path) from error
+
+
+def _nearby(missing: Path, root: Path) -> str:
+    """Why a file is not below the root, where that is plain: the root is a zip, or one folder too high or too low."""
+    if root.is_file():
+        kind = "a zip, unpack it first" if zipfile.is_zipfile(root) else "a file"
+        return f" ({root} is {kind}; the benchmark's folder is expected)"
+    if not root.is_dir():
+        return f" (there is no folder {root})"
+    try:
+        below = missing.relative_to(root)
+        places = [*(p for p in sorted(root.iterdir()) if p.is_dir()), root.parent]
+        found = next((place for place in places if (place / below).exists()), None)
+    except (OSError, ValueError):
+        return ""
+    return f"; it is in {found}: give that folder" if found is not None else ""
 
 
 def splits_of(name: str, root: Path) -> tuple[str, ...]:

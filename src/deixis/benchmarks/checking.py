@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from deixis.benchmarks import open_benchmark, splits_of
 from deixis.benchmarks.pngs import png_size
 from deixis.benchmarks.samples import Benchmark, Video
+from deixis.files import Missing
 from deixis.types import DeixisError
+
+TAIL = 4096  # bytes at a picture's end in which its last mark must lie
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ def check(
         except DeixisError as error:
             reasons.append(error)
             lines.append(f"{candidate}: not to be opened: {error}")
+            # A split that was never fetched is no problem; one that is there in part, or damaged, is.
+            problems += not isinstance(error, Missing) or (root / candidate).exists()
             continue
         opened += 1
         lines += _table(benchmark)
@@ -47,6 +55,25 @@ def check(
             open_benchmark(name, root, split)  # raises, and says what is expected there
         raise reasons[0]
     return Findings(tuple(lines), problems)
+
+
+def broken_picture(path: Path) -> str | None:
+    """What is wrong with a frame's file, None for a whole one. Only a doubtful one is decoded."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL))
+            tail = file.read().rstrip(b"\0\r\n ")
+        if head.startswith(b"\xff\xd8") and tail.endswith(b"\xff\xd9"):
+            return None
+        if head.startswith(b"\x89PNG") and b"IEND" in tail[-12:]:
+            return None
+        with Image.open(path) as picture:
+            picture.load()
+        return None
+    except (OSError, ValueError, SyntaxError) as error:
+        return f"not a picture that decodes ({str(error)[:80]})"
 
 
 def _table(benchmark: Benchmark) -> list[str]:
@@ -72,6 +99,8 @@ def _read_truth(benchmark: Benchmark, progress: Callable[[int, int], None]) -> I
 
 
 def _read_video(benchmark: Benchmark, video: Video, scored: list[int]) -> Iterator[str]:
+    if isinstance(video.frames, tuple):
+        yield from (f"{frame}: {wrong}" for frame in video.frames if (wrong := broken_picture(frame)))
     size = png_size(video.frames[0]) if isinstance(video.frames, tuple) else None
     for index in scored if benchmark.truth is not None else []:
         assert benchmark.truth is not None

@@ -14,7 +14,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from deixis.benchmarks.pngs import checked_mask, png_size, read_ids
 from deixis.benchmarks.samples import Benchmark, Sample, Video
 from deixis.files import field_of, list_folder, read_json, safe_name
+from deixis.out_folder import whole_file
 from deixis.types import DeixisError
 
 SIDECAR = ".deixis"
@@ -188,6 +189,11 @@ def pack(benchmark: Benchmark, results: Path, out: Path) -> int:
     Every file is opened first: missing, extra, unreadable, wrongly sized or wrongly typed ones are refused by name,
     and then nothing is written.
     """
+    with whole_file(out) as half:
+        return _pack(benchmark, results, half)
+
+
+def _pack(benchmark: Benchmark, results: Path, archive: Path) -> int:
     check_presence_of_files(benchmark, results)
     due = list(due_files(benchmark))
     if benchmark.protocol == "answers":
@@ -200,29 +206,43 @@ def pack(benchmark: Benchmark, results: Path, out: Path) -> int:
         modes = ("P",) if benchmark.protocol == "davis" else ("L", "1", "P")
         for name, video in due:
             read_ids(results / name, results / name, sizes[video.id], modes)
-    half = out.with_name(out.name + ".half")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with zipfile.ZipFile(half, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for name, _ in due:
-                archive.write(results / name, name)
-        half.replace(out)
-    except OSError as error:
-        raise DeixisError(f"{out}: cannot be written ({error.strerror})") from error
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as members:
+        for name, _ in due:
+            members.write(results / name, name)
     return len(due)
 
 
 @contextmanager
-def opened(results: Path) -> Iterator[Path]:
-    """A results folder, or a zip of one unpacked to a temporary folder for as long as it is used."""
+def opened(results: Path, is_top: Callable[[Path], bool]) -> Iterator[Path]:
+    """A results folder, or a zip of one unpacked to a temporary folder for as long as it is used.
+
+    is_top: whether results lie in a folder as they should. Where they lie one folder further down, that one is taken.
+    """
     if results.is_dir():
-        yield results
+        yield top_of(results, is_top)
         return
     if not results.is_file() or not zipfile.is_zipfile(results):
         raise DeixisError(f"{results} is neither a folder of results nor a zip of one")
     with tempfile.TemporaryDirectory(prefix="deixis-") as folder:
         unpack(results, Path(folder))
-        yield Path(folder)
+        top = top_of(Path(folder), is_top)
+        try:
+            yield top
+        except DeixisError as error:  # nobody knows the temporary folder's name
+            raise DeixisError(str(error).replace(str(top), str(results)).replace(folder, str(results))) from error
+
+
+def top_of(folder: Path, is_top: Callable[[Path], bool]) -> Path:
+    """The folder, or the only one in it, as zip tools and browsers wrap results."""
+    if is_top(folder):
+        return folder
+    inside = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() and is_top(inside[0]) else folder
+
+
+def holds(benchmark: Benchmark) -> Callable[[Path], bool]:
+    """For ``opened``: whether any file of a benchmark's results lies where it should below a folder."""
+    return lambda folder: any((folder / name).is_file() for name, _ in due_files(benchmark))
 
 
 def unpack(archive: Path, folder: Path) -> None:

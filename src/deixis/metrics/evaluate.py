@@ -22,6 +22,7 @@ from deixis.benchmarks.results import (
     ANSWERS,
     check_presence_of_files,
     davis_path,
+    holds,
     mask_path,
     opened,
     read_answers,
@@ -104,7 +105,7 @@ def score_benchmark(
             f"the truth of {name} {benchmark.split} is not public; hand the results to its server (`deixis pack`),"
             " or score a split that has truth"
         )
-    with opened(Path(results)) as folder:
+    with opened(Path(results), holds(benchmark)) as folder:
         check_presence_of_files(benchmark, folder)
         if benchmark.protocol == "answers":
             return score_answers(benchmark, folder)

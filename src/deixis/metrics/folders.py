@@ -25,7 +25,7 @@ def score_masks(results: Path, truth: Path, *, drop_ends: bool = False, workers:
     drop_ends: DAVIS's semi-supervised convention, the first and the last frame are not scored.
     Raises DeixisError for videos or frames that only one folder has, and for unreadable or unequal masks, by name.
     """
-    with opened(Path(results)) as folder:
+    with opened(Path(results), _holds_masks) as folder:
         here, due = _videos(folder), _videos(Path(truth))
         for name, one, other in ((folder, here, due), (truth, due, here)):
             lacking = sorted(set(other) - set(one))
@@ -44,6 +44,10 @@ def score_masks(results: Path, truth: Path, *, drop_ends: bool = False, workers:
         summary=summarise(rows, measures), intervals=bootstrap(rows, measures), rows=tuple(rows),
         counts={"videos": len(due), "objects": len(rows)},
     )  # fmt: skip
+
+
+def _holds_masks(folder: Path) -> bool:
+    return next(folder.glob("*/*.png"), None) is not None
 
 
 def _and_more(names: Sequence[str]) -> str:

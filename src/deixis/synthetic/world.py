@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -25,6 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from deixis.out_folder import Output, results_in
 from deixis.synthetic.colours import COLOURS
 from deixis.synthetic.compositing import Canvas, canvas_of, finish, from_first, keep_apart, paste, scale_for, view
 from deixis.synthetic.cutouts import Library, Patch
@@ -230,8 +229,8 @@ def write_mevis(
 ) -> dict[str, int]:
     """Write films in MeViS's layout (train, valid_u, valid; JPEGImages, mask_dict.json, meta_expressions.json).
 
-    Every split has its truth; an expression has the extra key "kind", a video "fps" and "classes". Written beside
-    ``folder`` and renamed when complete; ``progress`` hears how many films are done. Returns the films of each split.
+    Every split has its truth; an expression has the extra key "kind", a video "fps" and "classes". Written hidden
+    and moved to ``folder`` when complete; ``progress`` hears how many films are done. Returns the films of each split.
     Raises DeixisError if the folder exists and is not empty, films is below 1, or seed below 0.
     """
     folder = Path(folder)
@@ -239,23 +238,20 @@ def write_mevis(
         raise DeixisError(f"the seed must be 0 or more, got {seed}")
     if films < 1:
         raise DeixisError(f"the number of films must be 1 or more, got {films}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(results_in(folder))):
         raise DeixisError(f"{folder} exists already and is not an empty folder; name a new one")
     config = replace(config or WorldConfig(), flow=False)
     counts = films_per_split(films)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        done = 0
+    done = 0
+    with Output(folder, all_or_none=True) as output:
         for split, count in counts.items():
-            for film in _written(part / split, world_films(split, count, seed=seed, config=config), config.rate):
-                done += 1
-                progress(done)
-                log.debug("wrote %s", film)
-        if folder.exists():
-            folder.rmdir()
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            if not count:
+                continue
+            with output.item(split) as part:
+                for film in _written(part, world_films(split, count, seed=seed, config=config), config.rate):
+                    done += 1
+                    progress(done)
+                    log.debug("wrote %s", film)
     return counts
 
 

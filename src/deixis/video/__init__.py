@@ -151,6 +151,10 @@ class Film:
         """
         return [self._source.number_of(name) for name in names]
 
+    def file_name(self, name: str) -> str:
+        """What the picture of a frame is called: its file in a folder; of a film, what ffmpeg's ``%05d.jpg`` makes."""
+        return self._source.file_name(name)
+
     def frames(self) -> Iterator[Frame]:
         """Iterate over the frames; every call opens the video again.
 

@@ -96,6 +96,7 @@ class Colours:
             interpolation=CAREFUL,
         )  # fmt: skip
         made.colorspace, made.color_range = self.matrix, self.span  # type: ignore[assignment]
+        made.color_primaries, made.color_trc = self.primaries, self.transfer  # type: ignore[assignment]
         return made
 
     def tag(self, context: Any) -> None:
@@ -127,9 +128,11 @@ def colours_of(frame: av.VideoFrame, context: Any) -> Colours:
 def to_rgb(frame: av.VideoFrame, colours: Colours) -> np.ndarray:
     """A decoded frame as (H, W, 3) uint8 RGB, SDR."""
     coded = {"src_colorspace": colours.swscale, "src_color_range": colours.span or TV}
-    options = {} if colours.matrix == RGB else coded
+    options: dict[str, Any] = {} if colours.matrix == RGB else coded
     if colours.hdr:
         return tone_map(frame.to_ndarray(format="rgb48le", **options), colours)
+    if frame.format.components[0].bits > 8:  # swscale's fast way from deep values is two levels too dark
+        options["interpolation"] = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
     return frame.to_ndarray(format="rgb24", **options)
 
 

@@ -169,6 +169,10 @@ class Pictures:
         """A frame's number among all, from 0."""
         return self.numbers[name]
 
+    def file_name(self, name: str) -> str:
+        """The file of a frame; of one that moves, what its pictures would be called."""
+        return f"{name}.jpg" if self.pages is not None else self.files[self.numbers[name]].name
+
     # --- reading ---
 
     def frames(self, start: float, end: float) -> Iterator[Frame]:

@@ -82,6 +82,10 @@ class Stream:
         """A frame's number in the film, from 0."""
         return int(name)
 
+    def file_name(self, name: str) -> str:
+        """What a picture of a frame is called."""
+        return f"{name}.jpg"
+
     def _video(self, container: av.container.InputContainer) -> av.VideoStream:
         """The stream that is marked as the default one, else the largest that moves; a song's cover is no film."""
         films = [stream for stream in container.streams.video if not stream.disposition & PICTURES_OF]

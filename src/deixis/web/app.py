@@ -27,12 +27,10 @@ from deixis.web.jobs import SHOWN_ONLY, Job, Limits
 from deixis.web.queue import Queue
 from deixis.web.timeline import safe
 from deixis.weights import DEMO_EXPRESSIONS, DEMO_FILM
+from deixis.writers import FORMATS
 
 PAGE = Path(__file__).parents[1] / "assets" / "page"
-FORMAT_WORDS = (
-    ("Overlay film", "overlay"), ("Masks as JSON", "rle"), ("Masks as pictures", "png"),
-    ("Film with alpha", "matte"),
-)  # fmt: skip
+FORMAT_WORDS = [(form.choice, name) for name, form in FORMATS.items()]
 POLL = 0.2  # seconds between two looks at a job (our choice)
 
 
@@ -236,7 +234,7 @@ def make_page(queue: Queue) -> Any:
                 )  # fmt: skip
                 model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model", visible=len(names) > 1)
                 formats = gr.CheckboxGroup(
-                    list(FORMAT_WORDS), value=["overlay", "rle"], label="To download", elem_id="formats"
+                    FORMAT_WORDS, value=["overlay", "rle"], label="To download", elem_id="formats"
                 )
                 with gr.Row(elem_classes="dx-buttons"):
                     go = gr.Button("Find", variant="primary", elem_id="find", min_width=80)

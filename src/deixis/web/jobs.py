@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from deixis.types import DeixisError
+from deixis.writers import FORMATS
 
+FOLDERS = tuple(form.item for form in FORMATS.values() if "." not in form.item)  # they become zips
 FILES = {  # what a job may leave, by name, and what a person calls it
-    "overlay.mp4": "Overlay film",
-    "masks.json": "Masks, RLE",
-    "masks.zip": "Masks, PNG",
-    "matte.zip": "Matte films",
+    **{f"{form.item}.zip" if form.item in FOLDERS else form.item: form.link for form in FORMATS.values()},
     "contact_sheet.png": "Contact sheet",
     "timeline.svg": "Timeline",
     "original.mp4": "The film",

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from deixis import weights
-from deixis.inference import segment
+from deixis.inference import remarks_on, segment
 from deixis.types import DeixisError, MaskTrack, Rle, RleMasks
 from deixis.video import Film
-from deixis.web.jobs import Task
+from deixis.web.jobs import FOLDERS, Task
 from deixis.web.timeline import row, timeline
 from deixis.weights import describe
 from deixis.writers import write
@@ -151,7 +151,7 @@ def answer(task: Task, model: Any, report: Callable[[str, int, int], None], stop
     pack(Path(task.out), check)
     if plays is not None:
         os.link(task.film, Path(task.out) / f"original.{plays}")
-    warnings = [plain(text, task) for text in film.warnings]
+    warnings = [plain(text, task) for text in [*remarks_on(task.sentences, task.model), *film.warnings]]
     return {"state": "done", "rows": rows, "length": length, "warnings": warnings}
 
 
@@ -221,8 +221,8 @@ def watch(track: MaskTrack, check: Callable[[], None]) -> MaskTrack:
 
 
 def pack(folder: Path, check: Callable[[], None]) -> None:
-    """Turn the folders ``masks`` and ``matte`` into zips. What is in them is compressed already."""
-    for name in ("masks", "matte"):
+    """Turn the folders among the results into zips. What is in them is compressed already."""
+    for name in FOLDERS:
         if (folder / name).is_dir():
             with zipfile.ZipFile(folder / f"{name}.zip", "w", zipfile.ZIP_STORED) as archive:
                 for path in sorted((folder / name).rglob("*")):

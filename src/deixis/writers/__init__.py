@@ -1,19 +1,21 @@
-"""Masks out: overlay film, PNG folders, RLE JSON, matte films, contact sheet.
+"""Masks out, a file a format: overlay film, RLE JSON, PNG folders, COCO JSON, matte films; and a contact sheet.
 
-Everything is made in a hidden folder beside OUT and moved into place when it is whole (``Output``). T frames, H W
-pixels of the source. Pictures are RGB.
+T frames, H W pixels of the source. Pictures are RGB.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from deixis.types import DeixisError, MaskTrack
+from deixis.writers.coco import write_coco
 from deixis.writers.contact_sheet import ContactSheet
-from deixis.writers.matte import Matte
-from deixis.writers.output import Output, Source, slug
+from deixis.writers.matte import mattes
+from deixis.writers.output import Output, Source
 from deixis.writers.overlay import Overlay
 from deixis.writers.painter import Painter, draw
 from deixis.writers.png import write_pngs
@@ -21,7 +23,46 @@ from deixis.writers.rle import read_rle, write_rle
 
 __all__ = ["FORMATS", "Output", "check_formats", "read_rle", "write"]
 
-FORMATS = ("overlay", "png", "rle", "matte")
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One way to write tracks.
+
+    Attributes:
+        item: The file or folder below OUT.
+        choice: What the web page calls it where it is chosen.
+        link: What the page calls it where it is downloaded (a folder as a zip).
+        write: Writes it from the tracks alone.
+        paint: Makes what draws it in the one pass over the frames.
+    """
+
+    item: str
+    choice: str
+    link: str
+    write: Callable[[Path, Source, Sequence[MaskTrack], Mapping[str, Any], bool], None] | None = None
+    paint: Callable[[Path, Source, Sequence[MaskTrack]], Sequence[Painter]] | None = None
+
+
+# One line a format; those without frames are written first, in this order.
+FORMATS: dict[str, Format] = {
+    "overlay": Format(
+        item="overlay.mp4", choice="Overlay film", link="Overlay film",
+        paint=lambda path, film, tracks: [Overlay(path, film, tracks)],
+    ),
+    "rle": Format(
+        item="masks.json", choice="Masks as JSON", link="Masks, RLE",
+        write=lambda path, film, tracks, model, complete: write_rle(path, film, tracks, model=model, complete=complete),
+    ),
+    "png": Format(
+        item="masks", choice="Masks as pictures", link="Masks, PNG",
+        write=lambda path, film, tracks, model, complete: write_pngs(path, tracks),
+    ),
+    "coco": Format(
+        item="coco", choice="COCO and YouTube-VIS", link="COCO, YouTube-VIS",
+        write=lambda path, film, tracks, model, complete: write_coco(path, film, tracks, model=model),
+    ),
+    "matte": Format(item="matte", choice="Film with alpha", link="Matte films", paint=mattes),
+}  # fmt: skip
 
 
 def check_formats(text: str) -> tuple[str, ...]:
@@ -80,18 +121,14 @@ def write(
         >>> sorted(path.name for path in output.paths)
         ['contact_sheet.png', 'masks', 'masks.json']
     """
-    if "rle" in formats:
-        with output.item("masks.json") as path:
-            write_rle(path, film, tracks, model=model, complete=complete)
-    if "png" in formats:
-        with output.item("masks") as path:
-            write_pngs(path, tracks)
+    chosen = [form for name, form in FORMATS.items() if name in formats]
+    for form in chosen:
+        if form.write is not None:
+            with output.item(form.item) as path:
+                form.write(path, film, tracks, model, complete)
     with ExitStack() as items:  # one pass over the film serves every kind of picture
         painters: list[Painter] = [ContactSheet(items.enter_context(output.item("contact_sheet.png")), tracks)]
-        if "overlay" in formats:
-            painters.append(Overlay(items.enter_context(output.item("overlay.mp4")), film, tracks))
-        if "matte" in formats:
-            folder = items.enter_context(output.item("matte"))
-            folder.mkdir()
-            painters += [Matte(folder / f"{slug(t.expression, i)}.mov", film, i) for i, t in enumerate(tracks)]
+        for form in chosen:
+            if form.paint is not None:
+                painters += form.paint(items.enter_context(output.item(form.item)), film, tracks)
         draw(film, tracks, painters, progress)

@@ -7,8 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
+from deixis.types import MaskTrack
 from deixis.writers.encoder import FilmWriter
-from deixis.writers.output import Source
+from deixis.writers.output import Source, slug
+
+
+def mattes(folder: Path, film: Source, tracks: Sequence[MaskTrack]) -> list[Matte]:
+    """A matte film for each track, in a folder that is made here."""
+    folder.mkdir()
+    return [Matte(folder / f"{slug(t.expression, i)}.mov", film, i) for i, t in enumerate(tracks)]
 
 
 class Matte:
