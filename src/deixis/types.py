@@ -74,7 +74,7 @@ class SystemConfig:
     presence_threshold: float | None = None  # probability from which on an object counts as present; None: always
     presence_temperature: float = bounded(1.0, least=1e-6, most=1e6)  # divides the presence logit
     presence_shift: float = bounded(0.0, least=-1e6, most=1e6)  # added to the presence logit after that
-    presence_from: str = ""  # the data that the three were fitted on; empty: they were not fitted
+    presence_from: str = ""  # what a calibration on held-out data found; empty: none was made
 
 
 @dataclass(frozen=True, eq=False)

@@ -125,6 +125,19 @@ def score_benchmark(
     return summarise_davis(benchmark, rows) if benchmark.protocol == "davis" else summarise_expressions(benchmark, rows)
 
 
+def score_opened(benchmark: Benchmark, results: Path) -> Scores:
+    """Score a folder of results against an opened benchmark, or part of one, in this process."""
+    check_presence_of_files(benchmark, results)
+    if benchmark.protocol == "answers":
+        return score_answers(benchmark, results)
+    score_video = {"expressions": score_expressions_of, "davis": score_annotators_of}[benchmark.protocol]
+    rows: list[Row] = []
+    with ThreadPoolExecutor(READERS) as pool:
+        for samples in benchmark.by_video().values():
+            rows += score_video(benchmark, samples, results, 0, pool)
+    return summarise_davis(benchmark, rows) if benchmark.protocol == "davis" else summarise_expressions(benchmark, rows)
+
+
 Look = tuple[np.ndarray, np.ndarray, np.ndarray]  # frame (H, W, 3) uint8 RGB, answer and truth (H, W) bool
 
 

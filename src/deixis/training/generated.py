@@ -30,6 +30,7 @@ class WorldData:
     areas: tuple[float, float] = (0.012, 0.06)  # share of the picture that an object covers, least and most
     sentences: tuple[tuple[str, float], ...] = (("motion", 0.5), ("colour", 0.25), ("class", 0.25))  # kinds, shares
     held_out_films: int = 100  # of the validation: known shapes in new pairs with colours, on new backgrounds
+    calibration_films: int = 120  # other held-out ones, that presence is calibrated on at the end; 0: it is not
     loss: SetLossConfig = field(default_factory=SetLossConfig)
 
 
@@ -39,8 +40,10 @@ def first_sentences(films: WorldData) -> list[str]:
     return [sentence.text for film in made for sentence in film.sentences]
 
 
-def generated_video(data: WorldData, split: str, index: int) -> WorldFilm:
-    mix = SentenceMix(count=6, most_none=0.0, weights=data.sentences)
+def generated_video(data: WorldData, split: str, index: int, absent: float = 0.0) -> WorldFilm:
+    """absent: share of sentences that name nothing in the film, at most."""
+    weights = (*data.sentences, ("none", 1.0)) if absent else data.sentences
+    mix = SentenceMix(count=6, most_none=absent, weights=weights)
     config = WorldConfig(
         size=data.size, frames=data.frames, objects=data.objects, areas=data.areas, camera_moves=0.0, flow=False,
         sentences=mix,

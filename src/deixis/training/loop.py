@@ -243,6 +243,8 @@ class _Trainer:
             if self.best_score is None or score > self.best_score:
                 self.best_score = score
                 self._save(self.best)
+                if self.run.export_best is not None:
+                    self.run.export_best(self.system, self.out / "best_model.safetensors")
         self.world.wait()
         return scores
 

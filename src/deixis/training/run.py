@@ -118,7 +118,7 @@ class Run:
     losses: named and already weighted terms, the same names at every step; they are summed.  groups: see
     ``parameter_groups``; what is left out is frozen.  validate: scores, higher is better, the first picks ``best``;
     gets the averaged weights in eval mode without gradients.  config: the system's config, kept as JSON.
-    export: writes the final model; gets it as validate does.
+    export: writes the final model; gets it as validate does.  export_best: writes the best one, as ``best_model``.
     """
 
     name: str
@@ -131,6 +131,7 @@ class Run:
     config: Any
     validate: Callable[[nn.Module], dict[str, float]] | None = None
     export: Callable[[nn.Module, Path], None] = export_model
+    export_best: Callable[[nn.Module, Path], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

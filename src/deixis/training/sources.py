@@ -24,6 +24,7 @@ from deixis.training.clips import (
     shrink,
     training_clip,
 )
+from deixis.training.held_out import Selecting
 from deixis.types import DeixisError
 
 How = Literal["windows", "labelled", "still", "pseudo"]
@@ -54,7 +55,7 @@ PSEUDO = tuple(replace(source, how="pseudo") for source in STILLS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SocData:
+class SocData(Selecting):
     """How clips are made of a benchmark's videos."""
 
     frames: int = 8  # T of a clip, as published

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deixis.metrics.choice import right_object
+from deixis.training.calibration import Told, calibrated
 from deixis.training.clips import TrainingClip, collate
 from deixis.training.generated import WorldData, generated_video
+from deixis.training.measure import answers
 from deixis.types import Batch, Expression, Target
+from deixis.weights import save
 
 
 def best_masks(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
@@ -49,3 +54,27 @@ def validate(
                 hits[f"right{kind}"].append(float(right))
                 hits[f"overlap{kind}"].append(overlap)
     return {name: float(np.mean(values)) for name, values in sorted(hits.items(), key=lambda item: item[0] != "right")}
+
+
+# --- presence, at the end --------------------------------------------------------------------------------------------
+
+CALIBRATION_FILMS = 1000  # number of the first held-out film of the calibration: none of the validation's
+
+
+def export_world(data: WorldData, system: nn.Module, path: Path) -> None:
+    """Calibrate presence on held-out films, of which half are used to check it, and write the model."""
+    model: Any = system
+    if data.calibration_films:
+        model.config = calibrated(model, "held-out generated films", partial(told_by_films, data))
+    save(model, path)
+
+
+def told_by_films(data: WorldData, system: Any, first: int = CALIBRATION_FILMS) -> list[Told]:
+    """Presence of sentences whose objects are, and are not, in films of their own; every second film checks."""
+    told = []
+    device = str(next(system.parameters()).device)
+    for half in (0, 1):
+        films = (generated_video(data, "valid_u", first + i, 0.5) for i in range(half, data.calibration_films, 2))
+        for one in answers(system, films, precision="fp32", device=device):
+            told.append(Told(presence=one.presence, there=one.there, half=half))
+    return told

@@ -32,6 +32,7 @@ from deixis.training.clips import (
     training_clip,
 )
 from deixis.training.generated import WorldData, first_sentences, world_clip
+from deixis.training.held_out import Selecting, held_out_of, judged_by
 from deixis.training.optimizer import parameter_groups
 from deixis.training.run import Run, TrainConfig
 from deixis.training.sources import MEVIS, epoch_order, opened_benchmark
@@ -42,7 +43,7 @@ from deixis.weights import go_on
 
 
 @dataclass(frozen=True, kw_only=True)
-class MevisData:
+class MevisData(Selecting):
     """How clips are made of MeViS's videos."""
 
     frames: int = 8  # T (read: DsHmp; LMPM 6)
@@ -66,7 +67,7 @@ def mevis(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
     train = TrainConfig(
         steps=55_000, batch=1, global_batch=8, lr=5e-5, warmup_steps=10, schedule="multistep",
         milestones=(40_000, 50_000), gamma=0.1, weight_decay=0.05, clip_norm=0.01, precision="bf16", workers=4,
-        find_unused_parameters=True,
+        find_unused_parameters=True, validate_every=5_000 if "data.validate" in overrides else 0,
     )  # fmt: skip
     configs = apply_overrides(
         overrides, model=with_tower(ConvClipMevisConfig(tower=tower), data), data=MevisData(), train=train
@@ -81,6 +82,7 @@ def mevis(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
         groups=parameter_groups,
         train=configs["train"],
         config=model,
+        **judged_by(held_out_of((MEVIS,), data, clips), clips),
     )
 
 

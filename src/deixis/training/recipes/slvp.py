@@ -28,6 +28,7 @@ from deixis.training.clips import collate
 from deixis.training.flow import FlowCache, find_estimator
 from deixis.training.flow_clips import FlowBatch, PretrainData, PretrainLoss, collate_flow, flow_clip, special_tokens
 from deixis.training.flow_validation import validate_flow, validate_masks
+from deixis.training.held_out import Selecting, held_out_of, judged_by, with_split
 from deixis.training.optimizer import parameter_groups
 from deixis.training.run import Run, TrainConfig
 from deixis.training.small_films import (
@@ -126,7 +127,7 @@ SOURCES = (REF_YOUTUBE_VOS, VISOR)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferData:
+class TransferData(Selecting):
     """How clips are made of a benchmark's videos."""
 
     frames: int = 6  # T of a clip
@@ -149,12 +150,14 @@ def transfer(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: st
     if not sources:
         known = " or ".join(f"--data {source.data}=FOLDER" for source in SOURCES)
         raise DeixisError(f"the recipe {name} needs {known}; docs/benchmarks.md tells their layouts")
-    places = tuple((source, str(data[source.data])) for source in sources)
     asked = apply_overrides({k: v for k, v in overrides.items() if k.startswith("data.")}, data=TransferData())["data"]
+    held = held_out_of(sources, data, asked)
+    places = tuple((source, str(data[source.data])) for source in with_split(sources, asked))
     clips = sum(len(list_clips(source, place, asked.frames)) for source, place in places)
     train = TrainConfig(
         steps=asked.epochs * max(1, clips // 8), batch=1, global_batch=8, lr=5e-5, warmup_steps=100, weight_decay=0.05,
         clip_norm=1.0, workers=4, find_unused_parameters=True,
+        validate_every=0 if held is None else max(1, clips // 8),
     )  # fmt: skip
     configs = apply_overrides(overrides, model=config_of_start(data, model), train=train, data=TransferData())
     made, config = configs["data"], configs["model"]
@@ -169,6 +172,7 @@ def transfer(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: st
         groups=partial(parameter_groups, scales=scales),
         train=configs["train"],
         config=config,
+        **judged_by(held, made),
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
 from deixis.training.clips import collate
 from deixis.training.generated import WorldData, first_sentences, world_clip
+from deixis.training.held_out import held_out_of, judged_by, with_split
 from deixis.training.optimizer import parameter_groups
 from deixis.training.run import Run, TrainConfig
 from deixis.training.sources import (
@@ -38,7 +39,7 @@ from deixis.training.sources import (
     list_clips,
     sample_clip,
 )
-from deixis.training.validation import validate
+from deixis.training.validation import export_world, validate
 from deixis.types import Batch, DeixisError
 from deixis.weights import go_on
 from deixis.weights_import import load_kinetics, load_roberta
@@ -102,13 +103,16 @@ def published(
             "one of our checkpoints"
         )
     text, clip = replace(model.text, frozen=plan.text == 0), SocData()
-    places = tuple((source, str(data[source.data])) for source in sources)
+    asked = apply_overrides({k: v for k, v in overrides.items() if k.startswith("data.")}, data=clip)["data"]
+    held = held_out_of(sources, data, asked)
+    places = tuple((source, str(data[source.data])) for source in with_split(sources, asked))
     clips = sum(len(list_clips(source, place, clip.frames)) for source, place in places)
     steps = plan.epochs * max(1, clips // plan.batch)
     train = TrainConfig(
         steps=steps, batch=1, global_batch=plan.batch, lr=plan.lr, schedule="multistep",
         milestones=tuple(steps * drop // plan.epochs for drop in plan.drops), gamma=plan.gamma, weight_decay=1e-4,
         clip_norm=0.1, precision="fp32", workers=4, seed=42, find_unused_parameters=True,
+        validate_every=0 if held is None else max(1, steps // plan.epochs),
     )  # fmt: skip
     configs = apply_overrides(overrides, model=replace(model, text=text), train=train, data=clip)
     scales = {"vision.": plan.backbone / plan.lr} | ({"text.encoder.": plan.text / plan.lr} if plan.text else {})
@@ -121,6 +125,7 @@ def published(
         groups=partial(groups, scales),
         train=configs["train"],
         config=configs["model"],
+        **judged_by(held, asked),
     )
 
 
@@ -178,6 +183,7 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
         losses=partial(losses, films.loss),
         groups=parameter_groups,
         validate=partial(validate, films),
+        export=partial(export_world, films),
         train=configs["train"],
         config=configs["model"],
     )

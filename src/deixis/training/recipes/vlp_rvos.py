@@ -27,11 +27,12 @@ from deixis.losses.dense_loss import DenseLossConfig, dense_loss
 from deixis.systems.vlp_rvos import VlpRvos, VlpRvosConfig, check, clip_l_config, vlmo_b_config
 from deixis.training.clips import collate
 from deixis.training.generated import WorldData, first_sentences, world_clip
+from deixis.training.held_out import Selecting, held_out_of, judged_by, with_split
 from deixis.training.optimizer import parameter_groups
 from deixis.training.run import Run, TrainConfig
 from deixis.training.sources import A2D, MEVIS, REF_YOUTUBE_VOS, STILLS, SocData, Source, list_clips, sample_clip
 from deixis.training.tower_model import tower_at
-from deixis.training.validation import validate
+from deixis.training.validation import export_world, validate
 from deixis.types import Batch, DeixisError, Expression, FeatureMaps
 from deixis.weights import go_on
 
@@ -40,7 +41,7 @@ RATES = {"prompts.": 0.5, "capture.": 0.5, "paint.": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
-class VlpData:
+class VlpData(Selecting):
     """How clips are made of a benchmark's videos."""
 
     frames: int = 8  # T of a clip (inferred)
@@ -88,13 +89,15 @@ def published(
     asked = apply_overrides(
         {k: v for k, v in overrides.items() if k.startswith("data.")}, data=VlpData(clips=plan.clips)
     )["data"]
-    places = tuple((source, str(data[source.data])) for source in plan.sources)
+    held = held_out_of(plan.sources, data, asked)
+    places = tuple((source, str(data[source.data])) for source in with_split(plan.sources, asked))
     count = sum(len(list_clips(source, place, asked.frames * asked.clips)) for source, place in places)
     steps = plan.epochs * max(1, count // BATCH)
     train = TrainConfig(
         steps=steps, batch=1, global_batch=BATCH, lr=1e-4, schedule="multistep",
         milestones=tuple(steps * drop // plan.epochs for drop in plan.drops), gamma=0.1, weight_decay=5e-4,
         clip_norm=0.1, precision="fp32", workers=4, seed=42, find_unused_parameters=True,
+        validate_every=0 if held is None else max(1, steps // plan.epochs),
     )  # fmt: skip
     model = with_tower(model, data)
     configs = apply_overrides(overrides, model=model, train=train, data=VlpData(clips=plan.clips))
@@ -114,6 +117,7 @@ def published(
         groups=groups,
         train=configs["train"],
         config=config,
+        **judged_by(held, made),
     )  # fmt: skip
 
 
@@ -228,6 +232,7 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str) 
         losses=partial(losses, films.clips, films.loss),
         groups=parameter_groups,
         validate=partial(validate, films, ask=ask_in_windows),
+        export=partial(export_world, films),
         train=configs["train"],
         config=config,
     )
