@@ -26,7 +26,7 @@ from deixis.metrics.presence import calibration_error
 from deixis.metrics.region_contour import score_track
 from deixis.synthetic import mixture
 from deixis.synthetic.mixture import composites, long_films, stills, twins
-from deixis.synthetic.scene import WorldFilm
+from deixis.synthetic.scene import SyntheticVideo
 from deixis.training.measure import Answer, answers, wilson, write_frames
 
 CELLS = ("composites", "shuffled", "stills", "twins", "long", "davis")
@@ -83,7 +83,7 @@ def measure(
     return {"figures": figures(cell, told), "answers": rows}
 
 
-def films_of(cell: str, pictures: Path, share: float) -> Iterator[WorldFilm]:
+def films_of(cell: str, pictures: Path, share: float) -> Iterator[SyntheticVideo]:
     def some(count: int) -> int:
         return max(2, round(count * share))
 

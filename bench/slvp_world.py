@@ -289,7 +289,7 @@ def flow_report(options: argparse.Namespace) -> None:
 
 def davis_clips(folder: Path, size: tuple[int, int], frames: int, most: int) -> list[Any]:
     """Three clips of every video of a folder like davis_train, with DIS as truth, estimated at twice the size."""
-    from deixis.synthetic.scene import Sentence, WorldFilm
+    from deixis.synthetic.scene import Sentence, SyntheticVideo
     from deixis.training.flow import estimate, to_cells
     from deixis.training.small_films import SmallFilm
     from deixis.video import Film, resize
@@ -305,7 +305,7 @@ def davis_clips(folder: Path, size: tuple[int, int], frames: int, most: int) -> 
             small = np.stack([resize(picture, size) for picture in large])
             sentence = Sentence(told[name]["expressions"][0], "written", (0,))
             masks = np.zeros((frames, 1, *size), bool)
-            film = WorldFilm(small, masks, (sentence,), flow=to_cells(flow, size) / 2, name=name)
+            film = SyntheticVideo(small, masks, (sentence,), flow=to_cells(flow, size) / 2, name=name)
             clips.append(SmallFilm(film, valid[:, 1::2, 1::2]))
     return clips
 

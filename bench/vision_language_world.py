@@ -221,7 +221,7 @@ def draw_films(job: Any, options: argparse.Namespace) -> None:
 def with_words_of_others(job: Any) -> Callable[[Any], dict[str, float]]:
     """The job's validation with every sentence replaced by one of the same kind from another film."""
     from deixis.training.generated import generated_video
-    from deixis.training.validation import best_masks, validate
+    from deixis.training.validation import best_masks, validate_generated
     from deixis.types import Batch, Expression
 
     data, ask = films_of(job), job.validate.keywords.get("ask", best_masks)
@@ -240,7 +240,7 @@ def with_words_of_others(job: Any) -> Callable[[Any], dict[str, float]]:
     def asked(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
         return ask(model, batch, strange(next(turn)))
 
-    return lambda model: validate(data, model, asked)
+    return lambda model: validate_generated(data, model, asked)
 
 
 # --- what came of it -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from deixis.benchmarks.pngs import write_ids
-from deixis.synthetic.scene import WorldFilm
+from deixis.synthetic.scene import SyntheticVideo
 from deixis.synthetic.sentences import SentenceMix
 from deixis.synthetic.world import World
 from deixis.synthetic.world_config import WorldConfig
@@ -41,7 +41,7 @@ def object_numbers(masks: np.ndarray) -> np.ndarray:
     return (masks * numbers).max(axis=0, initial=0)
 
 
-def add(root: Path, name: str, split: str, film: WorldFilm, rate: int) -> list[list[str]]:
+def add(root: Path, name: str, split: str, film: SyntheticVideo, rate: int) -> list[list[str]]:
     """Write one film with its masks; returns its rows of the table."""
     write_film(root / "films" / f"{name}.mp4", film.frames, rate)
     for index in range(0, len(film.masks), 2):

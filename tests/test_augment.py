@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deixis.synthetic.scene import Sentence, WorldFilm
-from deixis.training.augment import AugmentConfig, augment, boxes_of, crop, flip, jitter, mirror_words, resize
+from deixis.synthetic.scene import Sentence, SyntheticVideo
+from deixis.training.augment import AugmentConfig, augment, boxes_of, crop, flip, jitter, mirror_words, resize_video
 from deixis.types import DeixisError
 
 RED, BLUE = (210, 30, 30), (30, 60, 210)
 
 
-def film(text: str = "the red box on the left") -> WorldFilm:
+def film(text: str = "the red box on the left") -> SyntheticVideo:
     """A red box on the left that moves down, a blue one on the right that stands, 4 frames of 48 x 80."""
     frames, masks = np.full((4, 48, 80, 3), 128, np.uint8), np.zeros((4, 2, 48, 80), bool)
     flow = np.zeros((3, 48, 80, 2), np.float32)
@@ -24,7 +24,7 @@ def film(text: str = "the red box on the left") -> WorldFilm:
         frames[t][masks[t, 0]], frames[t][masks[t, 1]] = RED, BLUE
         if t < 3:
             flow[t][masks[t, 0]] = (2, 4)
-    return WorldFilm(
+    return SyntheticVideo(
         frames, masks, (Sentence(text, "colour", (0,)), Sentence("the blue box", "colour", (1,))), flow=flow
     )
 
@@ -89,20 +89,20 @@ def test_a_crop_cuts_everything_alike_and_refuses_a_window_outside() -> None:
 
 
 def test_a_resize_scales_masks_with_frames_and_flow_with_pixels() -> None:
-    after = resize(film(), (96, 160))
+    after = resize_video(film(), (96, 160))
     assert after.frames.shape == (4, 96, 160, 3)
     np.testing.assert_allclose(boxes_of(after.masks), boxes_of(film().masks), atol=0.02)
     assert after.flow is not None
     assert (after.flow[0][40, 30] == (4, 8)).all()
-    smaller = resize(film(), (24, 40))
+    smaller = resize_video(film(), (24, 40))
     np.testing.assert_allclose(boxes_of(smaller.masks), boxes_of(film().masks), atol=0.04)
 
 
 def test_a_film_without_objects_can_be_resized() -> None:
-    empty = WorldFilm(
+    empty = SyntheticVideo(
         np.zeros((2, 16, 16, 3), np.uint8), np.zeros((2, 0, 16, 16), bool), (Sentence("a cat", "none", ()),)
     )
-    assert resize(empty, (8, 8)).masks.shape == (2, 0, 8, 8)
+    assert resize_video(empty, (8, 8)).masks.shape == (2, 0, 8, 8)
 
 
 def test_light_changes_no_mask_and_no_sentence_and_the_whole_film_alike() -> None:

@@ -39,7 +39,7 @@ from typer.testing import CliRunner, Result
 from deixis.batch import forecast as forecast_module
 from deixis.batch import run as run_module
 from deixis.batch import storage
-from deixis.batch.forecast import foresee
+from deixis.batch.forecast import forecast
 from deixis.batch.local import Local, usable_cores
 from deixis.batch.manifest import Options, Settings, read_manifest
 from deixis.batch.run import batch
@@ -488,14 +488,14 @@ def test_a_dry_run_counts_with_the_speed_of_earlier_results(few: Path, tmp_path:
     (out / RESULTS).write_text("".join(json.dumps(line) + "\n" for line in slow))
     (out / results(out)[1]["folder"] / RESULT).unlink()
     (out / results(out)[3]["folder"] / RESULT).unlink()
-    forecast = foresee(plan_of(few, out, engine=QUICK))
-    assert (forecast.films, forecast.finished, [job.row for job in forecast.due]) == (4, 2, [2, 4])
-    assert forecast.frames == 4 + 6
-    assert forecast.seconds == pytest.approx(10 * 0.5 / 2)
-    told = "\n".join(forecast_module.forecast_lines(forecast))
+    found = forecast(plan_of(few, out, engine=QUICK))
+    assert (found.films, found.finished, [job.row for job in found.due]) == (4, 2, [2, 4])
+    assert found.frames == 4 + 6
+    assert found.seconds == pytest.approx(10 * 0.5 / 2)
+    told = "\n".join(forecast_module.forecast_lines(found))
     assert f"2.00 frames/s a worker, measured on 4 films of {out / RESULTS}; 1 workers with 1 threads on cpu" in told
     (tmp_path / "other.jsonl").write_text(json.dumps(slow[0]) + "\n")
-    new = foresee(plan_of(few, tmp_path / "new", engine=QUICK), str(tmp_path / "other.jsonl"))
+    new = forecast(plan_of(few, tmp_path / "new", engine=QUICK), str(tmp_path / "other.jsonl"))
     assert new.seconds == pytest.approx(18 * 0.5 / 2)
     refused(command(few, tmp_path / "new", "--dry-run", "--rate-from", str(few)), "is not a results.jsonl of deixis")
     assert not (tmp_path / "new").exists()

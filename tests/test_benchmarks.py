@@ -10,12 +10,12 @@ from PIL import Image
 
 from deixis.benchmarks import BENCHMARKS, a2d_sentences, jhmdb_sentences, mevis_layout, open_benchmark, splits_of, visor
 from deixis.benchmarks import write_fixture as write
-from deixis.benchmarks.checking import check
+from deixis.benchmarks.checking import check_benchmark
 from deixis.benchmarks.fixtures import tiny_videos
 from deixis.benchmarks.frames import centred_window, read_frames
 from deixis.benchmarks.mevis_layout import scan_masks
 from deixis.benchmarks.pngs import checked_mask, davis_palette, polygon_mask, read_ids, write_ids
-from deixis.benchmarks.ref_davis17 import TEXTS, build, merge_objects
+from deixis.benchmarks.ref_davis17 import TEXTS, build_ref_davis17, merge_objects
 from deixis.benchmarks.ref_youtube_vos import holdout_ids
 from deixis.training.clips import anchored_frames, consecutive_windows, pseudo_clip, surrounding_frames, training_clip
 from deixis.types import DeixisError, encode_rle
@@ -46,7 +46,7 @@ def truth_of(benchmark, sample, index):
 
 @pytest.mark.parametrize("name", FIXTURES)
 def test_a_fixture_has_no_problem_in_any_split(name, made):
-    findings = check(name, made(name))
+    findings = check_benchmark(name, made(name))
     assert findings.problems == 0
     assert not [line for line in findings.lines if "not to be opened" in line]
 
@@ -127,7 +127,7 @@ def test_annotations_are_read_as_indices_never_as_colours(made):
     assert set(np.unique(read_ids(file, file))) == {0, 1, 2}
     assert Image.open(file).convert("RGB").getpixel((5, 10)) == (128, 0, 0)
     Image.open(file).convert("RGB").save(file)
-    findings = check("ref-youtube-vos", root, "train")
+    findings = check_benchmark("ref-youtube-vos", root, "train")
     assert any("the PNG is RGB; a mask has one channel" in line and file.name in line for line in findings.lines)
 
 
@@ -253,7 +253,7 @@ def test_the_copy_is_built_from_davis_and_four_text_files(tmp_path):
         lines = [f'clasic-car {i} "a {café} {i} by {number}"' for i in (2, 1)]
         lines += [f'motor-bike {i} "bike {i} by {number}"' for i in (1, 2)]
         (texts / name).write_text("\n".join(lines) + "\n", encoding=encoding)
-    build(davis, texts, out)
+    build_ref_davis17(davis, texts, out)
     benchmark = open_benchmark("ref-davis17", out)
     said = {s.id: (s.text, s.objects) for s in benchmark.samples}
     assert said["1"] == ("a cafe 1 by 1", ("1",))
@@ -262,7 +262,7 @@ def test_the_copy_is_built_from_davis_and_four_text_files(tmp_path):
     assert {s.video.id for s in open_benchmark("ref-davis17", out, "train").samples} == {"motorbike"}
     (texts / TEXTS[0][0]).write_text("clasic-car one 'a car'\n")
     with pytest.raises(DeixisError, match=r"annot1\.txt, line 1: must be a video, an object number and a quoted text"):
-        build(davis, texts, tmp_path / "out2")
+        build_ref_davis17(davis, texts, tmp_path / "out2")
 
 
 def test_the_palette_is_davis_own():
@@ -354,7 +354,7 @@ def test_visor_is_built_with_later_objects_over_earlier_ones(tmp_path):
     (tmp_path / "visor/annotations/val").mkdir(parents=True)
     (tmp_path / "visor/annotations/train").mkdir()
     (tmp_path / "visor/annotations/val/P01_01.json").write_text(json.dumps({"video_annotations": frames[::-1]}))
-    visor.build(tmp_path / "visor", tmp_path / "out")
+    visor.build_visor(tmp_path / "visor", tmp_path / "out")
     benchmark = open_benchmark("visor", tmp_path / "out")
     said = {s.text: s for s in benchmark.samples}
     assert set(said) == {"left hand", "plate"}
@@ -440,7 +440,7 @@ def test_a_missing_frame_is_named_and_its_video_left_out_only_if_asked(made):
         open_benchmark("mevis", root)
     left = open_benchmark("mevis", root, skip_bad=True)
     assert {s.video.id for s in left.samples} == {"video00", "video02"}
-    assert any("video01" in line for line in check("mevis", root, "valid_u").lines)
+    assert any("video01" in line for line in check_benchmark("mevis", root, "valid_u").lines)
 
 
 def test_a_symlink_loop_ends_in_one_line(made):
@@ -462,7 +462,7 @@ def test_a_damaged_annotation_is_named_by_check(made, damage):
         write_ids(file, np.zeros((10, 10), np.uint8))
     else:
         file.write_bytes(contents[damage])
-    findings = check("visor", root, "val")
+    findings = check_benchmark("visor", root, "val")
     assert findings.problems == 1
     assert any(file.stem in line for line in findings.lines)
 

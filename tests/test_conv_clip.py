@@ -30,7 +30,7 @@ from deixis.encoders.conv_clip import (
     ConvClipConfig,
     convnext_base_w_320,
     convnext_large_d_320,
-    rename,
+    rename_open_clip,
     small_conv_clip,
 )
 from deixis.encoders.frozen import fill_towers, save_tower
@@ -116,7 +116,7 @@ def test_every_key_of_the_published_files_has_its_place(config: ConvClipConfig, 
     with torch.device("meta"):
         wanted = {key: tuple(value.shape) for key, value in ConvClipBody(config).state_dict().items()}
         files = {key: torch.empty(shape) for key, shape in KEYS[name].items()}
-    assert {key: tuple(value.shape) for key, value in rename(files, name).items()} == wanted
+    assert {key: tuple(value.shape) for key, value in rename_open_clip(files, name).items()} == wanted
     assert 10 * (len(files) // 10) == {"convnext_large_d_320": 540, "convnext_base_w_320": 490}[name]
 
 
@@ -180,7 +180,7 @@ def test_live_open_clip_gives_the_same_levels() -> None:
     torch.manual_seed(0)
     theirs = open_clip.CLIP(**open_clip.get_model_config("convnext_base_w_320")).eval()
     body = ConvClipBody(convnext_base_w_320()).eval()
-    body.load_state_dict(rename(theirs.state_dict(), "open_clip"))
+    body.load_state_dict(rename_open_clip(theirs.state_dict(), "open_clip"))
     tower = ConvClip(replace(convnext_base_w_320(), place=""))
     tower.body = body
     image = torch.randn(1, 3, 64, 96)

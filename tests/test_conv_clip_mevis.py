@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deixis import systems, weights
 from deixis.benchmarks import open_benchmark, write_fixture
-from deixis.blocks.levels import Scene
+from deixis.blocks.levels import ClipTokens
 from deixis.encoders.clip_vit import ClipVit
 from deixis.encoders.conv_clip import ConvClip
 from deixis.encoders.frozen import save_tower
@@ -92,7 +92,7 @@ def test_what_lies_in_the_padding_is_not_heard() -> None:
     for level, stride in zip(noisy, maps.strides, strict=True):
         level[1, :, :, 32 // stride :] += 1.0
     text = model.listen([Expression("dog"), Expression("cat")])
-    scenes = [Scene(maps), Scene(replace(maps, levels=tuple(noisy)))]
+    scenes = [ClipTokens(maps), ClipTokens(replace(maps, levels=tuple(noisy)))]
     fused, fused_noisy = (model.fuse_part(scene, text) for scene in scenes)
     close(fused_noisy[1].words, fused[1].words)
     for clean, dirty, stride in zip(fused[0], fused_noisy[0], maps.strides[1:], strict=True):

@@ -33,8 +33,8 @@ from deixis.training.flow import (
     estimate,
     fill_cache,
     flow_of_film,
+    flow_target,
     median_of,
-    target_of,
     to_cells,
 )
 from deixis.types import DeixisError
@@ -188,7 +188,7 @@ def test_a_target_has_no_camera_motion_is_in_units_and_clipped() -> None:
     flow = np.full((1, 8, 8, 2), 3.0, np.float32)
     flow[0, 0, 0] = [3.0 + 0.02 * 50, 3.0]  # one unit of a frame whose diagonal is 50
     flow[0, 0, 1] = [1000.0, 3.0]
-    target = target_of(flow, (30, 40), 0.02, 5.0)
+    target = flow_target(flow, (30, 40), 0.02, 5.0)
     assert median_of(flow).ravel().tolist() == [3.0, 3.0]
     assert target[0, 0, :2, 0].tolist() == pytest.approx([1.0, 5.0])
     assert np.abs(target).sum() == pytest.approx(6.0)
@@ -296,7 +296,7 @@ def test_an_entry_of_an_older_version_is_not_taken(
 ) -> None:
     cache = FlowCache(tmp_path / "flow", SETTINGS)
     cache.get(films[0])
-    monkeypatch.setattr(flow_file, "VERSION", 2)
+    monkeypatch.setattr(flow_file, "FLOW_VERSION", 2)
     assert not cache.look(films[0])[1]
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from deixis import weights
 from deixis.benchmarks import folder, open_benchmark, write_fixture
-from deixis.benchmarks.checking import check
+from deixis.benchmarks.checking import check_benchmark
 from deixis.benchmarks.fixtures import tiny_videos
 from deixis.benchmarks.frames import film_index, read_frames
 from deixis.benchmarks.pngs import write_binary, write_ids
@@ -73,7 +73,7 @@ def perfect(root: Path, split: str, out: Path) -> Any:
 
 
 def test_the_tiny_copy_has_no_problem_and_its_counts_are_told(root: Path) -> None:
-    findings = check("folder", root)
+    findings = check_benchmark("folder", root)
     assert findings.problems == 0
     assert findings.lines == (
         "valid: truth there", "  films 1", "  sentences 4", "  labelled frames 8",
@@ -247,9 +247,9 @@ def mask_called(name: str) -> Callable[[Path], None]:
     ],
 )
 def test_what_is_wrong_on_disk_is_named(make: Callable[[Path], Any], said: str, root: Path) -> None:
-    assert check("folder", root).problems == 0  # and this is what the cache keeps
+    assert check_benchmark("folder", root).problems == 0  # and this is what the cache keeps
     make(root)
-    findings = check("folder", root)
+    findings = check_benchmark("folder", root)
     assert findings.problems >= 1
     assert any(said in line for line in findings.lines), findings.lines
     done = CliRunner().invoke(app, ["train", "soc_folder", "-o", str(root / "out"), "--data", f"folder={root}"])
@@ -260,7 +260,7 @@ def test_a_missing_folder_says_how_it_is_laid_out(tmp_path: Path) -> None:
     with pytest.raises(DeixisError, match=r"is missing; docs/train_on_your_data\.md"):
         open_benchmark("folder", tmp_path / "nothing")
     with pytest.raises(DeixisError, match=r"is missing; docs/train_on_your_data\.md"):
-        check("folder", tmp_path / "nothing")
+        check_benchmark("folder", tmp_path / "nothing")
 
 
 def test_black_and_white_masks_show_object_1_and_255_is_void_beside_numbers() -> None:
@@ -278,7 +278,7 @@ def test_black_and_white_masks_show_object_1_and_255_is_void_beside_numbers() ->
 def test_masks_of_film_files_may_be_numbered_without_zeros(root: Path) -> None:
     for path in (root / "masks/video00").iterdir():
         path.rename(path.with_name(f"{int(path.stem)}.png"))
-    assert check("folder", root).problems == 0
+    assert check_benchmark("folder", root).problems == 0
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from deixis.encoders.frozen import (
     save_tower,
     tower_facts,
 )
-from deixis.training.checkpoint import pack, unpack
+from deixis.training.checkpoint import pack_state, unpack_state
 from deixis.training.optimizer import build_optimizer, parameter_groups
 from deixis.types import DeixisError
 
@@ -177,8 +177,10 @@ def test_a_training_checkpoint_does_without_the_tower(place: str) -> None:
     optimizer = build_optimizer(parameter_groups(system), lr=0.1, weight_decay=0.0, betas=(0.9, 0.99))
     system().backward()
     optimizer.step()
-    kept = pack(system, optimizer, None)
+    kept = pack_state(system, optimizer, None)
     assert sorted(k for k in kept if k.startswith("model/")) == ["model/eye.fingerprint", "model/prompt"]
     again = fill_towers(System(place))
-    unpack(kept, again, build_optimizer(parameter_groups(again), lr=0.1, weight_decay=0.0, betas=(0.9, 0.99)), None)
+    unpack_state(
+        kept, again, build_optimizer(parameter_groups(again), lr=0.1, weight_decay=0.0, betas=(0.9, 0.99)), None
+    )
     assert torch.equal(again(), system())

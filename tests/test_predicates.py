@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deixis.synthetic.colours import COLOURS, colour_shares
-from deixis.synthetic.predicates import FALSE, TRUE, UNCERTAIN, Judge
+from deixis.synthetic.colours import COLOUR_NAMES, colour_shares
+from deixis.synthetic.predicates import FALSE, TRUE, UNCERTAIN, Predicates
 from deixis.synthetic.scene import Scene, Thing
-from deixis.synthetic.sentences import SentenceMix, Writer, fill
+from deixis.synthetic.sentences import SentenceMix, SentenceSampler, fill
 from deixis.synthetic.vocabulary import COCO_NAMES, NOUNS, plural
 
 T = 8
@@ -32,15 +32,15 @@ def thing(
     world = np.array(at) + (np.array(to or at) - np.array(at)) * s
     path = world + np.array(camera) * s
     scale = grows ** s[:, 0]
-    certain = np.array([0.9 if c == colour else 0.0 for c in COLOURS])
+    certain = np.array([0.9 if c == colour else 0.0 for c in COLOUR_NAMES])
     return Thing(
         NOUNS[name], share * scale**2, path, path / np.sqrt(2), world / np.sqrt(2) if known else None,
         scale, scale if known else None, certain, certain, **rest,
     )  # fmt: skip
 
 
-def judge(*things: Thing, **scene: object) -> Judge:
-    return Judge(Scene(things, fixed=True, **scene))  # type: ignore[arg-type]
+def judge(*things: Thing, **scene: object) -> Predicates:
+    return Predicates(Scene(things, fixed=True, **scene))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def judge(*things: Thing, **scene: object) -> Judge:
 )  # fmt: skip
 def test_a_clear_colour_is_certain_and_its_opposites_are_ruled_out(rgb: tuple[int, int, int], certain: str) -> None:
     sure, perhaps = colour_shares(np.full((50, 3), rgb, np.uint8))
-    assert [c for c, share in zip(COLOURS, sure, strict=True) if share > 0.5] == [certain]
+    assert [c for c, share in zip(COLOUR_NAMES, sure, strict=True) if share > 0.5] == [certain]
     opposite = {"red": "green", "green": "red", "blue": "orange", "black": "white", "white": "black", "yellow": "blue"}
-    assert perhaps[COLOURS.index(opposite.get(certain, "green"))] == 0
+    assert perhaps[COLOUR_NAMES.index(opposite.get(certain, "green"))] == 0
 
 
 @pytest.mark.parametrize("rgb", [(200, 160, 130), (90, 60, 70), (100, 140, 140), (70, 70, 70), (215, 84, 40)])
@@ -192,8 +192,8 @@ def test_a_follower_goes_the_same_way_behind_the_other() -> None:
     assert scene.related("follows", 0).tolist() == [FALSE, TRUE, FALSE, FALSE]
 
 
-def writer(scene: Judge, seed: int = 0) -> Writer:
-    return Writer(scene, np.random.default_rng(seed))
+def writer(scene: Predicates, seed: int = 0) -> SentenceSampler:
+    return SentenceSampler(scene, np.random.default_rng(seed))
 
 
 def test_no_sentence_singles_out_one_of_two_that_are_alike() -> None:
@@ -221,7 +221,7 @@ def test_what_is_said_to_be_absent_is_false_of_everything() -> None:
                 seen += 1
                 text = sentence.text
                 named = [w for w in words if f" {w} " in f" {text} "]
-                coloured = [c for c in COLOURS if c in text.replace("gray", "grey")]
+                coloured = [c for c in COLOUR_NAMES if c in text.replace("gray", "grey")]
                 wrong_colour = bool(coloured) and coloured[0] not in ("black", "blue")
                 black_car = any(c == "black" for c in coloured) and "dog" not in text and "canine" not in text
                 blue_dog = any(c == "blue" for c in coloured) and "car" not in text and "auto" not in text

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deixis.benchmarks import open_benchmark
-from deixis.benchmarks.refcoco_build import build, read_refs, write_download, write_rearranged
+from deixis.benchmarks.refcoco_build import build_refcoco, read_refs, write_download, write_rearranged
 from deixis.cli import app
 from deixis.types import DeixisError
 
@@ -30,7 +30,7 @@ def here(tmp_path: Path) -> Path:
 
 
 def test_a_record_a_sentence_is_built_for_every_set_and_split(here: Path, tmp_path: Path) -> None:
-    counts = build(here, tmp_path / "built")
+    counts = build_refcoco(here, tmp_path / "built")
     assert counts == dict.fromkeys(FILES, 4)  # one image, two objects, two sentences of each
     for split in FILES:
         opened = open_benchmark("refcoco", tmp_path / "built", split)
@@ -61,9 +61,9 @@ def test_the_command_builds_and_the_recipe_trains_on_it(here: Path, tmp_path: Pa
 
 def test_split_by_umd_and_unc_goes_before_google_and_google_alone_is_read(here: Path, tmp_path: Path) -> None:
     (here / "refcocog" / "refs(umd).p").write_bytes(b"(l.")  # no references at all: nothing would be written
-    assert not any(key.startswith("refcocog") for key in build(here, tmp_path / "a"))
+    assert not any(key.startswith("refcocog") for key in build_refcoco(here, tmp_path / "a"))
     (here / "refcocog" / "refs(umd).p").unlink()
-    assert build(here, tmp_path / "b")["refcocog_val"] == 4
+    assert build_refcoco(here, tmp_path / "b")["refcocog_val"] == 4
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -103,7 +103,7 @@ def test_a_pickle_that_wants_to_run_code_is_refused_and_runs_nothing(
     monkeypatch.chdir(tmp_path)
     (here / "refcoco" / "refs(unc).p").write_bytes(data)
     with pytest.raises(DeixisError, match="may run code") as caught:
-        build(here, tmp_path / "built")
+        build_refcoco(here, tmp_path / "built")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "hostile-code-ran").exists()
 
@@ -129,15 +129,15 @@ def test_a_damaged_pickle_gets_one_line(data: bytes, says: str, tmp_path: Path) 
 
 def test_what_is_missing_or_does_not_fit_is_said(here: Path, tmp_path: Path) -> None:
     with pytest.raises(DeixisError, match="holds none of refcoco"):
-        build(tmp_path / "nothing", tmp_path / "out")
+        build_refcoco(tmp_path / "nothing", tmp_path / "out")
     table = json.loads((here / "refcoco" / "instances.json").read_text())
     (here / "refcoco" / "instances.json").write_text(json.dumps({**table, "annotations": table["annotations"][:1]}))
     with pytest.raises(DeixisError, match=r"a reference has ann_id 12, which .* does not list"):
-        build(here, tmp_path / "out")
+        build_refcoco(here, tmp_path / "out")
     (here / "refcoco" / "refs(unc).p").unlink()
     (here / "refcoco" / "refs(google).p").unlink()
     with pytest.raises(DeixisError, match=r"holds none of refs\(unc\|google\).p"):
-        build(here, tmp_path / "out")
+        build_refcoco(here, tmp_path / "out")
 
 
 def test_an_rle_of_numbers_as_coco_keeps_crowds_is_read(here: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_an_rle_of_numbers_as_coco_keeps_crowds_is_read(here: Path, tmp_path: Pa
     table = json.loads(file.read_text())
     table["annotations"][0]["segmentation"] = {"size": [48, 32], "counts": [0, 48, 48 * 31]}  # the first column
     file.write_text(json.dumps(table))
-    build(here, tmp_path / "built")
+    build_refcoco(here, tmp_path / "built")
     opened = open_benchmark("refcoco", tmp_path / "built", "refcoco_train")
     assert opened.truth is not None
     mask = opened.truth(opened.samples[0].video, 0).masks["1"]

@@ -11,7 +11,7 @@ import torch
 from helpers.films import Colours, ColoursConfig, colours, moving, square, write_film, write_folder
 
 import deixis
-from deixis.inference import answer, choose_device, choose_precision, cpu_has_bf16, model_size, segment
+from deixis.inference import choose_device, choose_precision, cpu_has_bf16, model_size, predict_clip, segment
 from deixis.linking import Linking, Presence, Window, best_path
 from deixis.tracks import Candidates, TrackBuilder, select, to_source
 from deixis.types import DeixisError, Expression, Prediction, encode_rle
@@ -376,7 +376,7 @@ def test_answer_gives_one_set_of_candidates_per_expression(film: Path) -> None:
     system = Colours(replace(ColoursConfig(), window=4))
     clip = next(Film(film).windows(4, size=(72, 96)))
     read = lambda prediction, size, padded, _: select(prediction, Linking(), size, padded)  # noqa: E731
-    found = answer(system.eval(), clip, [Expression("red"), Expression("blue")], read, CPU)
+    found = predict_clip(system.eval(), clip, [Expression("red"), Expression("blue")], read, CPU)
     assert [f.presence for f in found] == [5.0, -5.0]
     assert found[0].logits.shape[1:] == (4, 36, 48)
 

@@ -67,8 +67,8 @@ def test_the_timeline_puts_a_bar_where_the_object_is() -> None:
 def test_a_message_tells_no_path_and_no_advice_for_the_owner() -> None:
     task = a_task(Path("/srv/uploads/abc/film.mp4"), Path("/srv/results/xyz"))
     said = "/srv/uploads/abc/film.mp4: a frame holds 9 pixels, more than 8; if you trust the file, raise it with --max"
-    assert process.plain(said, task) == "film.mp4: a frame holds 9 pixels, more than 8"
-    assert "/srv" not in process.plain("cannot write to /srv/results/xyz or /srv/results", task)
+    assert process.scrub_paths(said, task) == "film.mp4: a frame holds 9 pixels, more than 8"
+    assert "/srv" not in process.scrub_paths("cannot write to /srv/results/xyz or /srv/results", task)
 
 
 def a_task(film: Path, out: Path, **more: object) -> Task:
@@ -133,7 +133,7 @@ def test_one_task_leaves_what_was_asked_for_and_says_when(tmp_path: Path, film: 
 
     told: list[tuple[str, int, int]] = []
     task = a_task(film, tmp_path / "out", formats=("overlay", "rle", "png", "matte"), sentences=("red", "a dog"))
-    done = process.answer(task, weights.load("light_debug"), lambda *facts: told.append(facts), lambda: False)
+    done = process.run_task(task, weights.load("light_debug"), lambda *facts: told.append(facts), lambda: False)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "contact_sheet.png", "masks.json", "masks.zip", "matte.zip", "original.mp4", "overlay.mp4", "timeline.svg",
     ]  # fmt: skip
@@ -153,7 +153,7 @@ def test_a_film_that_browsers_do_not_play_is_shown_as_one_that_they_do(tmp_path:
     from deixis import weights
 
     film = write_film(tmp_path / "film.avi", moving(6), codec="mjpeg", pixels="yuvj420p")
-    process.answer(a_task(film, tmp_path / "out"), weights.load("light_debug"), lambda *_: None, lambda: False)
+    process.run_task(a_task(film, tmp_path / "out"), weights.load("light_debug"), lambda *_: None, lambda: False)
     assert process.check_container(tmp_path / "out" / "original.mp4") == "mp4"
     assert Film(tmp_path / "out" / "original.mp4").length == 6
 
@@ -166,12 +166,12 @@ def test_a_task_stops_in_every_stage_and_leaves_nothing(
 
     (tmp_path / "results").mkdir()
     at: list[str] = []
-    pack = process.pack
-    monkeypatch.setattr(process, "pack", lambda *a: (at.append("packing"), pack(*a)))
+    pack = process.zip_folders
+    monkeypatch.setattr(process, "zip_folders", lambda *a: (at.append("packing"), pack(*a)))
     task = a_task(film, tmp_path / "results" / "out", formats=("png", "overlay"))
     model = weights.load("light_debug")
     with pytest.raises(process.Stopped):
-        process.answer(task, model, lambda s, *_: at.append(s), lambda: bool(at) and at[-1] == stage)
+        process.run_task(task, model, lambda s, *_: at.append(s), lambda: bool(at) and at[-1] == stage)
     assert at[-1] == stage
     if stage != "packing":  # then the server removes what is there, see Queue
         assert list((tmp_path / "results").iterdir()) == []

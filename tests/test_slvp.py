@@ -29,7 +29,7 @@ from deixis.losses.mask_loss import MaskLossConfig, mask_loss
 from deixis.systems.slvp import DEBUG, PRETRAINING, Slvp, SlvpConfig, likeness
 from deixis.training import flow_clips
 from deixis.training.captions import VideoCaptions, write_list
-from deixis.training.flow import Entry, FlowCache, FlowSettings
+from deixis.training.flow import CacheEntry, FlowCache, FlowSettings
 from deixis.training.flow_clips import FlowClip, PretrainData, PretrainLoss, collate_flow, flow_clip, read_flow_clip
 from deixis.training.flow_validation import errors_of, flow_picture
 from deixis.training.loop import train
@@ -380,7 +380,7 @@ def test_flow_keeps_its_scale_through_resizing_cutting_and_units(films: VideoCap
     valid[:, :8] = False
     cache = FlowCache(tmp_path / "flow", MADE.flow)
     seconds = cache.get(films[0]).seconds
-    cache.get = lambda row: Entry(flow, valid, seconds, (96, 64))  # type: ignore[method-assign]
+    cache.get = lambda row: CacheEntry(flow, valid, seconds, (96, 64))  # type: ignore[method-assign]
     config = replace(MADE, size=(48, 32), frames=4, flip=0.0)
     found = read_flow_clip(films[0], cache, TINY, config, np.random.default_rng(0))
     pixels = found.flow * TINY.flow_unit * float(np.hypot(48, 32))

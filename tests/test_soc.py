@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from deixis import systems, weights
 from deixis.blocks.deformable import sample_by_bag, sample_by_grid
-from deixis.blocks.mask_head import kernel_numbers, paint
+from deixis.blocks.mask_head import kernel_numbers, predict_masks
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, plan_windows
 from deixis.losses import terms
 from deixis.losses.matching import match
@@ -224,7 +224,7 @@ def test_painting_equals_a_network_run_for_each_query() -> None:
     g = torch.Generator().manual_seed(0)
     pixels, centres = torch.randn(2, 2, 4, 5, 6, generator=g), torch.rand(2, 2, 3, 2, generator=g) * 24
     kernels = torch.randn(2, 2, 3, kernel_numbers(4, 8, 3), generator=g)
-    found = paint(pixels, kernels, centres, 4)
+    found = predict_masks(pixels, kernels, centres, 4)
     x, y = torch.arange(6) * 4 + 2.0, torch.arange(5) * 4 + 2.0
     for b, t, q in [(0, 0, 0), (1, 1, 2), (0, 1, 1)]:
         w1, w2, w3, b1, b2, b3 = kernels[b, t, q].split([48, 64, 8, 8, 8, 1])
@@ -237,7 +237,7 @@ def test_painting_equals_a_network_run_for_each_query() -> None:
 
 def test_kernels_of_another_length_are_refused() -> None:
     with pytest.raises(DeixisError, match="169"):
-        paint(torch.zeros(1, 1, 8, 2, 2), torch.zeros(1, 1, 1, 100), torch.zeros(1, 1, 1, 2), 4)
+        predict_masks(torch.zeros(1, 1, 8, 2, 2), torch.zeros(1, 1, 1, 100), torch.zeros(1, 1, 1, 2), 4)
 
 
 @pytest.mark.parametrize("size", [(3, 9, 13), (17, 4, 8), (8, 7, 7), (1, 1, 1)])

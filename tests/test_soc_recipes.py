@@ -81,7 +81,7 @@ def test_every_epoch_shows_all_clips_once_in_its_own_order() -> None:
 def test_rates_are_those_of_the_papers_groups() -> None:
     torch.manual_seed(0)
     model: Any = Soc(SOC_RECIPES["soc_world"].keywords["model"])
-    groups = soc.groups({"vision.": 0.1, "text.encoder.": 0.05}, model)
+    groups = soc.soc_groups({"vision.": 0.1, "text.encoder.": 0.05}, model)
     assert {g["scale"] for g in groups} == {1.0, 0.1, 0.05}
     assert all(g["decay"] for g in groups)
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))

@@ -13,14 +13,14 @@ from torch import nn
 
 from deixis import weights
 from deixis.training.recipes import soc, vlp_rvos
-from deixis.training.recipes.conv_clip_mevis import start
+from deixis.training.recipes.conv_clip_mevis import build_conv_clip_mevis
 from deixis.training.recipes.light import build
 from deixis.types import DeixisError
 
 Start = Callable[[Any, Mapping[str, Path]], nn.Module]
 STARTS: dict[str, Start] = {
-    "light_debug": build, "soc_debug": soc.start, "soc_plus_plus_debug": soc.start,
-    "vlp_rvos_debug": vlp_rvos.start, "conv_clip_mevis_debug": start,
+    "light_debug": build, "soc_debug": soc.build_soc, "soc_plus_plus_debug": soc.build_soc,
+    "vlp_rvos_debug": vlp_rvos.build_vlp_rvos, "conv_clip_mevis_debug": build_conv_clip_mevis,
 }  # fmt: skip
 
 

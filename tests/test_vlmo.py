@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deixis.encoders.vlmo import Body, Vlmo, VlmoConfig, bias_rows, vlmo_b, vlmo_l
+from deixis.encoders.vlmo import Vlmo, VlmoBody, VlmoConfig, bias_rows, vlmo_b, vlmo_l
 from deixis.types import DeixisError
 
 SMALL = VlmoConfig(place="", width=16, layers=2, heads=2, patch=8, image=24, positions=12, vocabulary=200)
@@ -123,7 +123,7 @@ def test_appended_tokens_get_no_bias_and_other_sizes_a_resized_one(tower: Vlmo) 
 
 def published_file(folder: Path, config: VlmoConfig, **more: Tensor) -> Path:
     torch.manual_seed(1)
-    state = dict(Body(config).state_dict())
+    state = dict(VlmoBody(config).state_dict())
     fused = {f"transformer.blocks.1.{part}": torch.zeros(3) for part in ("norm2_vl.weight", "mlp_vl.fc1.bias")}
     others = {"pooler.dense.weight": torch.zeros(2, 2), "itc_vl_text_proj.fc.weight": torch.zeros(2),
               "logit_scale": torch.zeros(()), "text_embeddings.position_ids": torch.arange(12)[None]}  # fmt: skip
@@ -150,7 +150,7 @@ def test_a_file_of_the_published_layout_is_read_strictly(tmp_path: Path, words: 
     tower = Vlmo(replace(config, place=str(path)))
     tower.fill()
     torch.manual_seed(1)
-    assert torch.equal(tower.whole.transformer.cls_token, Body(config).transformer.cls_token)
+    assert torch.equal(tower.whole.transformer.cls_token, VlmoBody(config).transformer.cls_token)
     assert torch.isfinite(tower.hear(TEXTS).sentence).all()
     path = published_file(tmp_path, config, **{"transformer.surprise": torch.zeros(1)})
     with pytest.raises(DeixisError, match=r"1 keys left over, such as transformer\.surprise"):
@@ -160,7 +160,7 @@ def test_a_file_of_the_published_layout_is_read_strictly(tmp_path: Path, words: 
 def test_the_published_sizes() -> None:
     assert bias_rows(24) == 47 * 47 + 3 + 392 + 2
     with torch.device("meta"):
-        state = Body(vlmo_b()).state_dict()
+        state = VlmoBody(vlmo_b()).state_dict()
     assert tuple(state["relative_position_bias_table"].shape) == (2606, 144)
     assert tuple(state["transformer.blocks.11.attn.qkv.weight"].shape) == (2304, 768)
     assert vlmo_l().layers * vlmo_l().heads == 384

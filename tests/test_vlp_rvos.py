@@ -38,7 +38,7 @@ from deixis.systems.vlp_rvos import (
     vlmo_b_config,
 )
 from deixis.training.recipes import RECIPES, find_recipe
-from deixis.training.recipes.vlp_rvos import SMALL_TOWER, even_taps, losses, with_tower
+from deixis.training.recipes.vlp_rvos import SMALL_TOWER, even_taps, vlp_rvos_losses, vlp_rvos_with_tower
 from deixis.types import DeixisError, Expression, Prediction, Target
 from deixis.weights_import import load_strictly
 
@@ -122,7 +122,7 @@ def test_every_trained_parameter_learns_and_no_frozen_one_whatever_is_left_out(c
     model = make(**changes).train()
     x = batch(torch.cat([clip(1), clip(2)]), "dog", "no such thing",
               targets=(target([1, 0, 1, 1]), target([1, 1, 1, 1], referred=False)))  # fmt: skip
-    found = losses(2, DenseLossConfig(), model, x)
+    found = vlp_rvos_losses(2, DenseLossConfig(), model, x)
     assert all(torch.isfinite(v) for v in found.values())
     sum(found.values()).backward()
     trained = {n: p for n, p in model.named_parameters() if not n.startswith("tower.")}
@@ -169,7 +169,7 @@ def test_a_few_steps_lower_the_loss() -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     totals = []
     for _ in range(15):
-        loss = torch.stack(list(losses(2, DenseLossConfig(), model, x).values())).sum()
+        loss = torch.stack(list(vlp_rvos_losses(2, DenseLossConfig(), model, x).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -516,7 +516,7 @@ def test_a_published_recipe_takes_a_step_on_its_benchmark(
         from deixis.config import apply_overrides
 
         fields = {k: v for k, v in small.items() if k.startswith("model.")}
-        base = with_tower(RECIPES[name].keywords["model"], places)  # type: ignore[attr-defined]
+        base = vlp_rvos_with_tower(RECIPES[name].keywords["model"], places)  # type: ignore[attr-defined]
         before = VlpRvos(apply_overrides(fields, model=base)["model"])
         weights.save(fill_towers(before), tmp_path / "start.safetensors")
         places["start"] = tmp_path / "start.safetensors"
@@ -541,7 +541,7 @@ def test_a_published_recipe_takes_a_step_on_its_benchmark(
 def test_two_clips_in_one_step_have_the_gradients_of_each_with_the_token_detached() -> None:
     x = batch(clip(1), "dog", targets=(target([1, 0, 1, 1]),))
     model = make().train()
-    sum(losses(2, DenseLossConfig(), model, x).values()).backward()
+    sum(vlp_rvos_losses(2, DenseLossConfig(), model, x).values()).backward()
     together = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     memory = None

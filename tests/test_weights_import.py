@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from deixis import systems, weights, weights_import
 from deixis.cli import app
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b
-from deixis.inference import answer
+from deixis.inference import predict_clip
 from deixis.linking import Presence
 from deixis.selection import choose
 from deixis.systems.soc import Soc, SocConfig
@@ -46,7 +46,7 @@ def test_every_official_key_is_consumed_by_name_and_shape(name: str, system: str
     assert len(official) == count
     with torch.device("meta"):
         model = (Soc if system == "soc" else SocPlusPlus)(config)
-        state, left_out = weights_import.rename(
+        state, left_out = weights_import.rename_keys(
             {k: torch.empty(shape) for k, shape in official.items()}, system, Path(name), check_copies=False
         )
     ours = {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.endswith("_extra_state")}
@@ -199,7 +199,7 @@ def test_the_command_writes_a_file_that_segment_takes_and_names_what_it_left_out
     frames = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
     clip = Clip(frames, ("0", "1"), (0.0, 0.1), (64, 96))
     read = lambda prediction, size, padded, _: choose(prediction, Presence(), size, padded)  # noqa: E731
-    found = answer(model, clip, [Expression("dog")], read, torch.device("cpu"))
+    found = predict_clip(model, clip, [Expression("dog")], read, torch.device("cpu"))
     assert found[0].logits.shape[1:] == (2, 16, 24)
     assert json.loads(out.with_suffix(".json").read_text())["left_out"]
 

@@ -16,10 +16,10 @@ from pycocotools import mask as coco
 from typer.testing import CliRunner
 
 from deixis.cli import app
-from deixis.synthetic.colours import COLOURS
+from deixis.synthetic.colours import COLOUR_NAMES
 from deixis.synthetic.cutouts import HELD_OUT_VIDEOS, Library, held_out
 from deixis.synthetic.mixture import Mixture, MixtureConfig, composites, davis, long_films, stills, twins
-from deixis.synthetic.scene import KINDS, WorldFilm
+from deixis.synthetic.scene import KINDS, SyntheticVideo
 from deixis.synthetic.shapes import HELD_OUT_SHAPES, PAINTS, held_out_pair
 from deixis.synthetic.vocabulary import SHAPES
 from deixis.synthetic.world import SPLITS, World, films_per_split, write_mevis
@@ -30,7 +30,7 @@ SMALL = WorldConfig(size=(96, 160), frames=9)
 
 
 @pytest.fixture(scope="module")
-def films() -> dict[str, list[WorldFilm]]:
+def films() -> dict[str, list[SyntheticVideo]]:
     return {split: [World(split, SMALL).film(seed) for seed in range(24)] for split in SPLITS}
 
 
@@ -39,7 +39,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("pictures"))
 
 
-def digest(film: WorldFilm) -> str:
+def digest(film: SyntheticVideo) -> str:
     parts = (film.frames.tobytes(), film.masks.tobytes(), repr(film.sentences).encode())
     return hashlib.sha1(b"".join(parts)).hexdigest()
 
@@ -47,7 +47,7 @@ def digest(film: WorldFilm) -> str:
 # ---- films of drawn shapes
 
 
-def test_a_film_is_the_same_in_another_process(films: dict[str, list[WorldFilm]]) -> None:
+def test_a_film_is_the_same_in_another_process(films: dict[str, list[SyntheticVideo]]) -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests'); from test_world import *;"
         "print(digest(World('train', SMALL).film(3)), digest(World('valid', SMALL).film(4)))"
@@ -58,7 +58,7 @@ def test_a_film_is_the_same_in_another_process(films: dict[str, list[WorldFilm]]
     assert out.stdout.split() == [digest(films["train"][3]), digest(films["valid"][4])]
 
 
-def test_films_have_the_promised_shapes_and_sentences(films: dict[str, list[WorldFilm]]) -> None:
+def test_films_have_the_promised_shapes_and_sentences(films: dict[str, list[SyntheticVideo]]) -> None:
     seen = set()
     for film in (f for split in films.values() for f in split):
         t, n, h, w = film.masks.shape
@@ -78,10 +78,10 @@ def test_films_have_the_promised_shapes_and_sentences(films: dict[str, list[Worl
     assert seen >= {"class", "colour", "texture", "size", "place", "motion", "time", "relation", "several", "none"}
 
 
-def test_masks_cover_what_was_painted(films: dict[str, list[WorldFilm]]) -> None:
+def test_masks_cover_what_was_painted(films: dict[str, list[SyntheticVideo]]) -> None:
     for film in films["train"][:10]:
         for s in film.sentences:
-            colour = next((c for c in COLOURS if c in s.text.split()), None)
+            colour = next((c for c in COLOUR_NAMES if c in s.text.split()), None)
             if s.kind == "colour" and colour is not None:
                 seen = film.frames[film.masks[:, s.objects[0]]].astype(float)
                 paint = np.array(PAINTS[colour], float)
@@ -90,7 +90,7 @@ def test_masks_cover_what_was_painted(films: dict[str, list[WorldFilm]]) -> None
                 assert sorted(others, key=others.get).index(colour) <= 2  # type: ignore[arg-type]
 
 
-def named(film: WorldFilm, text: str) -> list[int]:
+def named(film: SyntheticVideo, text: str) -> list[int]:
     """Objects whose class a sentence's noun names, as read from the classes alone; all for object, thing and one."""
     words = text.replace("-", " ").split()
     if any(w in words for w in ("object", "thing", "one", "shape")):
@@ -105,7 +105,7 @@ def centroid(mask: np.ndarray) -> np.ndarray:
     return np.argwhere(mask).mean(axis=0)[::-1]
 
 
-def test_place_sentences_are_borne_out_by_the_masks(films: dict[str, list[WorldFilm]]) -> None:
+def test_place_sentences_are_borne_out_by_the_masks(films: dict[str, list[SyntheticVideo]]) -> None:
     checked = 0
     for film in (f for split in films.values() for f in split):
         for s in film.sentences:
@@ -130,7 +130,7 @@ def test_place_sentences_are_borne_out_by_the_masks(films: dict[str, list[WorldF
     assert checked > 100
 
 
-def test_motion_sentences_are_borne_out_by_the_masks(films: dict[str, list[WorldFilm]]) -> None:
+def test_motion_sentences_are_borne_out_by_the_masks(films: dict[str, list[SyntheticVideo]]) -> None:
     checked = 0
     for film in (f for split in films.values() for f in split):
         for s in film.sentences:
@@ -144,7 +144,7 @@ def test_motion_sentences_are_borne_out_by_the_masks(films: dict[str, list[World
     assert checked > 10
 
 
-def test_time_sentences_are_borne_out_by_the_masks(films: dict[str, list[WorldFilm]]) -> None:
+def test_time_sentences_are_borne_out_by_the_masks(films: dict[str, list[SyntheticVideo]]) -> None:
     enters = leaves = 0
     for film in (f for split in films.values() for f in split):
         areas = film.masks.sum(axis=(2, 3))
@@ -159,7 +159,7 @@ def test_time_sentences_are_borne_out_by_the_masks(films: dict[str, list[WorldFi
 
 
 def test_what_is_named_but_absent_is_no_class_of_the_film_or_wrong_in_colour_motion_or_time(
-    films: dict[str, list[WorldFilm]],
+    films: dict[str, list[SyntheticVideo]],
 ) -> None:
     plain = 0
     for film in (f for split in films.values() for f in split):
@@ -197,21 +197,21 @@ def test_flow_carries_every_frame_to_the_next() -> None:
             assert (wrong > 25).mean() < 0.03
 
 
-def test_training_never_shows_or_names_held_out_shapes_and_pairs(films: dict[str, list[WorldFilm]]) -> None:
+def test_training_never_shows_or_names_held_out_shapes_and_pairs(films: dict[str, list[SyntheticVideo]]) -> None:
     for film in films["train"]:
         assert not set(film.classes) & set(HELD_OUT_SHAPES)
         for s in film.sentences:
             words = s.text.split()
             assert not any(w in words for h in HELD_OUT_SHAPES for w in SHAPES[h].true if w != "shape")
-            spoken = [(c, n) for c in COLOURS for n in SHAPES if c in words and n in words]
+            spoken = [(c, n) for c in COLOUR_NAMES for n in SHAPES if c in words and n in words]
             assert not any(held_out_pair(*pair) for pair in spoken)
     assert any(set(film.classes) & set(HELD_OUT_SHAPES) for film in films["valid"])
     assert not any(set(film.classes) & set(HELD_OUT_SHAPES) for film in films["valid_u"])
-    pairs = {(c, n) for c in COLOURS for n in SHAPES if held_out_pair(c, n)}
+    pairs = {(c, n) for c in COLOUR_NAMES for n in SHAPES if held_out_pair(c, n)}
     texts = [s.text.split() for film in films["valid_u"] for s in film.sentences if s.kind == "colour"]
     new_pairs = [pair for pair in pairs for words in texts if set(pair) <= set(words)]
     assert new_pairs
-    share = np.mean([held_out_pair(c, n) for c in COLOURS for n in SHAPES])
+    share = np.mean([held_out_pair(c, n) for c in COLOUR_NAMES for n in SHAPES])
     assert 0.1 < share < 0.3
 
 

@@ -175,7 +175,7 @@ def batch(
     rate_from: Annotated[str | None, typer.Option(help="With --dry-run: a results.jsonl whose speed counts.")] = None,
 ) -> None:
     """Run `segment` on every film of MANIFEST; finished films are passed over. A row's own options go first."""
-    from deixis.batch.forecast import forecast_lines, foresee
+    from deixis.batch.forecast import forecast, forecast_lines
     from deixis.batch.manifest import Options
     from deixis.batch.run import batch as run_batch
     from deixis.batch.run import plan, summary_lines
@@ -190,7 +190,7 @@ def batch(
         ),
     )  # fmt: skip
     if dry_run:
-        for line in forecast_lines(foresee(planned, rate_from)):
+        for line in forecast_lines(forecast(planned, rate_from)):
             typer.echo(line)
         return
     with counting_bar("films") as progress:
@@ -463,7 +463,7 @@ def score(
     else:
         scores, written = _score_benchmark(benchmark, root, results, split, out, workers, least_pixels, skip_bad)
     if json_file is not None:
-        report.write_json(scores, json_file, __version__)
+        report.write_scores_json(scores, json_file, __version__)
         written.append(json_file)
     typer.echo("\n".join(report.as_lines(scores)))
     for path in written:
@@ -505,7 +505,7 @@ def pack(
     """Zip complete, well-formed results for the benchmark's server; anything else is refused by name."""
     from deixis.benchmarks import open_benchmark
     from deixis.benchmarks.results import noted_run
-    from deixis.benchmarks.results import pack as write_zip
+    from deixis.benchmarks.results import pack_results as write_zip
 
     noted_root, noted_split = noted_run(benchmark, results) if root is None else (root, split)
     opened = open_benchmark(benchmark, noted_root, split or noted_split, skip_bad)
@@ -526,7 +526,7 @@ def check(
     split: Annotated[str | None, typer.Option(help="Only this split (default: all that are there).")] = None,
 ) -> None:
     """Read a benchmark through: counts against the published ones, and every problem by path."""
-    from deixis.benchmarks.checking import check as check_all
+    from deixis.benchmarks.checking import check_benchmark as check_all
 
     with counting_bar("videos") as progress:
         findings = check_all(benchmark, root, split, progress)
@@ -562,17 +562,17 @@ def build(
     from deixis.types import DeixisError
 
     if benchmark == "ref-davis17":
-        from deixis.benchmarks.ref_davis17 import build as build_davis
+        from deixis.benchmarks.ref_davis17 import build_ref_davis17 as build_davis
 
         if texts is None:
             raise DeixisError("ref-davis17 is built from DAVIS and four text files: give their folder with --texts")
         build_davis(source, texts, out, semantics)
     elif benchmark == "visor":
-        from deixis.benchmarks.visor import build as build_visor
+        from deixis.benchmarks.visor import build_visor
 
         build_visor(source, out)
     elif benchmark == "refcoco":
-        from deixis.benchmarks.refcoco_build import build as build_refcoco
+        from deixis.benchmarks.refcoco_build import build_refcoco
 
         for split, count in build_refcoco(source, out, images).items():
             typer.echo(f"{split}: {count} sentences")

@@ -41,11 +41,12 @@ from deixis.types import (
     MaskTrack,
     Prediction,
     RecurrentSystem,
+    Size,
     System,
     SystemConfig,
     TwoPassSystem,
 )
-from deixis.video import Film, Size, ahead, fit, normalise
+from deixis.video import Film, ahead, fit, normalise
 from deixis.waiting import require_room
 
 AT_ONCE = 16  # expressions decoded together (our choice: bounds the memory of their masks)
@@ -108,7 +109,7 @@ def segment(
         model, device=device, precision=precision, threshold=threshold, selection=selection, linking=linking, size=size
     )
     tracks = follow_film(setup, source, as_read(expressions, asked), folder=folder, progress=progress, stop=stop)
-    return [replace(track, expression=e) for track, e in zip(finished(tracks, setup), asked, strict=True)]
+    return [replace(track, expression=e) for track, e in zip(finish_tracks(tracks, setup), asked, strict=True)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -221,7 +222,7 @@ def follow_film(
     return builder
 
 
-def finished(builder: TrackBuilder | PublishedTracks, setup: Setup) -> list[MaskTrack]:
+def finish_tracks(builder: TrackBuilder | PublishedTracks, setup: Setup) -> list[MaskTrack]:
     """The tracks of a film whose windows are all there."""
     return builder.finish(setup.judge) if isinstance(builder, TrackBuilder) else builder.finish()
 
@@ -307,7 +308,7 @@ def in_groups(expressions: Sequence[Expression]) -> list[Sequence[Expression]]:
 
 
 @torch.inference_mode()
-def answer(
+def predict_clip(
     system: System, clip: Clip, expressions: Sequence[Expression], read: Read, device: torch.device,
     reduced: bool = False, wanted: Sequence[int] | None = None,
 ) -> list[Any]:  # fmt: skip
@@ -337,7 +338,7 @@ def _follow(
 ) -> tuple[list[Any], list[Any]]:  # fmt: skip
     """As ``answer``, and what each group's memory has become, where the system has one."""
     if not isinstance(system, RecurrentSystem):
-        return answer(system, clip, [e for group in groups for e in group], read, device, reduced), list(carried)
+        return predict_clip(system, clip, [e for group in groups for e in group], read, device, reduced), list(carried)
     found: list[Any] = []
     kept = []
     with torch.autocast(device.type, torch.bfloat16, enabled=reduced):

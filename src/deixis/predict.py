@@ -25,14 +25,14 @@ from deixis.benchmarks.frames import centred_window, film_index, read_frames
 from deixis.benchmarks.pngs import write_binary, write_ids
 from deixis.benchmarks.ref_davis17 import merge_objects
 from deixis.benchmarks.results import ANNOTATORS, ANSWERS, SIDECAR, davis_path, due_files, marker_path, mask_path
-from deixis.benchmarks.samples import Benchmark, Sample, Video
+from deixis.benchmarks.samples import Benchmark, Sample, VideoEntry
 from deixis.files import field_of, read_json, write_json
-from deixis.inference import Setup, answer, every_query, finished, follow_film, model_size, prepare
+from deixis.inference import Setup, every_query, finish_tracks, follow_film, model_size, predict_clip, prepare
 from deixis.linking import sigmoid
 from deixis.selection import threshold_at_input
 from deixis.tracks import TrackBuilder
-from deixis.types import Clip, DeixisError, Expression, MaskTrack, Prediction, encode_rle
-from deixis.video import Film, Size, resize
+from deixis.types import Clip, DeixisError, Expression, MaskTrack, Prediction, Size, encode_rle
+from deixis.video import Film, resize
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def _mark(results: Path, sample: Sample, presence: float, scores: Sequence[float
 
 
 @contextlib.contextmanager
-def film_of(video: Video) -> Iterator[Film]:
+def film_of(video: VideoEntry) -> Iterator[Film]:
     """The listed frames of a video as a film, whatever else lies in their folder."""
     if isinstance(video.frames, Path):
         yield Film(video.frames)
@@ -193,7 +193,7 @@ def _ask_film(benchmark: Benchmark, samples: Sequence[Sample], results: Path, se
     video = samples[0].video
     with film_of(video) as film, tempfile.TemporaryDirectory(prefix="deixis-") as scratch:
         asked = [Expression(sample.text, sample.id) for sample in samples]
-        tracks = finished(follow_film(setup, film, asked, folder=Path(scratch)), setup)
+        tracks = finish_tracks(follow_film(setup, film, asked, folder=Path(scratch)), setup)
         for sample, track in zip(samples, tracks, strict=True):
             _check_length(video, len(track))
             _write_track(benchmark, sample, track, results)
@@ -206,7 +206,7 @@ def _write_track(benchmark: Benchmark, sample: Sample, track: MaskTrack, results
     _mark(results, sample, track.presence, track.scores.tolist())
 
 
-def _check_length(video: Video, frames: int) -> None:
+def _check_length(video: VideoEntry, frames: int) -> None:
     if frames != len(video.names):
         raise DeixisError(f"video {video.id}: {frames} frames could be read, {len(video.names)} are listed")
 
@@ -223,7 +223,7 @@ def _ask_annotators(benchmark: Benchmark, samples: Sequence[Sample], results: Pa
     with film_of(video) as film, tempfile.TemporaryDirectory(prefix="deixis-") as scratch:
         expressions = [Expression(s.text, s.id) for s in asked]
         builder = follow_film(setup, film, expressions, folder=Path(scratch), soft=True)
-        tracks = finished(builder, setup)
+        tracks = finish_tracks(builder, setup)
         soft = builder.soft(setup.judge) if isinstance(builder, TrackBuilder) else builder.soft()
         _check_length(video, len(builder.names))
         count = len(everything) // ANNOTATORS
@@ -277,7 +277,7 @@ def _ask_frames(benchmark: Benchmark, samples: Sequence[Sample], results: Path, 
 
         with every_query(system):
             expressions = [Expression(s.text, s.id) for s in asked]
-            found = answer(system, clip, expressions, read, setup.device, setup.reduced, wanted=(at,))
+            found = predict_clip(system, clip, expressions, read, setup.device, setup.reduced, wanted=(at,))
         for sample, every in zip(asked, found, strict=True):
             probabilities = torch.from_numpy(every.scores).sigmoid().tolist()
             answers = [

@@ -22,10 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deixis.linking import Presence, film_presence, sigmoid
-from deixis.types import DeixisError, Expression, MaskTrack, Prediction, Rle, RleMasks, encode_rle
+from deixis.types import DeixisError, Expression, MaskTrack, Prediction, Rle, RleMasks, Size, encode_rle
 from deixis.waiting import DiskFile, DiskRles, Names, pack_logits, unpack_logits
 
-Size = tuple[int, int]
 SELECTIONS = ("official", "linked")
 Enlarge = Literal["at_once", "through_input"]
 

@@ -198,7 +198,7 @@ class TrackBuilder:
         path, _ = self._decide(film, judge)
         for window, choices in zip(film, path, strict=True):
             for frames in self._chosen_logits(window, choices):
-                enlarged = [enlarge(frame, window.inside, self.source_size) for frame in frames]
+                enlarged = [enlarge_transposed(frame, window.inside, self.source_size) for frame in frames]
                 if enlarged:
                     yield sigmoid(reduce(np.maximum, enlarged)).astype(np.float32).T
                 else:
@@ -211,10 +211,10 @@ def to_source(logits: np.ndarray, inside: tuple[float, float], size: tuple[int, 
     inside: how many of the cells (rows, columns) hold the picture; the rest is padding. The mask is laid out column
     by column, as RLE wants it.
     """
-    return (enlarge(logits, inside, size) > 0).T
+    return (enlarge_transposed(logits, inside, size) > 0).T
 
 
-def enlarge(logits: np.ndarray, inside: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
+def enlarge_transposed(logits: np.ndarray, inside: tuple[float, float], size: tuple[int, int]) -> np.ndarray:
     """One frame's (h, w) float32 logits, bilinear at source ``size`` (H, W), transposed: (W, H)."""
     height, width = size
     columns_first = np.ascontiguousarray(logits.T)

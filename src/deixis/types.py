@@ -15,6 +15,7 @@ import torch
 from pycocotools import mask as coco
 from torch import Tensor
 
+Size = tuple[int, int]  # (height, width) in pixels
 Rle = dict[str, Any]  # COCO's compressed run-length encoding: {"size": [H, W], "counts": bytes}
 
 

@@ -400,7 +400,7 @@ def system_at(start: str | Path, *kinds: type) -> Any:
     return system
 
 
-def go_on(system: S, start: str | Path) -> S:
+def load_into(system: S, start: str | Path) -> S:
     """``system`` with every tensor, tokenizer and all, as the checkpoint has it. Raises DeixisError for a checkpoint
     of another system, and names the tensors where it does not fit."""
     found, own = system_at(start, type(system)).state_dict(), system.state_dict()

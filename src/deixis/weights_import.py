@@ -155,7 +155,7 @@ def import_checkpoint(
         model.config = replace(model.config, text=config)
         model.text.config = config
         model.text.tokenizer = roberta_tokenizer(config)
-    state, left_out = rename(official, system, path)
+    state, left_out = rename_keys(official, system, path)
     load_strictly(model, state, path)
     return Imported(model.eval(), left_out)
 
@@ -201,7 +201,7 @@ def build_for(official: Mapping[str, Tensor], system: str, path: Path) -> Any:
     return SocPlusPlus(SocPlusPlusConfig(score_order="official", proxy_key="official", **numbers))  # type: ignore[arg-type]
 
 
-def rename(
+def rename_keys(
     official: Mapping[str, Tensor], system: str, path: Path, *, check_copies: bool = True
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(our state, what is left out and why) of an official state.

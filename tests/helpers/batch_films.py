@@ -15,8 +15,8 @@ import av
 import numpy as np
 from typer.testing import CliRunner
 
-from deixis.batch.manifest import Job, Options
-from deixis.batch.run import Plan, plan
+from deixis.batch.manifest import BatchJob, Options
+from deixis.batch.run import BatchPlan, plan
 from deixis.batch.storage import RESULT, RESULTS
 from deixis.batch.worker import FilmWorker
 from deixis.cli import app
@@ -42,7 +42,7 @@ class Listed:
     rows: list[dict[str, Any]]
     truth: dict[str, dict[str, bytes]]
 
-    def planned(self, out: Path | str, **more: Any) -> Plan:
+    def planned(self, out: Path | str, **more: Any) -> BatchPlan:
         return plan_of(self.manifest, out, **more)
 
     def wrong(self, out: Path) -> list[str]:
@@ -54,7 +54,7 @@ class Listed:
         return found
 
 
-def plan_of(manifest: Path | str, out: Path | str, **more: Any) -> Plan:
+def plan_of(manifest: Path | str, out: Path | str, **more: Any) -> BatchPlan:
     defaults = Options(formats=("rle",), threshold=0.01)
     arguments = {"workers": 2, "threads": 1, "model": "light_debug", "defaults": defaults}
     return plan(str(manifest), str(out), **(arguments | more))
@@ -129,7 +129,7 @@ def state(out: Path) -> dict[str, str]:
 class Mortal(FilmWorker):
     """Killed while it writes films that are named for it: ``once`` the first time, ``deadly`` every time."""
 
-    def make(self, job: Job, film: Film, output: Output) -> list[MaskTrack]:
+    def make(self, job: BatchJob, film: Film, output: Output) -> list[MaskTrack]:
         tracks = super().make(job, film, output)
         killed = Path(job.place).with_name(f"killed-{Path(job.film).name}")
         if "deadly" in job.film or ("once" in job.film and not killed.exists()):

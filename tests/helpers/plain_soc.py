@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deixis.blocks.attention import PackedAttention, ResidualFeedForward
 from deixis.blocks.deformable import DeformableAttention, refine_box
 from deixis.blocks.fusion import hear_words, mean_of_words, text_for
-from deixis.blocks.levels import FramesFound, Scene, find_in_frames
+from deixis.blocks.levels import ClipTokens, FramesFound, find_in_frames
 from deixis.blocks.mask_head import _split, _widths
-from deixis.blocks.multihead import Attention, FeedForward
 from deixis.blocks.positions import map_positions
 from deixis.blocks.query_heads import QueryHeads, join, score_logits
-from deixis.encoders.video_swin import Block, WindowAttention, WindowPlan
+from deixis.encoders.video_swin import SwinBlock, SwinWindowAttention, WindowPlan
 from deixis.systems.soc import Soc
 from deixis.types import Expression, FeatureMaps, Prediction, TextFeatures
 
@@ -35,7 +35,7 @@ def plainly(soc: Soc) -> Soc:
     return soc
 
 
-class PlainBlock(Block):
+class PlainBlock(SwinBlock):
     def forward(self, tokens: Tensor, plan: WindowPlan) -> Tensor:
         b, _, c = tokens.shape
         size = plan.size
@@ -59,12 +59,12 @@ class PlainBlock(Block):
         return tokens + self._sometimes(self.mlp(self.norm2(tokens)))
 
 
-class PlainFeedForward(FeedForward):
+class PlainFeedForward(ResidualFeedForward):
     def forward(self, x: Tensor) -> Tensor:
         return self._rows(x)
 
 
-class PlainWindowAttention(WindowAttention):
+class PlainWindowAttention(SwinWindowAttention):
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:  # type: ignore[override]
         count, n, c = windows.shape
         qkv = self.qkv(windows).reshape(count, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
@@ -113,7 +113,7 @@ def _shift_mask(size: Sequence[int], window: Sequence[int], shift: Sequence[int]
     return _masks[key]
 
 
-class PlainAttention(Attention):
+class PlainAttention(PackedAttention):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None) -> Tensor:
         d = query.shape[-1]
         parts = [self.in_proj_weight[i * d : (i + 1) * d] for i in range(3)]
@@ -188,7 +188,7 @@ class PlainQueryHeads(QueryHeads):
         return z.view(b, t, q, h, w)
 
 
-class PlainScene(Scene):
+class PlainScene(ClipTokens):
     def positions(self, level: int) -> Tensor:
         padding = self.padding(level)
         if padding is None:
@@ -210,7 +210,7 @@ class PlainSoc(Soc):
         scene, text = PlainScene(maps, wanted), self.text([e.text for e in expressions])
         return join([self.answer(scene, asked) for asked in text_for(scene.clips, text)])
 
-    def answer(self, scene: Scene, text: TextFeatures) -> Prediction:
+    def answer(self, scene: ClipTokens, text: TextFeatures) -> Prediction:
         words = [self.see(text, scene, level) for level in range(3)][-1]  # only the last is used
         frames = find_in_frames(
             scene,
@@ -233,17 +233,17 @@ class PlainSoc(Soc):
             return replace(levels[-1], aux=tuple(levels[:-1]))
         return levels[0] if self.config.eval_level == "official" else levels[-1]
 
-    def see(self, text: TextFeatures, scene: Scene, level: int = 2) -> Tensor:
+    def see(self, text: TextFeatures, scene: ClipTokens, level: int = 2) -> Tensor:
         tokens = scene.tokens(level)
         return self.text_gate(text.words, tokens + scene.clip_positions(level), tokens, scene.clip_padding(level))
 
 
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     Soc: PlainSoc,
-    Block: PlainBlock,
-    WindowAttention: PlainWindowAttention,
-    Attention: PlainAttention,
-    FeedForward: PlainFeedForward,
+    SwinBlock: PlainBlock,
+    SwinWindowAttention: PlainWindowAttention,
+    PackedAttention: PlainAttention,
+    ResidualFeedForward: PlainFeedForward,
     DeformableAttention: PlainDeformableAttention,
     QueryHeads: PlainQueryHeads,
 }

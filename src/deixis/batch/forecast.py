@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from deixis.batch.local import Local
-from deixis.batch.manifest import Job, Settings, read_text
-from deixis.batch.run import Plan, finished, in_words
+from deixis.batch.manifest import BatchJob, Settings, read_text
+from deixis.batch.run import BatchPlan, finished_results, in_words
 from deixis.batch.storage import RESULTS, URL, Store
 from deixis.types import DeixisError
 from deixis.video import Film
@@ -37,8 +37,8 @@ class Forecast:
 
     films: int
     finished: int
-    due: Sequence[Job]
-    refused: Sequence[tuple[Job, str]]
+    due: Sequence[BatchJob]
+    refused: Sequence[tuple[BatchJob, str]]
     frames: int
     unknown: int
     workers: int
@@ -55,7 +55,7 @@ class Forecast:
         return frames * self.rate.seconds / self.rate.frames / max(1, min(self.workers, len(self.due)))
 
 
-def foresee(planned: Plan, rate_from: str | None = None) -> Forecast:
+def forecast(planned: BatchPlan, rate_from: str | None = None) -> Forecast:
     """What ``batch`` would do, and how long it would take. Writes nothing to OUT.
 
     The speed is that of the films with the same model in ``rate_from`` (default: OUT's results.jsonl); where there are
@@ -65,7 +65,7 @@ def foresee(planned: Plan, rate_from: str | None = None) -> Forecast:
     with planned.engine:
         settings = planned.crew()
     jobs = planned.by_folder()
-    done = finished(store, jobs, settings, closely=False)
+    done = finished_results(store, jobs, settings, closely=False)
     due, refused, frames, unknown = [], [], 0, 0
     for name, job in jobs.items():
         if name in done:
@@ -84,7 +84,7 @@ def foresee(planned: Plan, rate_from: str | None = None) -> Forecast:
     )  # fmt: skip
 
 
-def _length(job: Job) -> int | None:
+def _length(job: BatchJob) -> int | None:
     """About how many frames of the film will be looked at; None where it does not tell, and for one at a URL."""
     if URL.match(job.place):
         return None
@@ -116,7 +116,7 @@ def known_rate(store: Store, settings: Settings, rate_from: str | None = None) -
     return None
 
 
-def measured_rate(planned: Plan, settings: Settings, due: Sequence[Job]) -> Rate | None:
+def measured_rate(planned: BatchPlan, settings: Settings, due: Sequence[BatchJob]) -> Rate | None:
     """Of the first of the due films that can be done, by one worker alone on this machine."""
     with tempfile.TemporaryDirectory(prefix="deixis-") as folder:
         alone = replace(settings, out=folder, workers=1)

@@ -21,7 +21,7 @@ from deixis.inference import choose_device
 from deixis.types import DeixisError
 
 Work = Callable[[Any], Any]
-READY, ANSWER, REFUSED = "ready", "answer", "refused"  # what a worker says
+READY, ANSWER, START_REFUSED = "ready", "answer", "refused"  # what a worker says
 THREADS_OF = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -53,21 +53,21 @@ class Local:
         ``tries`` times. Raises what ``make`` refuses as DeixisError. Leaving the generator kills the workers.
         """
         waiting, deaths, stillborn = deque(range(len(items))), Counter[int](), 0
-        staff: list[Worker] = []
+        staff: list[WorkerProcess] = []
         context = multiprocessing.get_context(self.start)
         try:
             while waiting or any(worker.item is not None for worker in staff):
                 busy = sum(worker.item is not None for worker in staff)
                 while len(staff) < min(workers, busy + len(waiting)):
                     number = min(set(range(workers)) - {worker.number for worker in staff})
-                    staff.append(Worker(context, make, number, threads))
+                    staff.append(WorkerProcess(context, make, number, threads))
                 for worker in staff:
                     if worker.ready and worker.item is None and waiting:
                         worker.give(waiting.popleft(), items)
                 heard = connection.wait([worker.pipe for worker in staff])
                 for worker in [worker for worker in staff if worker.pipe in heard]:
                     said, content = worker.hear()
-                    if said == REFUSED:
+                    if said == START_REFUSED:
                         raise DeixisError(content)
                     elif said == READY:
                         worker.ready, stillborn = True, 0
@@ -105,14 +105,16 @@ def died(times: int, how: str = "") -> str:
     return f"its worker died {times} times" + (f" ({how})" if how else "") + "; is there memory for this film?"
 
 
-class Worker:
+class WorkerProcess:
     """A process that answers one item at a time. item: the index of what it is at; ready: whether it has begun."""
 
     def __init__(self, context: Any, make: Callable[[int], Work], number: int, threads: int) -> None:
         self.number, self.ready = number, False
         self.item: int | None = None
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(make, number, theirs), name=f"deixis-{number}", daemon=True)
+        self.process = context.Process(
+            target=serve_tasks, args=(make, number, theirs), name=f"deixis-{number}", daemon=True
+        )
         with _threads_in_environment(threads), _ctrl_c_kept_back():
             self.process.start()
         theirs.close()  # so that the worker's death is the end of the pipe
@@ -140,7 +142,7 @@ class Worker:
         return signal.Signals(-code).name if code < 0 else f"exit status {code}"
 
 
-def serve(make: Callable[[int], Work], number: int, pipe: connection.Connection) -> None:
+def serve_tasks(make: Callable[[int], Work], number: int, pipe: connection.Connection) -> None:
     """A worker's life."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -149,7 +151,7 @@ def serve(make: Callable[[int], Work], number: int, pipe: connection.Connection)
         while True:
             pipe.send((ANSWER, work(pipe.recv())))
     except DeixisError as error:
-        pipe.send((REFUSED, str(error)))
+        pipe.send((START_REFUSED, str(error)))
     except (EOFError, BrokenPipeError):
         return
 

@@ -18,7 +18,7 @@ from deixis.types import DeixisError, Expression
 from deixis.video import FOLDER_FPS, MAX_PIXELS, check_stretch
 from deixis.writers import check_formats
 
-SCHEMA = "deixis.batch/1"  # of results; the number rises when a reader of the old one would fail
+BATCH_SCHEMA = "deixis.batch/1"  # of results; the number rises when a reader of the old one would fail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class BatchJob:
     """One film of a manifest. row: its number there, from 1.  film: as the manifest has it.  place: where that is."""
 
     row: int
@@ -69,7 +69,14 @@ class Job:
 
     def key(self, settings: Settings) -> str:
         """Tells apart whatever is asked differently; the film's contents are not in it."""
-        asked = [SCHEMA, self.film, self.sentences, asdict(self.options), dict(settings.facts), settings.precision]
+        asked = [
+            BATCH_SCHEMA,
+            self.film,
+            self.sentences,
+            asdict(self.options),
+            dict(settings.facts),
+            settings.precision,
+        ]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     def folder(self, settings: Settings) -> str:
@@ -78,7 +85,7 @@ class Job:
         return f"{stem.encode()[:80].decode(errors='ignore') or 'film'}-{self.key(settings)[:12]}"
 
 
-def read_manifest(place: str, defaults: Options | None = None) -> list[Job]:
+def read_manifest(place: str, defaults: Options | None = None) -> list[BatchJob]:
     """The films that a CSV or JSONL file lists. defaults: for what a row does not say.
 
     CSV: a header with film and sentences (several: ``|`` between), and any of the options as further columns. JSONL: an
@@ -89,7 +96,7 @@ def read_manifest(place: str, defaults: Options | None = None) -> list[Job]:
     suffix = PurePosixPath(place).suffix.lower()
     if suffix not in readers:
         raise DeixisError(f"a manifest ends in .csv or .jsonl, got {place}")
-    jobs: dict[Any, Job] = {}
+    jobs: dict[Any, BatchJob] = {}
     for line, film, sentences, options in readers[suffix](read_text(place), place):
         try:
             asked = _film(film), _sentences(sentences), _options(options, defaults or Options())
@@ -97,7 +104,7 @@ def read_manifest(place: str, defaults: Options | None = None) -> list[Job]:
                 raise DeixisError(f"{film} is asked the same in row {jobs[asked].row}; leave one of them out")
         except DeixisError as error:
             raise DeixisError(f"{place}, line {line}: {error}") from error
-        jobs[asked] = Job(
+        jobs[asked] = BatchJob(
             row=len(jobs) + 1, film=film, place=_beside(place, film), sentences=asked[1], options=asked[2]
         )
     if not jobs:
@@ -105,10 +112,10 @@ def read_manifest(place: str, defaults: Options | None = None) -> list[Job]:
     return list(jobs.values())
 
 
-Row = tuple[int, Any, Any, Any]  # line, film, sentences, options, as they were read
+ManifestRow = tuple[int, Any, Any, Any]  # line, film, sentences, options, as they were read
 
 
-def _csv_rows(text: str, place: str) -> Iterator[Row]:
+def _csv_rows(text: str, place: str) -> Iterator[ManifestRow]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
@@ -132,7 +139,7 @@ def _csv_rows(text: str, place: str) -> Iterator[Row]:
         raise DeixisError(f"{place}, line {reader.line_num}: not a CSV file ({error})") from error
 
 
-def _jsonl_rows(text: str, place: str) -> Iterator[Row]:
+def _jsonl_rows(text: str, place: str) -> Iterator[ManifestRow]:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue

@@ -23,10 +23,10 @@ from typing import Any, Protocol, Self
 
 from deixis import weights
 from deixis.batch.local import Local, Work, usable_cores
-from deixis.batch.manifest import Job, Options, Settings, read_manifest
+from deixis.batch.manifest import BatchJob, Options, Settings, read_manifest
 from deixis.batch.ray_cluster import Cluster
 from deixis.batch.storage import RESULT, RESULTS, URL, Store, claimed, fingerprint
-from deixis.batch.worker import FilmWorker, failed, standing
+from deixis.batch.worker import FilmWorker, failed, finished_result
 from deixis.inference import DEVICES, PRECISIONS
 from deixis.types import DeixisError
 
@@ -73,7 +73,7 @@ class Summary:
     lines: Sequence[Mapping[str, Any]]
     now: Sequence[str]
     before: int
-    waiting: Sequence[Job]
+    waiting: Sequence[BatchJob]
     stopped: bool
     seconds: float
 
@@ -83,10 +83,10 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class BatchPlan:
     """A batch, checked, before anything is done. workers, threads: None for what fills the machine."""
 
-    jobs: Sequence[Job]
+    jobs: Sequence[BatchJob]
     engine: Engine
     settings: Settings  # workers and threads not yet known
     workers: int | None = None
@@ -99,7 +99,7 @@ class Plan:
         workers, threads = self.engine.crew(self.settings.device, self.workers, self.threads, len(self.jobs))
         return replace(self.settings, workers=workers, threads=threads)
 
-    def by_folder(self) -> dict[str, Job]:
+    def by_folder(self) -> dict[str, BatchJob]:
         """Each job under the name of its folder."""
         return {job.folder(self.settings): job for job in self.jobs}
 
@@ -118,7 +118,7 @@ def plan(
     threads: int | None = None,
     tries: int = TRIES,
     worker: type[FilmWorker] = FilmWorker,
-) -> Plan:
+) -> BatchPlan:
     """Check everything that can be checked before a film is opened. Raises DeixisError; writes nothing."""
     for name, count in (("workers", workers), ("threads", threads), ("tries", tries)):
         if count is not None and count < 1:
@@ -136,12 +136,12 @@ def plan(
     where = model if file is None or model in weights.KNOWN else str(file.absolute())
     place = out if URL.match(out) else str(Path(out).absolute())
     settings = Settings(out=place, model=where, facts=facts, device=device, precision=precision)
-    return Plan(
+    return BatchPlan(
         jobs=jobs, engine=chosen, settings=settings, workers=workers, threads=threads, tries=tries, worker=worker
     )
 
 
-def batch(planned: Plan, *, progress: Callable[[int, int], None] | None = None) -> Summary:
+def batch(planned: BatchPlan, *, progress: Callable[[int, int], None] | None = None) -> Summary:
     """Do every film that is not finished in OUT, and write results.jsonl.
 
     progress: called with films finished (or failed) and films in all. Ctrl-C ends it in order: finished films stay, and
@@ -156,7 +156,7 @@ def batch(planned: Plan, *, progress: Callable[[int, int], None] | None = None) 
             with planned.engine:
                 settings = planned.crew()
                 sweep(store)
-                results |= finished(store, due, settings)
+                results |= finished_results(store, due, settings)
                 before, noted = len(results), time.perf_counter()
                 _tell(progress, results, due)
                 for name, result in _answers(planned, settings, {n: job for n, job in due.items() if n not in results}):
@@ -172,7 +172,7 @@ def batch(planned: Plan, *, progress: Callable[[int, int], None] | None = None) 
             stopped = True
         finally:  # the workers are gone; one may have finished a film whose answer did not come through
             sweep(store)
-            late = finished(store, {name: job for name, job in due.items() if name not in results}, settings)
+            late = finished_results(store, {name: job for name, job in due.items() if name not in results}, settings)
             results |= late
             lines = write_results(store, planned, results)
     return Summary(
@@ -181,7 +181,9 @@ def batch(planned: Plan, *, progress: Callable[[int, int], None] | None = None) 
     )  # fmt: skip
 
 
-def _answers(planned: Plan, settings: Settings, todo: Mapping[str, Job]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _answers(
+    planned: BatchPlan, settings: Settings, todo: Mapping[str, BatchJob]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """(folder, result) of every job, as they come."""
     names, jobs = list(todo), list(todo.values())
     if not jobs:
@@ -200,7 +202,9 @@ def _tell(progress: Callable[[int, int], None] | None, results: Mapping[str, Any
         progress(len(results), len(due))
 
 
-def finished(store: Store, due: Mapping[str, Job], settings: Settings, *, closely: bool = True) -> dict[str, Any]:
+def finished_results(
+    store: Store, due: Mapping[str, BatchJob], settings: Settings, *, closely: bool = True
+) -> dict[str, Any]:
     """Of the jobs by folder, the results of those that are finished in OUT.
 
     Films on this machine's disk are read through, to compare their contents. Films at a URL are left to the workers,
@@ -211,11 +215,11 @@ def finished(store: Store, due: Mapping[str, Job], settings: Settings, *, closel
     def look(name: str) -> dict[str, Any] | None:
         job = due[name]
         if URL.match(job.place):
-            return None if closely else standing(store, job, settings, None)
+            return None if closely else finished_result(store, job, settings, None)
         path = Path(job.place)
         try:
             there = path.is_file() or path.is_dir()
-            return standing(store, job, settings, fingerprint(path)) if there else None
+            return finished_result(store, job, settings, fingerprint(path)) if there else None
         except OSError as error:
             log.debug("%s: %s", path, error)
             return None
@@ -232,7 +236,7 @@ def sweep(store: Store) -> None:
             store.remove(name)
 
 
-def write_results(store: Store, planned: Plan, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def write_results(store: Store, planned: BatchPlan, results: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """results.jsonl, in one step: a line for every row of the manifest that has a result; returns them."""
     lines = []
     for job in planned.jobs:

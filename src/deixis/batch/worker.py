@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from deixis import __version__, weights
-from deixis.batch.manifest import SCHEMA, Job, Settings
+from deixis.batch.manifest import BATCH_SCHEMA, BatchJob, Settings
 from deixis.batch.storage import RESULT, Store, fetched, fingerprint
 from deixis.inference import choose_device, remarks_on, segment
 from deixis.types import DeixisError, MaskTrack
@@ -46,7 +46,7 @@ class FilmWorker:
         gpus = torch.cuda.device_count() if name in ("auto", "cuda") else 0
         return str(choose_device(f"cuda:{number % gpus}" if gpus else name))
 
-    def __call__(self, job: Job) -> dict[str, Any]:
+    def __call__(self, job: BatchJob) -> dict[str, Any]:
         """What results.jsonl tells of the film, with ``stood`` where it was finished before; a failure is an answer."""
         began, path = time.perf_counter(), Path(job.place)
         try:
@@ -58,13 +58,13 @@ class FilmWorker:
             reason = f"{type(error).__name__}: {error}"
         return failed(job, reason.replace(str(path), job.place))
 
-    def _answer(self, job: Job, path: Path, began: float) -> dict[str, Any]:
+    def _answer(self, job: BatchJob, path: Path, began: float) -> dict[str, Any]:
         asked = job.options
         film = Film(
             path, start=asked.start, end=asked.end, every=asked.every, max_pixels=asked.max_pixels, fps=asked.fps
         )
         contents, name = fingerprint(path), job.folder(self.settings)
-        before = standing(self.store, job, self.settings, contents)
+        before = finished_result(self.store, job, self.settings, contents)
         if before is not None:
             return {**before, "stood": True}
         self.store.remove(name)
@@ -76,7 +76,7 @@ class FilmWorker:
                 place.write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
         return result
 
-    def make(self, job: Job, film: Film, output: Output) -> list[MaskTrack]:
+    def make(self, job: BatchJob, film: Film, output: Output) -> list[MaskTrack]:
         """What ``deixis segment`` does."""
         tracks = segment(
             film, list(job.sentences), model=self.system, device=self.device, precision=self.settings.precision,
@@ -85,7 +85,7 @@ class FilmWorker:
         write(output, film, tracks, job.options.formats, model=self.settings.facts)
         return tracks
 
-    def _result(self, job: Job, film: Film, tracks: Sequence[MaskTrack], output: Output) -> dict[str, Any]:
+    def _result(self, job: BatchJob, film: Film, tracks: Sequence[MaskTrack], output: Output) -> dict[str, Any]:
         outputs = {}
         for name in output.finished:
             place = output.scratch / name
@@ -98,20 +98,20 @@ class FilmWorker:
             "outputs": outputs, "options": asdict(job.options),
             "warnings": [*remarks_on(job.sentences, self.settings.model, self.system.config.several), *film.warnings],
             "model": dict(self.settings.facts), "precision": self.settings.precision, "device": self.device,
-            "workers": self.settings.workers, "threads": self.settings.threads, "schema": SCHEMA,
+            "workers": self.settings.workers, "threads": self.settings.threads, "schema": BATCH_SCHEMA,
             "deixis": __version__, "key": job.key(self.settings),
         }  # fmt: skip
 
 
-def failed(job: Job, reason: str) -> dict[str, Any]:
+def failed(job: BatchJob, reason: str) -> dict[str, Any]:
     """What results.jsonl tells of a film that could not be done."""
     return {
         "film": job.film, "sentences": list(job.sentences), "status": "failed", "reason": " ".join(reason.split()),
-        "folder": None, "schema": SCHEMA,
+        "folder": None, "schema": BATCH_SCHEMA,
     }  # fmt: skip
 
 
-def standing(store: Store, job: Job, settings: Settings, contents: str | None) -> dict[str, Any] | None:
+def finished_result(store: Store, job: BatchJob, settings: Settings, contents: str | None) -> dict[str, Any] | None:
     """The result of a film that is finished in OUT: asked the same, of the same contents (None: whatever they are),
     with every output there at its full size.
     """

@@ -21,9 +21,9 @@ from deixis.benchmarks.samples import (
     FrameTruth,
     Problem,
     Sample,
-    Video,
+    VideoEntry,
+    checked_benchmark,
     choose_split,
-    finish,
     normalise_text,
 )
 from deixis.files import cache_path, read_json, read_words, require_file, require_folder, safe_name, write_json
@@ -63,7 +63,7 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
             problems.append(Problem(film, "the film is missing"))
             continue
         frames = index.get(video_id, {})
-        video = Video(id=video_id, names=tuple(frames), frames=film)
+        video = VideoEntry(id=video_id, names=tuple(frames), frames=film)
         text = normalise_text(",".join(words), texts / "a2d_annotation.txt")
         for number, (frame, present) in enumerate(frames.items()):
             if int(instance) in present:
@@ -78,7 +78,7 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
         "videos": len({s.video.id for s in samples}),
         "samples": len(samples),
     }
-    return finish(
+    return checked_benchmark(
         Benchmark(
             name=NAME, split=split, root=root, protocol="answers", samples=tuple(samples),
             truth=partial(truth, labels), counts=counts, expected=EXPECTED, problems=tuple(dict.fromkeys(problems)),
@@ -127,7 +127,7 @@ def _read_label(file: Path, name: str) -> np.ndarray:
     return numbers
 
 
-def truth(labels: Path, video: Video, index: int) -> FrameTruth:
+def truth(labels: Path, video: VideoEntry, index: int) -> FrameTruth:
     """The instances of a labelled frame, turned upright."""
     file = labels / video.id / f"{video.names[index]}.h5"
     instances = [int(i) for i in _read_label(file, "instance").ravel()]

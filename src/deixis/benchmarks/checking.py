@@ -11,7 +11,7 @@ from PIL import Image
 
 from deixis.benchmarks import open_benchmark, splits_of
 from deixis.benchmarks.pngs import png_size
-from deixis.benchmarks.samples import Benchmark, Video
+from deixis.benchmarks.samples import Benchmark, VideoEntry
 from deixis.files import Missing
 from deixis.types import DeixisError
 
@@ -26,7 +26,7 @@ class Findings:
     problems: int
 
 
-def check(
+def check_benchmark(
     name: str, root: Path, split: str | None = None, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Findings:
     """Open every split that is there (or one), read all its truth, and tell what was found.
@@ -98,7 +98,7 @@ def _read_truth(benchmark: Benchmark, progress: Callable[[int, int], None]) -> I
         progress(done, len(groups))
 
 
-def _read_video(benchmark: Benchmark, video: Video, scored: list[int]) -> Iterator[str]:
+def _read_video(benchmark: Benchmark, video: VideoEntry, scored: list[int]) -> Iterator[str]:
     if isinstance(video.frames, tuple):
         yield from (f"{frame}: {wrong}" for frame in video.frames if (wrong := broken_picture(frame)))
     size = png_size(video.frames[0]) if isinstance(video.frames, tuple) else None

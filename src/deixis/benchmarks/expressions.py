@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deixis.benchmarks.samples import Problem, Video, frame_files, normalise_text
+from deixis.benchmarks.samples import Problem, VideoEntry, frame_files, normalise_text
 from deixis.files import field_of, read_json, safe_name
 from deixis.types import DeixisError
 
 
 @dataclass(frozen=True)
-class Entry:
+class ExpressionEntry:
     """One expression as it stands in the file. raw: its whole JSON object."""
 
-    video: Video
+    video: VideoEntry
     id: str
     text: str
     raw: Mapping[str, Any]
@@ -27,14 +27,14 @@ class Entry:
 
 def read_expressions(
     file: Path, images: Path, where: str, *, keep: frozenset[str] | None = None, least_frames: int = 1
-) -> tuple[list[Entry], list[Problem]]:
+) -> tuple[list[ExpressionEntry], list[Problem]]:
     """Every expression of a split, videos in the file's order, expressions by number; and what is wrong.
 
     images: the JPEGImages folder.  keep: only these videos (None: all).  least_frames: shorter videos are dropped.
     A video with a missing frame is a problem and gives no entry. Raises DeixisError for a file of another form.
     """
     videos = field_of(read_json(file, where), "videos", dict, file)
-    entries: list[Entry] = []
+    entries: list[ExpressionEntry] = []
     problems: list[Problem] = []
     for video_id, content in videos.items():
         safe_name(video_id, file)
@@ -49,10 +49,10 @@ def read_expressions(
         if missing:
             problems += missing
             continue
-        video = Video(id=video_id, names=names, frames=files)
+        video = VideoEntry(id=video_id, names=names, frames=files)
         for exp_id, raw in _by_number(field_of(content, "expressions", dict, file)):
             text = normalise_text(field_of(raw, "exp", str, file), file)
-            entries.append(Entry(video, safe_name(exp_id, file), text, raw))
+            entries.append(ExpressionEntry(video, safe_name(exp_id, file), text, raw))
     return entries, problems
 
 

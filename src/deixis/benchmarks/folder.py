@@ -21,16 +21,16 @@ from pathlib import Path
 import numpy as np
 
 from deixis.benchmarks.fixtures import WORDS, tiny_videos, write_film, write_jpegs
-from deixis.benchmarks.pngs import png_size, present_numbers, read_ids, write_ids
+from deixis.benchmarks.pngs import VOID, png_size, present_numbers, read_ids, write_ids
 from deixis.benchmarks.samples import (
     IMAGE_SUFFIXES,
     Benchmark,
     FrameTruth,
     Problem,
     Sample,
-    Video,
+    VideoEntry,
+    checked_benchmark,
     choose_split,
-    finish,
     normalise_text,
 )
 from deixis.files import cache_folder, list_folder, require_file, require_folder, safe_name, write_json
@@ -41,12 +41,11 @@ log = logging.getLogger(__name__)
 
 NAME = "folder"
 SPLITS = ("valid", "train", "test")
-COLUMNS = ("film", "sentence", "objects")
+FOLDER_COLUMNS = ("film", "sentence", "objects")
 MORE_COLUMNS = ("split", "kind")
 NOTHING = "none"  # what stands under objects where a sentence names nothing in its film
 HELD_OUT = 5  # without a column split, about one film in so many is valid (our choice)
 FILM_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".gif")
-VOID = 255  # pixels that count for nobody, in a file that holds other numbers too
 WHERE = "docs/train_on_your_data.md tells how such a folder is laid out; `deixis data fixture folder OUT` writes one"
 
 
@@ -76,17 +75,17 @@ class Labels:
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
+class FolderTruth:
     """(video, frame index) -> FrameTruth; goes by the frame's name, so a video may be cut down to some frames."""
 
     labels: Mapping[str, Labels] = field(default_factory=dict)
 
-    def __call__(self, video: Video, index: int) -> FrameTruth:
+    def __call__(self, video: VideoEntry, index: int) -> FrameTruth:
         known = self.labels[video.id]
         path = known.files[video.names[index]]
         return frame_truth(read_ids(path, path, known.size))
 
-    def present(self, video: Video, index: int) -> frozenset[str]:
+    def present(self, video: VideoEntry, index: int) -> frozenset[str]:
         """The numbers of the objects in a labelled frame, without reading it."""
         return self.labels[video.id].present[video.names[index]]
 
@@ -111,7 +110,7 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
     films, clashes = _find_films(require_folder(root / "films", WHERE))
     problems += clashes
     masks = require_folder(root / "masks", WHERE)
-    videos: dict[str, Video] = {}
+    videos: dict[str, VideoEntry] = {}
     labels: dict[str, Labels] = {}
     for film in dict.fromkeys(row.film for row in rows if row.split == split):
         found = _open_film(film, films, root / "films", masks / film, problems)
@@ -141,9 +140,10 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
         "sentences": len(samples),
         "labelled frames": sum(len(labels[key].files) for key in {s.video.id for s in samples}),
     }
-    return finish(
+    return checked_benchmark(
         Benchmark(
-            name=NAME, split=split, root=root, protocol="expressions", samples=tuple(samples), truth=Truth(labels),
+            name=NAME, split=split, root=root, protocol="expressions", samples=tuple(samples),
+            truth=FolderTruth(labels),
             counts=counts, absent_possible=any(not row.objects for row in rows), problems=tuple(problems), notes=notes,
         ),
         skip_bad,
@@ -185,7 +185,7 @@ def read_table(root: Path) -> tuple[list[_Row], list[Problem], tuple[str, ...]]:
         held = held_out_films({row.film for row in rows})
         rows = [replace(row, split="valid" if row.film in held else "train") for row in rows]
     problems += _contradictions(rows, path)
-    unread = [name for name in names if name not in (*COLUMNS, *MORE_COLUMNS)]
+    unread = [name for name in names if name not in (*FOLDER_COLUMNS, *MORE_COLUMNS)]
     notes = (f"columns not read: {', '.join(unread)}",) if unread else ()
     return rows, problems, notes
 
@@ -206,12 +206,14 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     except csv.Error as error:
         raise DeixisError(f"{path}: line {reader.line_num}: not a line of a CSV file ({error})") from error
     if not lines:
-        raise DeixisError(f"{path} is empty; its first line must be {','.join(COLUMNS)}")
+        raise DeixisError(f"{path} is empty; its first line must be {','.join(FOLDER_COLUMNS)}")
     names = [cell.strip().lower() for cell in lines[0][1]]
-    missing = [name for name in COLUMNS if name not in names]
+    missing = [name for name in FOLDER_COLUMNS if name not in names]
     if missing:
         got = ", ".join(names)[:120]
-        raise DeixisError(f"{path}: the first line lacks {', '.join(missing)}; expected {','.join(COLUMNS)}, got {got}")
+        raise DeixisError(
+            f"{path}: the first line lacks {', '.join(missing)}; expected {','.join(FOLDER_COLUMNS)}, got {got}"
+        )
     if len(set(names)) < len(names):
         raise DeixisError(f"{path}: a column stands twice in the first line, {', '.join(names)[:120]}")
     return names, lines[1:]
@@ -295,7 +297,7 @@ def _find_films(folder: Path) -> tuple[dict[str, Path], list[Problem]]:
 
 def _open_film(
     film: str, films: Mapping[str, Path], folder: Path, masks: Path, problems: list[Problem]
-) -> tuple[Video, Labels] | None:
+) -> tuple[VideoEntry, Labels] | None:
     """A film with what its masks show, or None with a problem noted."""
     if film not in films:
         problems.append(Problem(folder / film, "no film and no folder of frames of this name"))
@@ -321,7 +323,9 @@ def _open_film(
     return video, labels
 
 
-def _known(film: str, path: Path, masks: Sequence[Path]) -> tuple[Video, tuple[int, int], dict[str, list[int] | str]]:
+def _known(
+    film: str, path: Path, masks: Sequence[Path]
+) -> tuple[VideoEntry, tuple[int, int], dict[str, list[int] | str]]:
     """The video, its (H, W), and of each mask file the numbers in it, or what is wrong with it.
 
     Counting a film's frames and looking through masks takes time, so it is kept in the cache (DEIXIS_CACHE).
@@ -338,9 +342,9 @@ def _known(film: str, path: Path, masks: Sequence[Path]) -> tuple[Video, tuple[i
         except OSError as error:
             log.warning("what was found in %s cannot be kept: %s", path, error)
     if pictures:
-        video = Video(id=film, names=tuple(picture.stem for picture in pictures), frames=pictures)
+        video = VideoEntry(id=film, names=tuple(picture.stem for picture in pictures), frames=pictures)
     else:
-        video = Video(id=film, names=tuple(f"{i:05d}" for i in range(facts["frames"])), frames=path, first=0)
+        video = VideoEntry(id=film, names=tuple(f"{i:05d}" for i in range(facts["frames"])), frames=path, first=0)
     return video, (facts["size"][0], facts["size"][1]), facts["masks"]
 
 
@@ -384,7 +388,7 @@ def _numbers_in(mask: Path, size: tuple[int, int]) -> list[int] | str:
 
 
 def _match(
-    video: Video, size: tuple[int, int], masks: Sequence[Path], found: Mapping[str, list[int] | str]
+    video: VideoEntry, size: tuple[int, int], masks: Sequence[Path], found: Mapping[str, list[int] | str]
 ) -> tuple[Labels, list[Problem]]:
     """Bring masks and frames together by name."""
     problems = []
@@ -407,7 +411,7 @@ def _match(
     return Labels(size, {name: files[name] for name in order}, present), problems
 
 
-def _span(video: Video) -> str:
+def _span(video: VideoEntry) -> str:
     first, last = video.names[0], video.names[-1]
     return f"{first} to {last}" + (", counted from 0" if isinstance(video.frames, Path) else "")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deixis.benchmarks.samples import Sample, Video
+from deixis.benchmarks.samples import Sample, VideoEntry
 from deixis.types import DeixisError
 from deixis.video import Film
 
@@ -21,7 +21,7 @@ def centred_window(centre: int, count: int) -> list[int]:
 # --- pixels and targets ----------------------------------------------------------------------------------------------
 
 
-def read_frames(video: Video, indices: Sequence[int]) -> np.ndarray:
+def read_frames(video: VideoEntry, indices: Sequence[int]) -> np.ndarray:
     """(T, H, W, 3) uint8 RGB of frames by index; of a film file, indices outside the film are clamped to its ends.
 
     Of a film file an index counts the film's own frames from 0. Raises DeixisError for what cannot be read.

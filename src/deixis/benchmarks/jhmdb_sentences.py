@@ -20,9 +20,9 @@ from deixis.benchmarks.samples import (
     FrameTruth,
     Problem,
     Sample,
-    Video,
+    VideoEntry,
+    checked_benchmark,
     choose_split,
-    finish,
     frame_files,
     normalise_text,
 )
@@ -37,7 +37,7 @@ LISTS = {
 }
 WHERE = "get JHMDB from http://jhmdb.is.tue.mpg.de and the sentences and sample lists as docs/benchmarks.md says"
 EXPECTED = {"samples": 2784}  # read: 928 sentences, three frames each
-FRAMES_DRAWN, SEED = 3, 0
+FRAMES_DRAWN, DRAW_SEED = 3, 0
 
 
 def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> Benchmark:
@@ -46,7 +46,7 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
     rows = _draw(root) if split == "drawn" else _read_list(root / LISTS[split])
     samples: list[Sample] = []
     problems: list[Problem] = []
-    videos: dict[str, Video | None] = {}
+    videos: dict[str, VideoEntry | None] = {}
     for video_id, folder, frame, count, text in rows:
         key = folder + "/" + video_id
         if key not in videos:
@@ -56,7 +56,7 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
             if not mat.is_file():
                 missing.append(Problem(mat, "the masks are missing"))
             problems += missing
-            videos[key] = None if missing else Video(id=video_id, names=names, frames=files)
+            videos[key] = None if missing else VideoEntry(id=video_id, names=names, frames=files)
         video = videos[key]
         if video is None:
             continue
@@ -74,9 +74,9 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
     if len({s.id for s in samples}) < len(samples):
         problems.append(Problem(root, f"the list {split} holds a sample twice"))
     note = f"sample list: {split}" + (
-        f", seed {SEED}: not comparable with published numbers" if split == "drawn" else ""
+        f", seed {DRAW_SEED}: not comparable with published numbers" if split == "drawn" else ""
     )
-    return finish(
+    return checked_benchmark(
         Benchmark(
             name=NAME, split=split, root=root, protocol="answers", samples=tuple(samples),
             truth=partial(truth, root), counts=counts, expected=EXPECTED, problems=tuple(problems), notes=(note,),
@@ -85,10 +85,10 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
     )  # fmt: skip
 
 
-Row = tuple[str, str, int, int, str]  # video, class folder, frame from 1, number of frames, text
+SampleRow = tuple[str, str, int, int, str]  # video, class folder, frame from 1, number of frames, text
 
 
-def _read_list(path: Path) -> list[Row]:
+def _read_list(path: Path) -> list[SampleRow]:
     table = read_json(path, WHERE)
     rows = []
     for row in table if isinstance(table, list) else [None]:
@@ -104,7 +104,7 @@ def _read_list(path: Path) -> list[Row]:
     return rows
 
 
-def _draw(root: Path) -> list[Row]:
+def _draw(root: Path) -> list[SampleRow]:
     """Three frames of every film, at random from a fixed seed among those that have a mask."""
     annotation = require_file(root / "jhmdb_annotation.txt", WHERE)
     rows = []
@@ -112,7 +112,7 @@ def _draw(root: Path) -> list[Row]:
     for group in list_folder(require_folder(root / "puppet_mask", WHERE)):
         if group.is_dir():
             folders.update({entry.name: group.name for entry in list_folder(Path(group.path))})
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(DRAW_SEED)
     for line in sorted(read_words(annotation).splitlines()):
         video, _, text = line.partition(",")
         if not text or video == "video_id":
@@ -150,7 +150,7 @@ def _masks(path: Path) -> np.ndarray:
         raise DeixisError(f"{path}: not a mask file of JHMDB ({str(error)[:100]})") from error
 
 
-def truth(root: Path, video: Video, index: int) -> FrameTruth:
+def truth(root: Path, video: VideoEntry, index: int) -> FrameTruth:
     """The person of one frame, as object 1."""
     assert isinstance(video.frames, tuple)
     masks = _masks(_mat(root, video.frames[0].parent.parent.name, video.id))

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from deixis.benchmarks.expressions import Entry, id_list, read_expressions
+from deixis.benchmarks.expressions import ExpressionEntry, id_list, read_expressions
 from deixis.benchmarks.fixtures import WORDS, tiny_videos, write_jpegs
 from deixis.benchmarks.pngs import checked_mask, png_size
-from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, Video, finish
+from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry, checked_benchmark
 from deixis.files import cache_path, parse_json, require_file, require_folder, write_json
 from deixis.types import DeixisError, encode_rle
 
@@ -51,7 +51,7 @@ def open_layout(
         problems += [problem for problem in found if problem]
         samples = [sample for sample, problem in zip(samples, found, strict=True) if problem is None]
     expected = {} if published is None else published[split, version]
-    return finish(
+    return checked_benchmark(
         Benchmark(
             name=name, split=split, root=root, protocol="expressions", samples=tuple(samples),
             truth=None if store is None else _Truth(store, samples),
@@ -63,7 +63,7 @@ def open_layout(
     )  # fmt: skip
 
 
-def _sample(entry: Entry, file: Path) -> Sample:
+def _sample(entry: ExpressionEntry, file: Path) -> Sample:
     kinds = entry.raw.get("kind", entry.raw.get("kinds", ()))
     many = kinds if isinstance(kinds, list) else [kinds]
     tags = tuple(kind for kind in many if isinstance(kind, str))
@@ -189,7 +189,7 @@ class _Truth:
             self.keys.setdefault(sample.video.id, {}).update(dict.fromkeys(sample.objects or ()))
         self.size = lru_cache(maxsize=16)(png_size)
 
-    def __call__(self, video: Video, index: int) -> FrameTruth:
+    def __call__(self, video: VideoEntry, index: int) -> FrameTruth:
         assert isinstance(video.frames, tuple)
         size = self.size(video.frames[0])
         masks = {}

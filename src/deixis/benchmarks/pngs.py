@@ -17,6 +17,7 @@ from pycocotools import mask as coco
 
 from deixis.types import DeixisError, decode_rle, require
 
+VOID = 255  # pixels that are not scored, in a file that holds other numbers too
 ONE_CHANNEL = ("P", "L", "1")
 FEW = 20  # object numbers up to which each is looked for in turn
 

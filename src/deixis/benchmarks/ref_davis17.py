@@ -17,17 +17,24 @@ from pathlib import Path
 
 import numpy as np
 
-from deixis.benchmarks.expressions import Entry, id_list, read_expressions
+from deixis.benchmarks.expressions import ExpressionEntry, id_list, read_expressions
 from deixis.benchmarks.fixtures import WORDS, tiny_videos, write_jpegs
-from deixis.benchmarks.pngs import read_ids, write_ids
-from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, Video, choose_split, finish
+from deixis.benchmarks.pngs import VOID, read_ids, write_ids
+from deixis.benchmarks.results import ANNOTATORS
+from deixis.benchmarks.samples import (
+    Benchmark,
+    FrameTruth,
+    Problem,
+    Sample,
+    VideoEntry,
+    checked_benchmark,
+    choose_split,
+)
 from deixis.files import list_folder, read_json, read_words, require_file, require_folder
 from deixis.types import DeixisError
 
 NAME = "ref-davis17"
 SPLITS = ("valid", "train")
-ANNOTATORS = 4
-VOID = 255
 WHERE = "build it with `deixis data build ref-davis17 DAVIS OUT --texts TEXTS` (where both are had: docs/benchmarks.md)"
 EXPECTED = {"valid": {"videos": 30}, "train": {"videos": 60}}  # read
 BACKGROUND = 0.1  # soft value of the ground when objects are merged (read)
@@ -47,7 +54,7 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
     file = root / "meta_expressions" / split / "meta_expressions.json"
     entries, problems = read_expressions(file, root / split / "JPEGImages", WHERE)
     annotations = root / split / "Annotations"
-    by_video: dict[str, list[Entry]] = {}
+    by_video: dict[str, list[ExpressionEntry]] = {}
     for entry in entries:
         by_video.setdefault(entry.video.id, []).append(entry)
     samples: list[Sample] = []
@@ -57,7 +64,7 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
         if not found:
             samples += [_sample(entry, file) for entry in asked]
     counts = {"videos": len({s.video.id for s in samples}), "expressions": len(samples)}
-    return finish(
+    return checked_benchmark(
         Benchmark(
             name=NAME, split=split, root=root, protocol="davis", samples=tuple(samples),
             truth=partial(truth, annotations), counts=counts, expected=EXPECTED[split], problems=tuple(problems),
@@ -66,7 +73,7 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
     )  # fmt: skip
 
 
-def _problems_of(entries: Sequence[Entry], folder: Path, file: Path) -> list[Problem]:
+def _problems_of(entries: Sequence[ExpressionEntry], folder: Path, file: Path) -> list[Problem]:
     if (
         sorted(entry.id for entry in entries) != sorted(str(i) for i in range(len(entries)))
         or len(entries) % ANNOTATORS
@@ -78,7 +85,7 @@ def _problems_of(entries: Sequence[Entry], folder: Path, file: Path) -> list[Pro
     return [Problem(folder / f"{name}.png", "the annotation is missing") for name in due if name not in present]
 
 
-def _sample(entry: Entry, file: Path) -> Sample:
+def _sample(entry: ExpressionEntry, file: Path) -> Sample:
     own = (str(int(entry.id) // ANNOTATORS + 1),)
     if (id_list(entry.raw, "obj_id", file) or own) != own:
         raise DeixisError(f"{file}: expression {entry.id} of {entry.video.id} must name object {own[0]}")
@@ -87,7 +94,7 @@ def _sample(entry: Entry, file: Path) -> Sample:
     )  # fmt: skip
 
 
-def truth(annotations: Path, video: Video, index: int) -> FrameTruth:
+def truth(annotations: Path, video: VideoEntry, index: int) -> FrameTruth:
     """The objects of one frame; 255 is void."""
     path = annotations / video.id / f"{video.names[index]}.png"
     return FrameTruth.from_ids(read_ids(path, path, modes=("P",)), VOID)
@@ -102,7 +109,7 @@ def merge_objects(soft: Sequence[np.ndarray]) -> np.ndarray:
     return planes.argmax(0).astype(np.uint8)
 
 
-def build(davis: Path, texts: Path, out: Path, semantics: Path | None = None) -> None:
+def build_ref_davis17(davis: Path, texts: Path, out: Path, semantics: Path | None = None) -> None:
     """Lay DAVIS-2017 (unsupervised, 480p) and the four text files out in Ref-YouTube-VOS's form.
 
     davis: the folder with JPEGImages/480p, Annotations_unsupervised/480p and ImageSets/2017.  texts: the folder with

@@ -11,10 +11,18 @@ import json
 from functools import partial
 from pathlib import Path
 
-from deixis.benchmarks.expressions import Entry, id_list, read_expressions, video_ids
+from deixis.benchmarks.expressions import ExpressionEntry, id_list, read_expressions, video_ids
 from deixis.benchmarks.fixtures import WORDS, tiny_videos, write_jpegs
 from deixis.benchmarks.pngs import read_ids, write_ids
-from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, Video, choose_split, finish
+from deixis.benchmarks.samples import (
+    Benchmark,
+    FrameTruth,
+    Problem,
+    Sample,
+    VideoEntry,
+    checked_benchmark,
+    choose_split,
+)
 from deixis.files import Missing
 from deixis.types import DeixisError
 
@@ -51,7 +59,7 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
     bad = {problem.path.parent.name for problem in problems}
     samples = tuple(_sample(entry, file, public) for entry in entries if entry.video.id not in bad)
     counts = {"videos": len({s.video.id for s in samples}), "expressions": len(samples)}
-    return finish(
+    return checked_benchmark(
         Benchmark(
             name=NAME, split=split, root=root, protocol="expressions", folder="Annotations", samples=samples,
             truth=partial(truth, root / source / "Annotations") if public else None,
@@ -91,20 +99,20 @@ def holdout_ids(ids: frozenset[str]) -> frozenset[str]:
     return frozenset(sorted(ids, key=lambda video: hashlib.sha1(video.encode()).hexdigest())[:count])
 
 
-def _sample(entry: Entry, file: Path, public: bool) -> Sample:
+def _sample(entry: ExpressionEntry, file: Path, public: bool) -> Sample:
     objects = id_list(entry.raw, "obj_id", file) if public else None
     if public and objects is None:
         raise DeixisError(f"{file}: expression {entry.id} of {entry.video.id} has no obj_id")
     return Sample(video=entry.video, id=entry.id, text=entry.text, objects=objects)
 
 
-def _missing_truth(root: Path, video: Video) -> list[Problem]:
+def _missing_truth(root: Path, video: VideoEntry) -> list[Problem]:
     folder = root / "train" / "Annotations" / video.id
     present = {path.stem for path in folder.glob("*.png")} if folder.is_dir() else set()
     return [Problem(folder / f"{name}.png", "the annotation is missing") for name in video.names if name not in present]
 
 
-def truth(annotations: Path, video: Video, index: int) -> FrameTruth:
+def truth(annotations: Path, video: VideoEntry, index: int) -> FrameTruth:
     """The objects of one frame. Raises DeixisError unless the annotation is a whole palette PNG."""
     path = annotations / video.id / f"{video.names[index]}.png"
     return FrameTruth.from_ids(read_ids(path, path, modes=("P",)))

@@ -23,21 +23,21 @@ from deixis.benchmarks.samples import (
     FrameTruth,
     Problem,
     Sample,
-    Video,
+    VideoEntry,
+    checked_benchmark,
     choose_split,
-    finish,
     normalise_text,
 )
 from deixis.files import field_of, list_folder, read_json, require_folder, safe_name
 from deixis.types import encode_rle
 
 NAME = "refcoco"
-SETS = {
+SET_SPLITS = {
     "refcoco": ("val", "testA", "testB", "train"),
     "refcoco+": ("val", "testA", "testB", "train"),
     "refcocog": ("val", "test", "train"),
 }
-SPLITS = tuple(f"{name}_{split}" for name, splits in SETS.items() for split in splits)
+SPLITS = tuple(f"{name}_{split}" for name, splits in SET_SPLITS.items() for split in splits)
 MAX_SIDE = 20_000  # pixels (our choice: COCO's images have 640)
 WHERE = (
     "get train2014 from https://cocodataset.org and the expressions from https://github.com/lichengunc/refer,"
@@ -77,12 +77,12 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
         key = str(number)
         truths[key] = (annotations[number][0], size)
         text = normalise_text(field_of(record, "caption", str, file), file)
-        video = Video(id=key, names=(Path(picture).stem,), frames=(images / picture,))
+        video = VideoEntry(id=key, names=(Path(picture).stem,), frames=(images / picture,))
         samples.append(Sample(video=video, id=key, text=text, objects=("1",), scored=(0,)))
     if len(truths) < len(samples):
         problems.append(Problem(file, "two sentences have one id"))
     counts = {"images": len({s.video.frames for s in samples}), "samples": len(samples)}
-    return finish(
+    return checked_benchmark(
         Benchmark(
             name=NAME, split=split, root=root, protocol="answers", samples=tuple(samples),
             truth=partial(truth, file, truths), counts=counts, problems=tuple(problems),
@@ -92,7 +92,7 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
 
 
 def truth(
-    file: Path, truths: dict[str, tuple[dict[str, Any], tuple[int, int]]], video: Video, index: int
+    file: Path, truths: dict[str, tuple[dict[str, Any], tuple[int, int]]], video: VideoEntry, index: int
 ) -> FrameTruth:
     """The one object of a sentence, as object 1; polygons are filled as COCO's own tool fills them."""
     annotation, size = truths[video.id]

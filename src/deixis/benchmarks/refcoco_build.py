@@ -93,7 +93,7 @@ def read_refs(path: Path) -> list[dict[str, Any]]:
     return table
 
 
-def build(source: Path, out: Path, images: Path | None = None) -> dict[str, int]:
+def build_refcoco(source: Path, out: Path, images: Path | None = None) -> dict[str, int]:
     """Lay the download of the refer toolkit out as ``open_split`` reads it: a record for each sentence.
 
     Args:
@@ -260,7 +260,7 @@ def _as_python_2(value: Any) -> bytes:
 def write_rearranged(out: Path) -> None:
     """A tiny copy in the layout that ReferFormer and SOC read: ``refcoco/instances_refcoco_train.json`` and so on."""
     write_download(out / "download")
-    build(out / "download", out / "flat")
+    build_refcoco(out / "download", out / "flat")
     for file in sorted((out / "flat").glob("instances_*.json")):
         name = file.name.removeprefix("instances_").rpartition("_")[0]
         (out / name).mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deixis.benchmarks.pngs import checked_mask, png_size, read_ids
-from deixis.benchmarks.samples import Benchmark, Sample, Video
+from deixis.benchmarks.samples import Benchmark, Sample, VideoEntry
 from deixis.files import field_of, list_folder, read_json, safe_name
 from deixis.out_folder import whole_file
 from deixis.types import DeixisError
@@ -43,12 +43,12 @@ def mask_path(benchmark: Benchmark, sample: Sample, name: str) -> str:
     return "/".join(part for part in (benchmark.folder, sample.video.id, sample.id, f"{name}.png") if part)
 
 
-def davis_path(annotator: int, video: Video, index: int) -> str:
+def davis_path(annotator: int, video: VideoEntry, index: int) -> str:
     """Where the map of object numbers of one annotator, video and frame lies (protocol ``davis``)."""
     return f"anno_{annotator}/{video.id}/{index:05d}.png"
 
 
-def due_files(benchmark: Benchmark, samples: list[Sample] | None = None) -> Iterator[tuple[str, Video]]:
+def due_files(benchmark: Benchmark, samples: list[Sample] | None = None) -> Iterator[tuple[str, VideoEntry]]:
     """Every file that complete results of a benchmark (or of some of its samples) hold, and the video it belongs to."""
     if benchmark.protocol == "answers":
         yield ANSWERS, benchmark.samples[0].video
@@ -183,7 +183,7 @@ def frame_size(benchmark: Benchmark, sample: Sample) -> tuple[int, int]:
     return benchmark.truth(sample.video, 0 if sample.scored is None else sample.scored[0]).size
 
 
-def pack(benchmark: Benchmark, results: Path, out: Path) -> int:
+def pack_results(benchmark: Benchmark, results: Path, out: Path) -> int:
     """Zip complete, well-formed results as the benchmark's server takes them; returns the number of files.
 
     Every file is opened first: missing, extra, unreadable, wrongly sized or wrongly typed ones are refused by name,
@@ -224,7 +224,7 @@ def opened(results: Path, is_top: Callable[[Path], bool]) -> Iterator[Path]:
     if not results.is_file() or not zipfile.is_zipfile(results):
         raise DeixisError(f"{results} is neither a folder of results nor a zip of one")
     with tempfile.TemporaryDirectory(prefix="deixis-") as folder:
-        unpack(results, Path(folder))
+        unpack_zip(results, Path(folder))
         top = top_of(Path(folder), is_top)
         try:
             yield top
@@ -245,7 +245,7 @@ def holds(benchmark: Benchmark) -> Callable[[Path], bool]:
     return lambda folder: any((folder / name).is_file() for name, _ in due_files(benchmark))
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def unpack_zip(archive: Path, folder: Path) -> None:
     """Unpack a zip; a member that would leave the folder, a link, or one that is larger than it says is refused."""
     try:
         with zipfile.ZipFile(archive) as members:

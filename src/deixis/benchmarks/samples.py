@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Video:
+class VideoEntry:
     """A film of a benchmark. frames: one image file a frame, in order, or the path of a film file.
 
     names: the frames' names in the benchmark's results (for a film file: their numbers, perhaps of the labelled only).
@@ -46,7 +46,7 @@ class Sample:
     tags: kinds the expression belongs to; summaries are given for each.
     """
 
-    video: Video
+    video: VideoEntry
     id: str
     text: str
     objects: tuple[str, ...] | None
@@ -108,7 +108,7 @@ class Benchmark:
     root: Path
     protocol: str
     samples: tuple[Sample, ...]
-    truth: Callable[[Video, int], FrameTruth] | None
+    truth: Callable[[VideoEntry, int], FrameTruth] | None
     folder: str = ""
     absent_possible: bool = False
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -129,7 +129,7 @@ class Benchmark:
         return groups
 
 
-def finish(benchmark: Benchmark, skip_bad: bool) -> Benchmark:
+def checked_benchmark(benchmark: Benchmark, skip_bad: bool) -> Benchmark:
     """Refuse a benchmark with problems unless they are to be skipped; warn of counts that differ."""
     if benchmark.problems and not skip_bad:
         more = len(benchmark.problems) - 1

@@ -17,10 +17,18 @@ from typing import Any
 import cv2
 import numpy as np
 
-from deixis.benchmarks.expressions import Entry, id_list, read_expressions
+from deixis.benchmarks.expressions import ExpressionEntry, id_list, read_expressions
 from deixis.benchmarks.fixtures import tiny_videos, write_jpegs
 from deixis.benchmarks.pngs import read_ids, write_ids
-from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, Video, choose_split, finish
+from deixis.benchmarks.samples import (
+    Benchmark,
+    FrameTruth,
+    Problem,
+    Sample,
+    VideoEntry,
+    checked_benchmark,
+    choose_split,
+)
 from deixis.files import field_of, read_json, require_folder, safe_name
 from deixis.types import DeixisError
 
@@ -32,7 +40,7 @@ WHERE = (
 UNSEEN = frozenset(  # read: the kitchens that training never sees
     ("P07_101", "P07_103", "P07_110", "P09_02", "P09_07", "P09_103", "P09_104", "P09_106", "P21_01", "P29_04")
 )
-LEAST_FRAMES = {"train": 3, "val": 2}  # read
+FEWEST_FRAMES = {"train": 3, "val": 2}  # read
 SOURCE_SIZE, SIZE = (1080, 1920), (480, 854)  # height, width in pixels (read)
 FARTHEST = 10_000  # pixels from the frame's corner at which a polygon's corner may lie (our choice)
 HAND_WORDS = frozenset({"hand", "hands", "glove", "gloves"})
@@ -54,7 +62,7 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
     bad = {path.parent.name for path in lost}
     samples = tuple(_sample(entry, file) for entry in entries if entry.video.id not in bad)
     counts = {"videos": len({s.video.id for s in samples}), "expressions": len(samples)}
-    return finish(
+    return checked_benchmark(
         Benchmark(
             name=NAME, split=split, root=root, protocol="expressions", folder="Annotations", samples=samples,
             truth=partial(truth, annotations), counts=counts, problems=tuple(problems),
@@ -63,7 +71,7 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
     )  # fmt: skip
 
 
-def _sample(entry: Entry, file: Path) -> Sample:
+def _sample(entry: ExpressionEntry, file: Path) -> Sample:
     objects = id_list(entry.raw, "obj_id", file)
     if objects is None:
         raise DeixisError(f"{file}: expression {entry.id} of {entry.video.id} has no obj_id")
@@ -75,13 +83,13 @@ def _sample(entry: Entry, file: Path) -> Sample:
     return Sample(video=entry.video, id=entry.id, text=entry.text, objects=objects, tags=tuple(tags))
 
 
-def truth(annotations: Path, video: Video, index: int) -> FrameTruth:
+def truth(annotations: Path, video: VideoEntry, index: int) -> FrameTruth:
     """The objects of one annotated frame."""
     path = annotations / video.id / f"{video.names[index]}.png"
     return FrameTruth.from_ids(read_ids(path, path, modes=("P",)))
 
 
-def build(visor: Path, out: Path, narrations: Mapping[str, str] | None = None) -> None:
+def build_visor(visor: Path, out: Path, narrations: Mapping[str, str] | None = None) -> None:
     """Lay VISOR's sparse annotations out in Ref-YouTube-VOS's form.
 
     visor: the folder with annotations/{train,val}/<video>.json and rgb_frames/{train,val}/<kitchen>/<video>/<frame>.jpg
@@ -95,7 +103,7 @@ def build(visor: Path, out: Path, narrations: Mapping[str, str] | None = None) -
         for file in files:
             for subsequence, frames in _subsequences(file).items():
                 numbers = {name: i for i, name in enumerate(sorted({o["name"] for _, a in frames for o in a}), 1)}
-                if len(frames) < LEAST_FRAMES[split]:
+                if len(frames) < FEWEST_FRAMES[split]:
                     continue
                 if len(numbers) > 255:
                     raise DeixisError(

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deixis.blocks.attention import check_heads
+from deixis.blocks.attention import PackedAttention, ResidualFeedForward, check_heads
 from deixis.blocks.constants import constant
-from deixis.blocks.multihead import Attention, FeedForward
 
 Shape = tuple[int, int]  # height, width of a level in cells
 _EPS = 1e-5  # of the inverse sigmoid, as published
@@ -113,7 +112,7 @@ class EncoderLayer(nn.Module):
     def __init__(self, width: int, heads: int, levels: int, points: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.sample, self.norm = DeformableAttention(width, heads, levels, points), nn.LayerNorm(width)
-        self.feed, self.dropout = FeedForward(width, hidden, dropout), nn.Dropout(dropout)
+        self.feed, self.dropout = ResidualFeedForward(width, hidden, dropout), nn.Dropout(dropout)
 
     def forward(
         self, tokens: Tensor, places: Tensor, points: Tensor, shapes: Sequence[Shape], padding: Tensor | None
@@ -128,9 +127,9 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, levels: int, points: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.among, self.among_norm = Attention(width, heads, dropout), nn.LayerNorm(width)
+        self.among, self.among_norm = PackedAttention(width, heads, dropout), nn.LayerNorm(width)
         self.sample, self.sample_norm = DeformableAttention(width, heads, levels, points), nn.LayerNorm(width)
-        self.feed, self.dropout = FeedForward(width, hidden, dropout), nn.Dropout(dropout)
+        self.feed, self.dropout = ResidualFeedForward(width, hidden, dropout), nn.Dropout(dropout)
 
     def values(self, memory: Tensor, padding: Tensor | None) -> Tensor:
         """What the queries will sample, (N, S, A, d), from memory (N, S, D)."""

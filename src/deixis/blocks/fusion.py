@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from deixis.blocks.levels import Scene
-from deixis.blocks.multihead import Attention
+from deixis.blocks.attention import PackedAttention
+from deixis.blocks.levels import ClipTokens
 from deixis.blocks.positions import word_positions
 from deixis.types import DeixisError, TextFeatures
 
@@ -18,14 +18,14 @@ class CrossGate(nn.Module):
 
     def __init__(self, width: int, heads: int = 8) -> None:
         super().__init__()
-        self.attention = Attention(width, heads)
+        self.attention = PackedAttention(width, heads)
 
     def forward(self, listener: Tensor, keys: Tensor, values: Tensor, padding: Tensor | None = None) -> Tensor:
         """(N, L, D) from listener (N, L, D), keys and values (N, S, D), padding (N, S) of the keys or None."""
         return listener * self.attention(listener, keys, values, padding)
 
 
-def hear_words(gate: CrossGate, scene: Scene, level: int, text: TextFeatures) -> Tensor:
+def hear_words(gate: CrossGate, scene: ClipTokens, level: int, text: TextFeatures) -> Tensor:
     """A level (B T, h, w, D), multiplied by what it heard of the words."""
     tokens = scene.tokens(level)
     words = text.words.to(tokens.dtype)

@@ -17,7 +17,7 @@ from deixis.blocks.pixel_decoder import FeaturePyramid
 from deixis.blocks.positions import map_positions, plain_map_positions
 from deixis.types import FeatureMaps
 
-STRIDES = (4, 8, 16, 32, 64)  # pixels a cell: the pyramid's fine level, then the four levels in one width
+LEVEL_STRIDES = (4, 8, 16, 32, 64)  # pixels a cell: the pyramid's fine level, then the four levels in one width
 
 
 class ProjectLevels(nn.Module):
@@ -43,10 +43,10 @@ class ProjectLevels(nn.Module):
             norm(conv(x.flatten(0, 1))).unflatten(0, x.shape[:2])
             for x, conv, norm in zip(sources, self.conv, self.norm, strict=True)
         ]
-        return FeatureMaps((fine, *projected), STRIDES, padding, size)
+        return FeatureMaps((fine, *projected), LEVEL_STRIDES, padding, size)
 
 
-class Scene:
+class ClipTokens:
     """A clip's feature maps as tokens, with positions and padding, ready to be asked.
 
     Positions of maps without padding are constants of their size; padding is looked at once.
@@ -62,15 +62,15 @@ class Scene:
         self.width = maps.levels[1].shape[2]  # D
         self.padded = bool(maps.padding.any())
 
-    def part(self, first: int, last: int) -> Scene:
+    def part(self, first: int, last: int) -> ClipTokens:
         """The same clips, frames ``first`` to ``last`` only."""
         maps = self.maps
         cut = FeatureMaps(
             tuple(x[:, first:last] for x in maps.levels), maps.strides, maps.padding[:, first:last], maps.size
         )
-        return Scene(cut)
+        return ClipTokens(cut)
 
-    def parts(self, frames_at_once: int) -> Iterator[Scene]:
+    def parts(self, frames_at_once: int) -> Iterator[ClipTokens]:
         """The scene in parts of at most so many frames over all its clips, in order; in training it stays whole."""
         step = max(1, frames_at_once // self.clips)
         if step >= self.frames or torch.is_grad_enabled():
@@ -96,10 +96,12 @@ class Scene:
         """(N, h, w, D)."""
         return self.maps.levels[level + 1].permute(0, 1, 3, 4, 2).flatten(0, 1)
 
-    def with_grids(self, grids: Sequence[Tensor]) -> Scene:
+    def with_grids(self, grids: Sequence[Tensor]) -> ClipTokens:
         """The same places with other contents: four levels (N, h, w, D)."""
         levels = [x.permute(0, 3, 1, 2).unflatten(0, (self.clips, self.frames)) for x in grids]
-        return Scene(FeatureMaps((self.maps.levels[0], *levels), self.maps.strides, self.maps.padding, self.maps.size))
+        return ClipTokens(
+            FeatureMaps((self.maps.levels[0], *levels), self.maps.strides, self.maps.padding, self.maps.size)
+        )
 
     def padding(self, level: int) -> Tensor | None:
         """(N, h, w), or None where nothing is padded."""
@@ -149,8 +151,8 @@ class FramesFound:
 
 
 def find_in_frames(
-    scene: Scene,
-    hear: Callable[[Scene], Sequence[Tensor]],
+    scene: ClipTokens,
+    hear: Callable[[ClipTokens], Sequence[Tensor]],
     find: DeformableTransformer,
     refine: nn.ModuleList,
     pixels: FeaturePyramid,

@@ -24,7 +24,7 @@ def kernel_numbers(channels: int, hidden: int = 8, layers: int = 3) -> int:
     return sum(i * o + o for i, o in pairwise(widths))
 
 
-def paint(
+def predict_masks(
     features: Tensor, kernels: Tensor, centres_xy: Tensor, stride: int, hidden: int = 8, layers: int = 3
 ) -> Tensor:
     """Mask logits (B, T, Q, h, w) of features (B, T, C, h, w).

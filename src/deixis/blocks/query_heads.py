@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deixis.blocks.attention import Mlp
 from deixis.blocks.deformable import refine_box
 from deixis.blocks.levels import FramesFound
-from deixis.blocks.mask_head import kernel_numbers, paint
-from deixis.blocks.multihead import Mlp
+from deixis.blocks.mask_head import kernel_numbers, predict_masks
 from deixis.types import Prediction
 
 
@@ -68,7 +68,7 @@ class QueryHeads(nn.Module):
             queries, scores, references, centres = (pick(x, best, 2) for x in (queries, scores, references, centres))
             clip_queries, similarity = pick(clip_queries, best, 1), similarity.gather(1, best)
         boxes = refine_box(self.box[layer](queries), references)  # (B, T, Q, 4)
-        masks = paint(frames.pixels, self.kernel(queries), centres * size_xy, 4, self.mask_channels)
+        masks = predict_masks(frames.pixels, self.kernel(queries), centres * size_xy, 4, self.mask_channels)
         extras = {"clip_queries": clip_queries, "sentence": sentence}
         return Prediction(masks, scores, boxes, similarity, extras=extras)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deixis.blocks.multihead import Attention, FeedForward
+from deixis.blocks.attention import PackedAttention, ResidualFeedForward
 
 
 class ResidualAttention(nn.Module):
@@ -16,7 +16,7 @@ class ResidualAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.attention, self.norm = Attention(width, heads, dropout), nn.LayerNorm(width)
+        self.attention, self.norm = PackedAttention(width, heads, dropout), nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -30,7 +30,7 @@ class TokenEncoder(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, layers: int, dropout: float) -> None:
         super().__init__()
         self.attention = nn.ModuleList(ResidualAttention(width, heads, dropout) for _ in range(layers))
-        self.feed = nn.ModuleList(FeedForward(width, hidden, dropout) for _ in range(layers))
+        self.feed = nn.ModuleList(ResidualFeedForward(width, hidden, dropout) for _ in range(layers))
 
     def forward(self, tokens: Tensor, heard: Tensor | None = None) -> Tensor:
         """(N, M, D) -> (N, M, D). With ``heard`` (N, M, D) each layer attends to that instead of to the tokens."""
@@ -47,7 +47,7 @@ class ClipDecoder(nn.Module):
         super().__init__()
         self.cross = nn.ModuleList(ResidualAttention(width, heads, dropout) for _ in range(layers))
         self.among = nn.ModuleList(ResidualAttention(width, heads, dropout) for _ in range(layers))
-        self.feed = nn.ModuleList(FeedForward(width, hidden, dropout) for _ in range(layers))
+        self.feed = nn.ModuleList(ResidualFeedForward(width, hidden, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.query_position = nn.Parameter(torch.randn(queries, width))
         self.slot_position = nn.Parameter(torch.randn(queries, width))  # which query of its frame a token is

@@ -26,8 +26,6 @@ from deixis.encoders.frozen import FrozenTower, TowerWeights, find_file, read_ow
 from deixis.encoders.tokenizers import published_tokenizer, roberta_letter_tokenizer
 from deixis.types import DeixisError, TextFeatures, bounded
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in 0..1 (from memory: CLIP's published preprocessing)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _CONSTANTS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")  # in files of old releases
 _PAD = 0  # any id will do: attention is causal, so nothing hears what follows the end
 
@@ -84,7 +82,7 @@ def make_clip(config: ClipVitConfig) -> CLIPModel:
     return CLIPModel(make_config(config))
 
 
-def read_clip(config: ClipVitConfig, place: str, beside: Path | None) -> TowerWeights:
+def read_clip_weights(config: ClipVitConfig, place: str, beside: Path | None) -> TowerWeights:
     """A published CLIP: hub id, folder (weights, config.json, tokenizer) or file in one; or a file of ``save_tower``.
 
     Raises DeixisError for what is not there, and for a config.json or tokenizer of another model.
@@ -156,7 +154,7 @@ class ClipVit(FrozenTower):
     """Both towers. ``see`` and ``hear`` are the plain passes; who adds tokens to pictures goes layer by layer."""
 
     def __init__(self, config: ClipVitConfig) -> None:
-        super().__init__(config.place, partial(make_clip, config), partial(read_clip, config))
+        super().__init__(config.place, partial(make_clip, config), partial(read_clip_weights, config))
         self.config = config
         if not config.place:
             self.tokenizer = roberta_letter_tokenizer()

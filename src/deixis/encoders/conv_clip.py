@@ -20,11 +20,9 @@ from deixis.encoders.frozen import FrozenTower, TowerWeights, find_file, read_ow
 from deixis.encoders.tokenizers import clip_letter_tokenizer, clip_tokenizer, ids_of
 from deixis.types import DeixisError, TextFeatures, bounded
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in 0..1 (read)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+CONV_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
 MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
-STRIDES = (4, 8, 16, 32)  # pixels a cell of each level
+CONV_CLIP_STRIDES = (4, 8, 16, 32)  # pixels a cell of each level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +65,11 @@ class ConvClip(FrozenTower):
 
     def read_place(self, place: str, beside: Path | None) -> TowerWeights:
         """The weights of a tower file of ours, or of a published open_clip file, under our keys."""
-        path = find_file(place, beside, FILES)
+        path = find_file(place, beside, CONV_CLIP_FILES)
         own = read_own(path, type(self).__name__, self.config)
         if own is not None:
             return own
-        return TowerWeights(rename(read_tensors(path), path))
+        return TowerWeights(rename_open_clip(read_tensors(path), path))
 
     def see(self, frames: Tensor) -> tuple[Tensor, ...]:
         """(B, T, C, h, w) at strides 4, 8, 16, 32 of frames (B, T, 3, H, W), each by itself.
@@ -192,7 +190,7 @@ KEYS: tuple[tuple[str, str], ...] = (
 _PACKED = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)")
 
 
-def rename(published: Mapping[str, Tensor], where: Path | str) -> dict[str, Tensor]:
+def rename_open_clip(published: Mapping[str, Tensor], where: Path | str) -> dict[str, Tensor]:
     """open_clip's state under our keys: packed attention projections in three, the text projection transposed.
 
     Raises DeixisError for a key that the table does not know.

@@ -29,7 +29,9 @@ from torch import Tensor, nn
 from deixis.encoders.tokenizers import tokenizer_bytes, tokenizer_of
 from deixis.types import DeixisError
 
-FORMAT = 1  # of a tower file that we wrote
+TOWER_FORMAT = 1  # of a tower file that we wrote
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of RGB in 0..1 (read: CLIP's published preprocessing)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # what a hub folder holds, the first one there is taken
 _TOKENIZER = "tokenizer"  # its key in a tower file: bytes as uint8
 # What PyTorch's weights-only reader raises on bytes that are no weights.
@@ -248,7 +250,7 @@ def save_tower(tower: Any, path: Path) -> None:
     tower: a FrozenTower with a ``config`` dataclass; its place is left out of the file.
     """
     facts = {
-        "format": FORMAT,
+        "format": TOWER_FORMAT,
         "kind": type(tower).__name__,
         "config": {**dataclasses.asdict(tower.config), "place": ""},
     }
@@ -274,8 +276,8 @@ def tower_facts(path: Path) -> dict[str, Any] | None:
         raise DeixisError(f"{path} is not a readable safetensors file; it is cut off or of another kind") from error
     if facts is None:
         return None
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT or not isinstance(facts.get("config"), dict):
-        raise DeixisError(f"{path} is a tower file of another format; this deixis reads format {FORMAT}")
+    if not isinstance(facts, dict) or facts.get("format") != TOWER_FORMAT or not isinstance(facts.get("config"), dict):
+        raise DeixisError(f"{path} is a tower file of another format; this deixis reads format {TOWER_FORMAT}")
     return facts
 
 

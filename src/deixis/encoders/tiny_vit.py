@@ -88,7 +88,7 @@ class WindowAttention(nn.Module):
         return x[..., :height, :width]
 
 
-class Mlp(nn.Module):
+class TinyVitMlp(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm, self.widen, self.narrow = (
@@ -109,7 +109,7 @@ class TinyVitBlock(nn.Module):
         self.attention, self.local, self.mlp = (
             WindowAttention(channels, heads, window),
             depthwise(channels),
-            Mlp(channels),
+            TinyVitMlp(channels),
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deixis.blocks.attention import check_heads
+from deixis.blocks.attention import check_heads, in_pieces
 from deixis.blocks.constants import constant
-from deixis.blocks.multihead import in_pieces
 from deixis.types import bounded
 
-Size = tuple[int, int, int]  # time, height, width, in tokens
+Size3d = tuple[int, int, int]  # time, height, width, in tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class VideoSwinConfig:
     dim: int = 96  # channels of the first stage; doubled at each of the next
     depths: tuple[int, ...] = bounded((2, 2, 6, 2), least=0)  # blocks a stage
     heads: tuple[int, ...] = (3, 6, 12, 24)  # heads a stage
-    window: Size = (8, 7, 7)  # tokens in time, height, width
+    window: Size3d = (8, 7, 7)  # tokens in time, height, width
     patch: int = 4  # pixels, both ways
     drop_path: float = 0.2  # probability at the last block, growing linearly from 0
 
@@ -60,7 +59,7 @@ class VideoSwin(nn.Module):
         drop = iter([config.drop_path * i / last for i in range(sum(config.depths))])
         self.patch_embed = PatchEmbed(config.dim, config.patch)
         self.layers = nn.ModuleList(
-            nn.ModuleList(Block(width, heads, config.window, i % 2 == 1, next(drop)) for i in range(depth))
+            nn.ModuleList(SwinBlock(width, heads, config.window, i % 2 == 1, next(drop)) for i in range(depth))
             for width, heads, depth in zip(self.channels, config.heads, config.depths, strict=True)
         )
         self.merge = nn.ModuleList(PatchMerging(width) for width in self.channels[:-1])
@@ -73,7 +72,7 @@ class VideoSwin(nn.Module):
             size = (x.shape[1], x.shape[2], x.shape[3])
             tokens = x.flatten(1, 3)  # (B, N, C)
             for block in blocks.children():
-                assert isinstance(block, Block)
+                assert isinstance(block, SwinBlock)
                 tokens = block(tokens, plan_windows(size, block.window, block.shifted, tokens.device))
             x = tokens.unflatten(1, size)
             levels.append(x.permute(0, 1, 4, 2, 3))  # a view: channels stay innermost in memory
@@ -113,14 +112,14 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(torch.cat(corners, dim=-1)))
 
 
-class Block(nn.Module):
+class SwinBlock(nn.Module):
     """Attention within windows, then a two-layer network, both residual, pre-norm."""
 
-    def __init__(self, width: int, heads: int, window: Size, shifted: bool, drop_path: float) -> None:
+    def __init__(self, width: int, heads: int, window: Size3d, shifted: bool, drop_path: float) -> None:
         super().__init__()
         self.window, self.shifted, self.drop_path = window, shifted, drop_path
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = WindowAttention(width, heads, window)
+        self.attn = SwinWindowAttention(width, heads, window)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, tokens: Tensor, plan: WindowPlan) -> Tensor:
@@ -139,12 +138,12 @@ class Block(nn.Module):
         return change * keep.to(change.dtype) / (1 - self.drop_path)
 
 
-class WindowAttention(nn.Module):
+class SwinWindowAttention(nn.Module):
     """Attention of each window's tokens among themselves, with a learned bias a head and relative place."""
 
     relative_places: Tensor
 
-    def __init__(self, width: int, heads: int, window: Size) -> None:
+    def __init__(self, width: int, heads: int, window: Size3d) -> None:
         super().__init__()
         self.heads = check_heads(width, heads)
         places = (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
@@ -192,15 +191,15 @@ class WindowPlan:
     scatter: Tensor
     length: int
     kinds: tuple[tuple[int, Tensor | None], ...]
-    size: Size
+    size: Size3d
 
 
 @constant
-def plan_windows(size: Size, window: Size, shifted: bool, device: torch.device) -> WindowPlan:
+def plan_windows(size: Size3d, window: Size3d, shifted: bool, device: torch.device) -> WindowPlan:
     """The plan of a block. In a dimension not longer than the window, the window shrinks and nothing shifts."""
-    cut: Size = tuple(min(s, w) for s, w in zip(size, window, strict=True))  # type: ignore[assignment]
-    shift: Size = tuple(w // 2 if shifted and s > w else 0 for s, w in zip(size, window, strict=True))  # type: ignore[assignment]
-    grid: Size = tuple(-(-s // w) for s, w in zip(size, cut, strict=True))  # type: ignore[assignment]  # windows each way
+    cut: Size3d = tuple(min(s, w) for s, w in zip(size, window, strict=True))  # type: ignore[assignment]
+    shift: Size3d = tuple(w // 2 if shifted and s > w else 0 for s, w in zip(size, window, strict=True))  # type: ignore[assignment]
+    grid: Size3d = tuple(-(-s // w) for s, w in zip(size, cut, strict=True))  # type: ignore[assignment]  # windows each way
     length = cut[0] * cut[1] * cut[2]
 
     axes = [(torch.arange(g * w) + s) % (g * w) for g, w, s in zip(grid, cut, shift, strict=True)]  # rolled places
@@ -228,13 +227,13 @@ def plan_windows(size: Size, window: Size, shifted: bool, device: torch.device) 
     return WindowPlan(token.clamp(min=0).to(device), where, scatter.to(device), length, kinds, size)
 
 
-def _cut(grid_values: Tensor, grid: Size, cut: Size) -> Tensor:
+def _cut(grid_values: Tensor, grid: Size3d, cut: Size3d) -> Tensor:
     """(T, H, W) into windows (W, n)."""
     x = grid_values.view(grid[0], cut[0], grid[1], cut[1], grid[2], cut[2])
     return x.permute(0, 2, 4, 1, 3, 5).reshape(-1, cut[0] * cut[1] * cut[2])
 
 
-def _border_mask(kind: int, cut: Size, shift: Size, device: torch.device) -> Tensor | None:
+def _border_mask(kind: int, cut: Size3d, shift: Size3d, device: torch.device) -> Tensor | None:
     """(n, n): -100 (as published) between tokens that rolling has brought together from opposite borders."""
     if kind == 0:
         return None
@@ -247,7 +246,7 @@ def _border_mask(kind: int, cut: Size, shift: Size, device: torch.device) -> Ten
     return ((region[:, None] != region) * -100.0).to(device)
 
 
-def relative_places(window: Size) -> Tensor:
+def relative_places(window: Size3d) -> Tensor:
     """(n, n) int: the row of the bias table for each pair of a full window's tokens."""
     at = torch.tensor(list(product(*(range(w) for w in window))))  # (n, 3)
     offset = at[:, None] - at[None] + torch.tensor(window) - 1

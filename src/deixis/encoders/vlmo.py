@@ -76,7 +76,7 @@ def vlmo_l() -> VlmoConfig:
     return VlmoConfig(place="vlmo_large_patch16_384_coco.pt", width=1024, layers=24, heads=16)
 
 
-class Attention(nn.Module):
+class VlmoAttention(nn.Module):
     """Shared by pictures and texts: one fused projection without a bias for the keys."""
 
     def __init__(self, width: int) -> None:
@@ -86,7 +86,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
 
-class Mlp(nn.Module):
+class VlmoMlp(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -95,18 +95,18 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class Block(nn.Module):
+class VlmoBlock(nn.Module):
     """The parts of one layer, named as published; ``VlmoLayer`` says what is done with them."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm1, self.attn = nn.LayerNorm(width, eps=1e-6), Attention(width)
+        self.norm1, self.attn = nn.LayerNorm(width, eps=1e-6), VlmoAttention(width)
         self.norm2_imag, self.norm2_text = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-        self.mlp_imag, self.mlp_text = Mlp(width), Mlp(width)
+        self.mlp_imag, self.mlp_text = VlmoMlp(width), VlmoMlp(width)
         self.gamma_1, self.gamma_2 = nn.Parameter(torch.full((width,), 0.1)), nn.Parameter(torch.full((width,), 0.1))
 
 
-class Body(nn.Module):
+class VlmoBody(nn.Module):
     """All frozen weights under their published names."""
 
     def __init__(self, config: VlmoConfig) -> None:
@@ -116,7 +116,7 @@ class Body(nn.Module):
         self.transformer.cls_token = nn.Parameter(torch.randn(1, 1, c) * 0.02)
         self.transformer.patch_embed = nn.Module()
         self.transformer.patch_embed.proj = nn.Conv2d(3, c, config.patch, config.patch)
-        self.transformer.blocks = nn.ModuleList(Block(c) for _ in range(config.layers))
+        self.transformer.blocks = nn.ModuleList(VlmoBlock(c) for _ in range(config.layers))
         self.transformer.norm = nn.LayerNorm(c, eps=1e-6)
         self.text_embeddings: Any = nn.Module()
         self.text_embeddings.word_embeddings = nn.Embedding(config.vocabulary, c)
@@ -195,7 +195,7 @@ class Vlmo(FrozenTower):
     """The tower; the same methods as ClipVit."""
 
     def __init__(self, config: VlmoConfig) -> None:
-        super().__init__(config.place, partial(Body, config), partial(read_vlmo, config))
+        super().__init__(config.place, partial(VlmoBody, config), partial(read_vlmo, config))
         self.config = config
         if not config.place:
             self.tokenizer = wordpiece_letter_tokenizer()

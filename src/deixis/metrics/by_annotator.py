@@ -17,7 +17,7 @@ from deixis.metrics import presence
 from deixis.metrics.parallel import read_ahead
 from deixis.metrics.region_contour import score_pairs
 from deixis.metrics.summary import (
-    VERSION,
+    SCORES_VERSION,
     Row,
     Scores,
     Value,
@@ -178,7 +178,7 @@ def summarise_davis(benchmark: Benchmark, rows: Sequence[Row]) -> Scores:
     )
     return Scores(
         benchmark=benchmark.name, split=benchmark.split, headline="J&F", row_key="strict J&F",
-        protocol=f"DAVIS-2017 unsupervised, four annotators, legacy (Hungarian) and strict, version {VERSION}",
+        protocol=f"DAVIS-2017 unsupervised, four annotators, legacy (Hungarian) and strict, version {SCORES_VERSION}",
         summary=summary, intervals=bootstrap(rows, measures), rows=tuple(rows),
         groups=groups, counts=benchmark.counts, complete=benchmark.complete,
         remarks=(remark, *benchmark.notes, *incomplete_remark(benchmark.complete)),

@@ -16,7 +16,7 @@ from deixis.metrics import presence
 from deixis.metrics.parallel import read_ahead
 from deixis.metrics.region_contour import score_frame
 from deixis.metrics.summary import (
-    VERSION,
+    SCORES_VERSION,
     Measure,
     Row,
     Scores,
@@ -142,7 +142,7 @@ def summarise_expressions(benchmark: Benchmark, rows: Sequence[Row]) -> Scores:
             summary[name] = None if None in parts else float(np.mean([p for p in parts if p is not None]))
     summary |= calibration_of(rows, "J&F")
     return Scores(
-        benchmark=benchmark.name, split=benchmark.split, protocol=f"J and F per expression, version {VERSION}",
+        benchmark=benchmark.name, split=benchmark.split, protocol=f"J and F per expression, version {SCORES_VERSION}",
         headline="J&F", row_key="J&F", summary=summary, intervals=intervals, rows=tuple(rows),
         groups=groups_of(rows, measures),
         counts=benchmark.counts, complete=benchmark.complete,

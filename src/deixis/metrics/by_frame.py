@@ -11,7 +11,7 @@ from deixis.benchmarks.pngs import checked_mask
 from deixis.benchmarks.results import ANSWERS, read_answers
 from deixis.benchmarks.samples import Benchmark
 from deixis.metrics import overlap, presence
-from deixis.metrics.summary import VERSION, Measure, Row, Scores, Value, bootstrap, incomplete_remark, summarise
+from deixis.metrics.summary import SCORES_VERSION, Measure, Row, Scores, Value, bootstrap, incomplete_remark, summarise
 from deixis.types import encode_rle
 
 # --- single frames: A2D-Sentences, JHMDB-Sentences, RefCOCO -----------------------------------------------------------
@@ -69,7 +69,8 @@ def score_answers(benchmark: Benchmark, results: Path) -> Scores:
         remarks.append("score ECE holds the best answer's score against 'its IoU is above 0.5'")
     return Scores(
         benchmark=benchmark.name, split=benchmark.split, headline="mIoU", row_key="IoU",
-        protocol=f"IoU of single frames, version {VERSION}", summary=summary, intervals=intervals, rows=tuple(rows),
+        protocol=f"IoU of single frames, version {SCORES_VERSION}", summary=summary, intervals=intervals,
+        rows=tuple(rows),
         counts=benchmark.counts, complete=benchmark.complete,
         remarks=(*remarks, *benchmark.notes, *incomplete_remark(benchmark.complete)),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from deixis.benchmarks.results import opened
 from deixis.files import list_folder
 from deixis.metrics.parallel import READERS, mapper, read_ahead
 from deixis.metrics.region_contour import recall_and_decay, score_frame
-from deixis.metrics.summary import VERSION, Row, Scores, Value, bootstrap, mean_of, summarise
+from deixis.metrics.summary import SCORES_VERSION, Row, Scores, Value, bootstrap, mean_of, summarise
 from deixis.types import DeixisError
 
 
@@ -38,9 +38,10 @@ def score_masks(results: Path, truth: Path, *, drop_ends: bool = False, workers:
     measures = {
         name: mean_of(name) for name in ("J&F", "J", "F", "J recall", "F recall", "J decay", "F decay")
     }  # fmt: skip
+    ends = ", first and last frame not scored" if drop_ends else ""
     return Scores(
         benchmark="masks", split=str(truth), headline="J&F", row_key="J&F",
-        protocol=f"J and F per object{', first and last frame not scored' if drop_ends else ''}, version {VERSION}",
+        protocol=f"J and F per object{ends}, version {SCORES_VERSION}",
         summary=summarise(rows, measures), intervals=bootstrap(rows, measures), rows=tuple(rows),
         counts={"videos": len(due), "objects": len(rows)},
     )  # fmt: skip

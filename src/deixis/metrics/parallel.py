@@ -14,12 +14,12 @@ from deixis.types import DeixisError
 AHEAD = 4  # frames read ahead of the one being scored (our choice)
 READERS = 1  # threads that decode PNGs ahead of a process that scores (measured: a second one only gets in the way)
 
-Item = TypeVar("Item")
+Element = TypeVar("Item")
 
 
-def read_ahead(read: Callable[[int], Item], count: int, pool: ThreadPoolExecutor) -> Iterator[Item]:
+def read_ahead(read: Callable[[int], Element], count: int, pool: ThreadPoolExecutor) -> Iterator[Element]:
     """read(0), read(1), ... in order, a few of them under way in the pool while the current one is used."""
-    pending: deque[Future[Item]] = deque()
+    pending: deque[Future[Element]] = deque()
     try:
         for index in range(count):
             pending.append(pool.submit(read, index))

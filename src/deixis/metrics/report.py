@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 
 from deixis.metrics.evaluate import Look
-from deixis.metrics.summary import DRAWS, SEED, Row, Scores
+from deixis.metrics.summary import BOOTSTRAP_SEED, DRAWS, Row, Scores
 from deixis.types import DeixisError
 
 WORST = 10
 PLAIN = ("identity swaps",)  # counts, not shares
-BINS = 20  # of the histogram, over 0..1
-INK, BAR, SHOWN, TRUE = (40, 40, 40), (90, 130, 200), (230, 60, 60), (60, 200, 80)  # RGB
+HISTOGRAM_BINS = 20  # of the histogram, over 0..1
+INK, BAR, SHOWN, TRUE_COLOUR = (40, 40, 40), (90, 130, 200), (230, 60, 60), (60, 200, 80)  # RGB
 
 
 def as_json(scores: Scores, version: str) -> dict[str, Any]:
@@ -31,11 +31,11 @@ def as_json(scores: Scores, version: str) -> dict[str, Any]:
     for row in scores.rows:
         videos.setdefault(row.video, []).append(row.number(scores.row_key) or 0.0)
     table["videos"] = {video: sum(values) / len(values) for video, values in videos.items()}
-    table["intervals_are"] = f"95%, bootstrap over videos, {DRAWS} draws, seed {SEED}"
+    table["intervals_are"] = f"95%, bootstrap over videos, {DRAWS} draws, seed {BOOTSTRAP_SEED}"
     return table
 
 
-def write_json(scores: Scores, path: Path, version: str) -> None:
+def write_scores_json(scores: Scores, path: Path, version: str) -> None:
     """Raises DeixisError where the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,13 +82,13 @@ def _interval(name: str, interval: tuple[float, float] | None) -> str:
 def write_all(scores: Scores, folder: Path, looks: Mapping[tuple[str, str], Look], version: str) -> list[Path]:
     """Write scores.json, scores.csv and scores.png to a folder; returns their paths."""
     paths = [folder / name for name in ("scores.json", "scores.csv", "scores.png")]
-    write_json(scores, paths[0], version)
+    write_scores_json(scores, paths[0], version)
     write_csv(scores.rows, paths[1])
-    write_png(draw(scores, looks), paths[2])
+    write_png(draw_scores(scores, looks), paths[2])
     return paths
 
 
-def draw(scores: Scores, looks: Mapping[tuple[str, str], Look]) -> np.ndarray:
+def draw_scores(scores: Scores, looks: Mapping[tuple[str, str], Look]) -> np.ndarray:
     """The distribution of the rows' values and the ten worst rows, as an RGB picture.
 
     looks: (video, id) of a row -> its worst frame with the answer (red outline) and the truth (green outline).
@@ -115,14 +115,14 @@ def _write(picture: np.ndarray, text: str, x: int, y: int, size: float = 0.42) -
 
 def _histogram(values: np.ndarray, title: str) -> np.ndarray:
     picture = np.full((260, 1000, 3), 255, np.uint8)
-    counts, _ = np.histogram(np.clip(values, 0, 1), BINS, (0, 1))
+    counts, _ = np.histogram(np.clip(values, 0, 1), HISTOGRAM_BINS, (0, 1))
     _write(picture, f"{title}, mean {100 * values.mean():.2f}", 20, 24, 0.55)
     for i, count in enumerate(counts):
         left, height = 20 + i * 48, int(180 * count / max(1, counts.max()))
         cv2.rectangle(picture, (left, 225 - height), (left + 44, 225), BAR, -1)
         if count:
             _write(picture, str(count), left + 4, 220 - height, 0.38)
-        _write(picture, f"{i / BINS:.2f}", left, 242, 0.36)
+        _write(picture, f"{i / HISTOGRAM_BINS:.2f}", left, 242, 0.36)
     return picture
 
 
@@ -135,7 +135,7 @@ def _tile(row: Row, key: str, look: Look | None) -> np.ndarray:
         scale = min(192 / frame.shape[1], 165 / frame.shape[0])
         size = max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))
         small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-        for mask, colour in ((truth, TRUE), (answer, SHOWN)):
+        for mask, colour in ((truth, TRUE_COLOUR), (answer, SHOWN)):
             there = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
             outlines, _ = cv2.findContours(there, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(small, outlines, -1, colour, 1)

@@ -9,8 +9,8 @@ import numpy as np
 
 from deixis.metrics import presence
 
-VERSION = 1  # of the protocols; raised when a number could change
-DRAWS, SEED = 2000, 0  # of the bootstrap (our choice)
+SCORES_VERSION = 1  # of the protocols; raised when a number could change
+DRAWS, BOOTSTRAP_SEED = 2000, 0  # of the bootstrap (our choice)
 
 Value = float | int | str | None
 
@@ -94,7 +94,7 @@ def bootstrap(rows: Sequence[Row], measures: Mapping[str, Measure]) -> dict[str,
     sums, videos = _per_video(rows, measures)
     if len(videos) < 2:
         return dict.fromkeys(measures)
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
     times = rng.multinomial(len(videos), np.full(len(videos), 1 / len(videos)), size=DRAWS)  # (draws, videos)
     drawn = np.einsum("dv,vmx->mdx", times, sums)
     intervals: dict[str, tuple[float, float] | None] = {}

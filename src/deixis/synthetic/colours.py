@@ -12,7 +12,7 @@ from deixis.synthetic.cutouts import Patch
 
 # ---- colours
 
-COLOURS = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
+COLOUR_NAMES = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 # Skin and hair read as these: never a word for a person's clothes.
 SKIN_COLOURS = ("orange", "brown", "pink", "grey", "purple")
 
@@ -66,7 +66,7 @@ def _colour_tables() -> tuple[np.ndarray, np.ndarray]:
 def colour_shares(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of (P, 3) uint8 RGB pixels, the shares that certainly are, and perhaps are, each of COLOURS: (C,), (C,)."""
     if not len(pixels):
-        return np.zeros(len(COLOURS)), np.ones(len(COLOURS))
+        return np.zeros(len(COLOUR_NAMES)), np.ones(len(COLOUR_NAMES))
     q = pixels[:: max(1, len(pixels) // 1500)].astype(np.int32) >> 3
     index = q[:, 0] * 1024 + q[:, 1] * 32 + q[:, 2]
     certain, perhaps = _colour_tables()

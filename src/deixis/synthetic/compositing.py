@@ -14,9 +14,9 @@ import numpy as np
 from deixis.synthetic.colours import colour_shares
 from deixis.synthetic.cutouts import Library, Patch, Picture
 from deixis.synthetic.motions import Motion, Moving
-from deixis.synthetic.predicates import THRESHOLDS, Judge, Thresholds
-from deixis.synthetic.scene import Scene, Sentence, Thing, WorldFilm
-from deixis.synthetic.sentences import SentenceMix, Writer
+from deixis.synthetic.predicates import THRESHOLDS, Predicates, Thresholds
+from deixis.synthetic.scene import Scene, Sentence, SyntheticVideo, Thing
+from deixis.synthetic.sentences import SentenceMix, SentenceSampler
 from deixis.synthetic.vocabulary import Noun
 
 MAX_OBJECTS = 16  # objects whose masks a film keeps; the sentences know them all
@@ -291,7 +291,7 @@ def from_first(maps: np.ndarray) -> np.ndarray:
 # ---- sentences
 
 
-def finish(
+def finish_video(
     canvas: Canvas,
     scene_of: Scene,
     mix: SentenceMix,
@@ -300,14 +300,16 @@ def finish(
     written: tuple[Sentence, ...] = (),
     keep: int = MAX_OBJECTS,
     thresholds: Thresholds = THRESHOLDS,
-) -> WorldFilm:
+) -> SyntheticVideo:
     """Draw the sentences and keep the masks of the objects that they name, then of the largest others."""
     things, labels, background = things_of(canvas, thresholds.seen)
     hidden = np.array([[canvas.hidden.get((i - 1, j - 1), 0.0) for j in labels] for i in labels])
     scene = replace(scene_of, things=tuple(things), background=background, hidden=hidden)
-    judge = Judge(scene, thresholds)
+    judge = Predicates(scene, thresholds)
     weights = dict(mix.weights)
-    drawn = Writer(judge, rng, motions=weights.get("motion", 0) > 0, times=weights.get("time", 0) > 0).draw(mix)
+    drawn = SentenceSampler(judge, rng, motions=weights.get("motion", 0) > 0, times=weights.get("time", 0) > 0).draw(
+        mix
+    )
     known = {label: i for i, label in enumerate(labels)}
     kept = [
         replace(s, objects=tuple(known[label] for label in s.objects))
@@ -325,7 +327,7 @@ def finish(
         if order
         else np.zeros((len(canvas.frames), 0, *canvas.labels.shape[1:]), bool)
     )
-    return WorldFilm(
+    return SyntheticVideo(
         frames=canvas.frames,
         masks=masks,
         sentences=tuple(replace(s, objects=tuple(place[i] for i in s.objects)) for s in sentences),

@@ -97,7 +97,7 @@ class Patch:
 
 
 @dataclass(frozen=True, eq=False)
-class Video:
+class MaskedVideo:
     """A DAVIS video: one masked object. alone: nothing else of its class is in it. written: sentences that name it."""
 
     name: str
@@ -225,7 +225,7 @@ class Library:
             if e["class"] in DRAWN_NAMES and self._wanted("fluent_emoji3d", e["image"])
         ]
 
-    def _videos(self) -> list[Video]:
+    def _videos(self) -> list[MaskedVideo]:
         folder = self.root / "davis_train"
         if not folder.is_dir():
             return []
@@ -351,13 +351,13 @@ class Library:
                 return patch
         raise DeixisError(f"{self.root} has no cut-out that fits; add fluent_emoji3d or more pictures")
 
-    def frame(self, video: Video, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def frame(self, video: MaskedVideo, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Frame ``index`` of a video: (H, W, 3) uint8 RGB and (H, W) bool mask."""
         key = (video.name, index)
         return self._cache.get(key, lambda: (read_rgb(video.frames[index]), read_labels(video.masks[index]) > 0))
 
 
-def read_video(folder: Path, name: str, told: dict[str, Any]) -> Video:
+def read_video(folder: Path, name: str, told: dict[str, Any]) -> MaskedVideo:
     """A DAVIS video and what is known of it. ``told`` is its entry in expressions.json."""
     alone = name not in CROWDED_VIDEOS
     noun = NOUNS[told["class"]]
@@ -368,7 +368,7 @@ def read_video(folder: Path, name: str, told: dict[str, Any]) -> Video:
     if not alone:
         unlabelled |= {noun.name, *(("bird", "duck") if "wing" in noun.groups else ())}
     written = told["expressions"]
-    return Video(
+    return MaskedVideo(
         name,
         tuple(sorted((folder / "JPEGImages" / name).iterdir())),
         tuple(sorted((folder / "Annotations" / name).iterdir())),

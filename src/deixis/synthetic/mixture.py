@@ -22,16 +22,25 @@ from deixis.synthetic.compositing import (
     Layer,
     boxes_overlap,
     canvas_of,
-    finish,
+    finish_video,
     from_first,
     keep_apart,
     paste,
     scale_for,
     view,
 )
-from deixis.synthetic.cutouts import HELD_OUT_VIDEOS, Library, Patch, Picture, Video, read_labels, read_rgb, read_video
+from deixis.synthetic.cutouts import (
+    HELD_OUT_VIDEOS,
+    Library,
+    MaskedVideo,
+    Patch,
+    Picture,
+    read_labels,
+    read_rgb,
+    read_video,
+)
 from deixis.synthetic.motions import MOTIONS, Motion, a_motion
-from deixis.synthetic.scene import Scene, Sentence, WorldFilm
+from deixis.synthetic.scene import Scene, Sentence, SyntheticVideo
 from deixis.synthetic.sentences import SentenceMix
 from deixis.synthetic.vocabulary import EVERYWHERE, Noun
 
@@ -72,7 +81,7 @@ class Mixture:
         self.config = replace(config or MixtureConfig(), **changes)  # type: ignore[arg-type]
         self.library = Library(root, split)
 
-    def film(self, seed: int) -> WorldFilm:
+    def film(self, seed: int) -> SyntheticVideo:
         """The film of a seed, of a kind drawn by the config's shares; retried until it has at least two sentences."""
         c = self.config
         shares = np.array([c.stills, c.composites, c.twins, c.davis])
@@ -135,14 +144,14 @@ class Mixture:
 
     # ---- kinds of films
 
-    def still(self, rng: np.random.Generator) -> WorldFilm:
+    def still(self, rng: np.random.Generator) -> SyntheticVideo:
         """A real picture, nothing pasted, under a camera that may pan and zoom."""
         picture = self.library.any_picture(rng, {"coco_small": 0.6, "voc_animals": 0.36, "weizmann_horses": 0.04})
         moves = bool(rng.random() < self.config.still_camera_moves)
         canvas, scene, _ = self._start(rng, picture, moves, tight=0.72)
-        return finish(canvas, scene, self.config.sentences, rng, f"still:{picture.image.stem}")
+        return finish_video(canvas, scene, self.config.sentences, rng, f"still:{picture.image.stem}")
 
-    def composite(self, rng: np.random.Generator, objects: int | None = None) -> WorldFilm:
+    def composite(self, rng: np.random.Generator, objects: int | None = None) -> SyntheticVideo:
         """1-4 cut-outs on a real picture, each standing still or moving."""
         picture = self.library.background(rng)
         moves = bool(rng.random() < self.config.camera_moves)
@@ -156,9 +165,9 @@ class Mixture:
         patches = [dye(patch, a_dye(rng)) if dip else patch for patch, dip in zip(patches, dyed, strict=True)]
         for patch, motion in zip(patches, paths, strict=True):
             paste(canvas, patch, motion, camera, float(rng.uniform(0.88, 1.12)), bool(rng.random() < 0.5))
-        return finish(canvas, scene, self.config.sentences, rng, f"composite:{picture.image.stem}")
+        return finish_video(canvas, scene, self.config.sentences, rng, f"composite:{picture.image.stem}")
 
-    def twin(self, rng: np.random.Generator, by: str | None = None) -> WorldFilm:
+    def twin(self, rng: np.random.Generator, by: str | None = None) -> SyntheticVideo:
         """One cut-out two or three times, told apart by one thing only. by: place, motion, colour; drawn where None."""
         picture = self.library.background(rng)
         canvas, scene, _ = self._start(rng, picture, False, tight=0.8)
@@ -188,7 +197,7 @@ class Mixture:
             paste(canvas, dye(patch, str(dyes[k])) if by == "colour" else patch, motion, None, gain, mirrored)
         shares = {"class": 0.1, "colour": 0.1, "place": 0.1, "motion": 0.1, "none": 0.15, "several": 0.05} | {by: 0.6}
         mix = replace(self.config.sentences, weights=tuple(shares.items()))
-        film = finish(canvas, scene, mix, rng, f"twin_{by}:{picture.image.stem}")
+        film = finish_video(canvas, scene, mix, rng, f"twin_{by}:{picture.image.stem}")
         twins = {i for i, name in enumerate(film.classes) if name == patch.noun.name}
         renamed = tuple(
             replace(s, kind=f"twin_{s.kind}")
@@ -229,7 +238,7 @@ class Mixture:
         shifts[:, axis] = offsets
         return [Motion(centre + shift, motion.scale * shrink, motion.angle) for shift in shifts]
 
-    def clip(self, rng: np.random.Generator, video: Video | None = None) -> WorldFilm:
+    def clip(self, rng: np.random.Generator, video: MaskedVideo | None = None) -> SyntheticVideo:
         """Frames of a DAVIS video, perhaps with cut-outs pasted over them."""
         video = video or self.library.videos[int(rng.integers(len(self.library.videos)))]
         c = self.config
@@ -258,9 +267,9 @@ class Mixture:
             written = tuple(
                 Sentence(video.written[int(i)], "written", (1,)) for i in picks if not _sided(video.written[int(i)])
             )
-        return finish(canvas, scene, c.sentences, rng, f"davis:{video.name}", written)
+        return finish_video(canvas, scene, c.sentences, rng, f"davis:{video.name}", written)
 
-    def _filmed(self, rng: np.random.Generator, video: Video, indices: list[int], tight: float) -> Canvas:
+    def _filmed(self, rng: np.random.Generator, video: MaskedVideo, indices: list[int], tight: float) -> Canvas:
         """Frames of a video through one window; its object is thing 1, of unknown motion."""
         c = self.config
         h, w = c.size
@@ -300,7 +309,7 @@ def composites(
     objects: tuple[int, int] = (2, 4),
     size: tuple[int, int] = (224, 384),
     frames: int = 8,
-) -> Iterator[WorldFilm]:
+) -> Iterator[SyntheticVideo]:
     """Films of ``objects`` (least, most) cut-outs on a real picture; kinds class, colour, place, motion and none."""
     mixture = Mixture(
         root, split=split, size=size, frames=frames, sentences=SentenceMix(count=8, weights=_FOUR_KINDS), recoloured=0.0
@@ -310,7 +319,7 @@ def composites(
         yield mixture.composite(rng, objects=int(rng.integers(objects[0], objects[1] + 1)))
 
 
-def stills(root: Path | str, split: str = "held_out", *, seed: int = 0, frames: int = 3) -> Iterator[WorldFilm]:
+def stills(root: Path | str, split: str = "held_out", *, seed: int = 0, frames: int = 3) -> Iterator[SyntheticVideo]:
     """Every ``coco_small`` picture with two or more labelled objects and no crowd, nothing pasted, whole, at its own
     size, ``frames`` times; kinds class, colour, place and none."""
     library = Library(root, split)
@@ -323,7 +332,7 @@ def stills(root: Path | str, split: str = "held_out", *, seed: int = 0, frames: 
         canvas = canvas_of(library, picture, identity, picture.size, False, 1.0)
         scene = Scene((), picture.open_classes, picture.everywhere, fixed=True)
         mix = SentenceMix(count=20, weights=weights)
-        film = finish(canvas, scene, mix, rng, f"still:{picture.image.stem}", keep=64)
+        film = finish_video(canvas, scene, mix, rng, f"still:{picture.image.stem}", keep=64)
         if film.sentences:
             yield film
 
@@ -336,7 +345,7 @@ def twins(
     films: int = 250,
     size: tuple[int, int] = (224, 384),
     frames: int = 8,
-) -> Iterator[WorldFilm]:
+) -> Iterator[SyntheticVideo]:
     """One cut-out two or three times, told apart by place or by motion; only the sentences that tell them apart."""
     mixture = Mixture(root, split=split, size=size, frames=frames)
     for index in range(films):
@@ -354,7 +363,7 @@ def long_films(
     films: int = 80,
     size: tuple[int, int] = (224, 384),
     frames: int = 60,
-) -> Iterator[WorldFilm]:
+) -> Iterator[SyntheticVideo]:
     """Composites and twins of ``frames`` frames (several windows), to see whether a track changes object."""
     mix = SentenceMix(count=6, weights=(("class", 0.3), ("colour", 0.2), ("place", 0.25), ("motion", 0.25)))
     mixture = Mixture(root, split=split, size=size, frames=frames, sentences=mix)
@@ -364,7 +373,7 @@ def long_films(
         yield replace(film, sentences=tuple(s for s in film.sentences if s.objects))
 
 
-def davis(root: Path | str, names: tuple[str, ...] = HELD_OUT_VIDEOS) -> Iterator[WorldFilm]:
+def davis(root: Path | str, names: tuple[str, ...] = HELD_OUT_VIDEOS) -> Iterator[SyntheticVideo]:
     """Whole DAVIS videos at their own size with the sentences written for them (every second frame, 12 a second)."""
     folder = Path(root) / "davis_train"
     told = json.loads((folder / "expressions.json").read_text())
@@ -374,4 +383,4 @@ def davis(root: Path | str, names: tuple[str, ...] = HELD_OUT_VIDEOS) -> Iterato
         masks = np.stack([read_labels(path) > 0 for path in video.masks])[:, None]
         sentences = tuple(Sentence(text, "written", (0,)) for text in video.written)
         times = tuple(i / 12 for i in range(len(frames)))
-        yield WorldFilm(frames, masks, sentences, times=times, classes=(video.noun.name,), name=f"davis:{name}")
+        yield SyntheticVideo(frames, masks, sentences, times=times, classes=(video.noun.name,), name=f"davis:{name}")

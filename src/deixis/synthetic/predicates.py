@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deixis.synthetic.colours import COLOURS, SKIN_COLOURS
+from deixis.synthetic.colours import COLOUR_NAMES, SKIN_COLOURS
 from deixis.synthetic.scene import Scene, Thing
 from deixis.synthetic.vocabulary import NOUNS, SHAPES
 
@@ -64,7 +64,7 @@ GENERIC = ("object", "thing", "one")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 
 
-class Judge:
+class Predicates:
     """Predicates over the things of one scene; each returns (N,) int8 of FALSE, UNCERTAIN, TRUE."""
 
     def __init__(self, scene: Scene, thresholds: Thresholds = THRESHOLDS) -> None:
@@ -93,7 +93,7 @@ class Judge:
         return self._named[word]
 
     def coloured(self, colour: str) -> np.ndarray:
-        c = COLOURS.index(colour)
+        c = COLOUR_NAMES.index(colour)
         answer = np.full(self.count, UNCERTAIN, dtype=np.int8)
         for i, t in enumerate(self.things):
             person = t.noun.name == "person"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deixis.synthetic.colours import COLOURS
+from deixis.synthetic.colours import COLOUR_NAMES
 from deixis.synthetic.vocabulary import COCO_NAMES, EVERYWHERE, NOUNS, Noun
 
 KINDS = (
@@ -26,7 +26,7 @@ class Sentence:
 
 
 @dataclass(frozen=True, eq=False)
-class WorldFilm:
+class SyntheticVideo:
     """A film with exact masks and sentences.
 
     frames: (T, H, W, 3) uint8 RGB.  masks: (T, N, H, W) bool, the visible part of each object.
@@ -88,7 +88,7 @@ class Scene:
     open_classes: frozenset[str] = frozenset()
     everywhere: frozenset[str] = EVERYWHERE
     plain: bool = False
-    background: np.ndarray = field(default_factory=lambda: np.ones(len(COLOURS)))
+    background: np.ndarray = field(default_factory=lambda: np.ones(len(COLOUR_NAMES)))
     fixed: bool = False
     hidden: np.ndarray | None = None
     nouns: Mapping[str, Noun] = field(default_factory=lambda: NOUNS)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deixis.synthetic.colours import COLOURS
-from deixis.synthetic.predicates import GENERIC, TEXTURES, TRUE, UNCERTAIN, Judge
+from deixis.synthetic.colours import COLOUR_NAMES
+from deixis.synthetic.predicates import GENERIC, TEXTURES, TRUE, UNCERTAIN, Predicates
 from deixis.synthetic.scene import Sentence
 from deixis.synthetic.vocabulary import article, plural
 
@@ -117,10 +117,10 @@ class SentenceMix:
     )  # fmt: skip
 
 
-class Writer:
-    """Draws sentences for a scene: candidates of every kind, each checked by a Judge, then a draw by weights."""
+class SentenceSampler:
+    """Draws sentences for a scene: candidates of every kind, each checked by Predicates, then a draw by weights."""
 
-    def __init__(self, judge: Judge, rng: np.random.Generator, motions: bool = True, times: bool = False) -> None:
+    def __init__(self, judge: Predicates, rng: np.random.Generator, motions: bool = True, times: bool = False) -> None:
         """motions, times: whether a sentence that names nothing may be wrong in its motion, or in its event, only."""
         self.judge, self.rng, self.motions, self.times = judge, rng, motions, times
         self.words = self._words()
@@ -168,12 +168,12 @@ class Writer:
 
     def _colour(self) -> list[tuple[Sentence, float]]:
         out = []
-        for colour in COLOURS:
+        for colour in COLOUR_NAMES:
             is_colour = self.judge.coloured(colour)
             if not (is_colour == TRUE).any():
                 continue
             words = self.words
-            if self.judge.scene.background[COLOURS.index(colour)] < 0.03:
+            if self.judge.scene.background[COLOUR_NAMES.index(colour)] < 0.03:
                 words = [*words, *GENERIC]
             for word in words:
                 named = self.judge.named(word)
@@ -215,7 +215,7 @@ class Writer:
         found: dict[int, list[str]] = defaultdict(list)
         for word in self.words:
             named = self.judge.named(word)
-            for colour in ("", *COLOURS):
+            for colour in ("", *COLOUR_NAMES):
                 answer = np.minimum(named, self.judge.coloured(colour)) if colour else named
                 i = self._one(answer)
                 if i is not None and self._usual(i, word) == 1.0 and (colour == "" or self._rivals(word)):
@@ -275,7 +275,7 @@ class Writer:
     def _several(self) -> list[tuple[Sentence, float]]:
         out = []
         for word in self.words:
-            for colour in ("", *COLOURS):
+            for colour in ("", *COLOUR_NAMES):
                 named = self.judge.named(word)
                 answer = np.minimum(named, self.judge.coloured(colour)) if colour else named
                 chosen = np.flatnonzero(answer == TRUE)
@@ -318,11 +318,11 @@ class Writer:
             if absent(judge.named(word), word):
                 text = fill(self._pick(CLASS_WORDS), word)
                 if self.rng.random() < 0.2:
-                    text = self._colour_text(word, self._pick(COLOURS), name == "person")
+                    text = self._colour_text(word, self._pick(COLOUR_NAMES), name == "person")
                 out.append((Sentence(text, "none", ()), 1.2 if near else 0.6))
         for word in self.words:
             named = judge.named(word)
-            colour = self._pick(COLOURS)
+            colour = self._pick(COLOUR_NAMES)
             person = bool((named == TRUE).any()) and judge.things[int(np.argmax(named))].noun.name == "person"
             if absent(np.minimum(named, judge.coloured(colour)), word):
                 text = self._colour_text(word, colour, person)

@@ -24,12 +24,12 @@ import cv2
 import numpy as np
 
 from deixis.out_folder import Output, results_in
-from deixis.synthetic.colours import COLOURS
-from deixis.synthetic.compositing import Canvas, canvas_of, finish, from_first, keep_apart, paste, scale_for, view
+from deixis.synthetic.colours import COLOUR_NAMES
+from deixis.synthetic.compositing import Canvas, canvas_of, finish_video, from_first, keep_apart, paste, scale_for, view
 from deixis.synthetic.cutouts import Library, Patch
 from deixis.synthetic.motions import Motion
 from deixis.synthetic.predicates import TEXTURES
-from deixis.synthetic.scene import Scene, Sentence, WorldFilm
+from deixis.synthetic.scene import Scene, Sentence, SyntheticVideo
 from deixis.synthetic.shapes import (
     BACKGROUNDS,
     HELD_OUT_BACKGROUNDS,
@@ -67,7 +67,7 @@ class World:
         folder = self.config.cutouts
         self.library = None if folder is None else Library(folder, "train" if split == "train" else "held_out")
 
-    def film(self, seed: int) -> WorldFilm:
+    def film(self, seed: int) -> SyntheticVideo:
         """A film with frames, visible masks, sentences and flow. seed: any integer of 0 or more."""
         rng = np.random.default_rng([seed, SPLITS.index(self.split)])
         for _ in range(20):
@@ -77,7 +77,7 @@ class World:
                 return film
         raise AssertionError("twenty films in a row without a sentence")
 
-    def _film(self, rng: np.random.Generator, real: bool, name: str) -> WorldFilm:
+    def _film(self, rng: np.random.Generator, real: bool, name: str) -> SyntheticVideo:
         c = self.config
         moves = bool(rng.random() < c.camera_moves)
         canvas, scene, maps = self._real_scene(rng, moves) if real else self._drawn_scene(rng, moves)
@@ -85,7 +85,7 @@ class World:
         objects = self._objects(rng, int(rng.integers(c.objects[0], c.objects[1] + 1)), scene if real else None)
         for (patch, texture), motion in zip(objects, self._motions(rng, [p for p, _ in objects]), strict=True):
             paste(canvas, patch, motion, camera, 1.0, False, texture=texture)
-        film = finish(canvas, scene, c.sentences, rng, name, keep=20, thresholds=c.thresholds)
+        film = finish_video(canvas, scene, c.sentences, rng, name, keep=20, thresholds=c.thresholds)
         sentences = tuple(s for s in film.sentences if real or self._allowed(s))
         times = tuple(i / c.rate for i in range(c.frames))
         return replace(film, sentences=sentences, flow=exact_flow(canvas, maps) if c.flow else None, times=times)
@@ -96,7 +96,7 @@ class World:
             return True
         words = sentence.text.replace("-", " ").split()
         shapes = [n.name for n in SHAPES.values() if any(w in words for w in n.true if w != "shape")]
-        colours = [c for c in COLOURS if c in words]
+        colours = [c for c in COLOUR_NAMES if c in words]
         if any(s in HELD_OUT_SHAPES for s in shapes):
             return False
         return not any(held_out_pair(c, s) for c in colours for s in shapes)
@@ -148,7 +148,7 @@ class World:
         c, train = self.config, self.split == "train"
         while True:
             shape = str(rng.choice(list(SHAPES)))
-            colour = str(rng.choice(COLOURS))
+            colour = str(rng.choice(COLOUR_NAMES))
             if first is not None:
                 shape = first[0] if rng.random() < c.same_shape else shape
                 colour = first[1] if rng.random() < c.same_colour else colour
@@ -203,7 +203,9 @@ def _displacement(now: np.ndarray, then: np.ndarray, x: np.ndarray, y: np.ndarra
     return np.stack([dx, dy], axis=-1).astype(np.float32)
 
 
-def world_films(split: str, films: int, *, seed: int = 0, config: WorldConfig | None = None) -> Iterator[WorldFilm]:
+def world_films(
+    split: str, films: int, *, seed: int = 0, config: WorldConfig | None = None
+) -> Iterator[SyntheticVideo]:
     """``films`` films of a split, one after the other."""
     world = World(split, config)
     for index in range(films):
@@ -255,7 +257,7 @@ def write_mevis(
     return counts
 
 
-def _written(folder: Path, films: Iterator[WorldFilm], rate: float) -> Iterator[str]:
+def _written(folder: Path, films: Iterator[SyntheticVideo], rate: float) -> Iterator[str]:
     """Write a split film by film, naming each; its two indices at the end."""
     masks: dict[str, list[dict[str, Any] | None]] = {}
     videos: dict[str, Any] = {}

@@ -21,24 +21,22 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deixis.blocks.attention import check_heads
+from deixis.blocks.attention import Mlp, ResidualFeedForward, check_heads
 from deixis.blocks.deformable import EncoderLayer, references_of, valid_share
 from deixis.blocks.fusion import one_by_one, text_for
-from deixis.blocks.levels import Scene
-from deixis.blocks.multihead import FeedForward, Mlp
+from deixis.blocks.levels import ClipTokens
 from deixis.blocks.pixel_decoder import ConvNormReLU
 from deixis.blocks.query_heads import join
 from deixis.blocks.temporal import ResidualAttention
 from deixis.encoders.conv_clip import (
-    CLIP_MEAN,
-    CLIP_STD,
-    STRIDES,
+    CONV_CLIP_STRIDES,
     ConvClip,
     ConvClipConfig,
     convnext_base_w_320,
     convnext_large_d_320,
     small_conv_clip,
 )
+from deixis.encoders.frozen import CLIP_MEAN, CLIP_STD
 from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures, bounded
 
 
@@ -123,7 +121,7 @@ class ConvClipMevis(nn.Module):
         step = frames.shape[1] if torch.is_grad_enabled() else self.config.frames_at_once
         parts = [self.see(part) for part in frames.split(step, dim=1)]
         levels = tuple(torch.cat(same, dim=1) for same in zip(*parts, strict=True))
-        return FeatureMaps(levels, STRIDES, padding, (frames.shape[-2], frames.shape[-1]))
+        return FeatureMaps(levels, CONV_CLIP_STRIDES, padding, (frames.shape[-2], frames.shape[-1]))
 
     def see(self, frames: Tensor) -> tuple[Tensor, ...]:
         """(B, T, D, h, w) of frames (B, T, 3, H, W) at strides 4, 8, 16, 32."""
@@ -142,13 +140,13 @@ class ConvClipMevis(nn.Module):
 
         All frames of the clip are watched; masks are given of the ``wanted`` ones.
         """
-        scene, text = Scene(maps), self.listen(expressions)
+        scene, text = ClipTokens(maps), self.listen(expressions)
         return join([self.answer(scene, asked, wanted) for asked in text_for(scene.clips, text)])
 
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding), batch.expressions, batch.wanted)
 
-    def answer(self, scene: Scene, text: TextFeatures, wanted: Sequence[int] | None = None) -> Prediction:
+    def answer(self, scene: ClipTokens, text: TextFeatures, wanted: Sequence[int] | None = None) -> Prediction:
         """In training with everything that the losses read, in ``extras``; the mathematics is the same."""
         queries, pixels = self.find_in_frames(scene, text)
         with torch.autocast(pixels.device.type, enabled=False):  # few tokens; scores and masks in fp32
@@ -170,7 +168,7 @@ class ConvClipMevis(nn.Module):
         front = {name: x.movedim(1 if name.startswith("frame") else 2, 0) for name, x in extras.items()}  # B first
         return replace(answer, extras={**front, "frame_pixels": pixels, "video_pixels": video_pixels})
 
-    def find_in_frames(self, scene: Scene, text: TextFeatures) -> tuple[Tensor, Tensor]:
+    def find_in_frames(self, scene: ClipTokens, text: TextFeatures) -> tuple[Tensor, Tensor]:
         """(frame queries (F, B, T, Q, D), pixels to paint on (B, T, D, h, w)).
 
         F: the decoder's start and all its layers in training, else the last layer alone. Frames do not see each other
@@ -184,7 +182,7 @@ class ConvClipMevis(nn.Module):
             done.append((kept.unflatten(1, (part.clips, -1)), pixels.unflatten(0, (part.clips, -1)).float()))
         return torch.cat([q for q, _ in done], dim=2), torch.cat([p for _, p in done], dim=1)
 
-    def fuse_part(self, part: Scene, text: TextFeatures) -> tuple[tuple[Tensor, ...], TextFeatures, Tensor]:
+    def fuse_part(self, part: ClipTokens, text: TextFeatures) -> tuple[tuple[Tensor, ...], TextFeatures, Tensor]:
         """(three levels (N, h, w, D), words (N, L, D), pixels (N, D, h, w)) of some frames, words and pixels met."""
         words = TextFeatures(*(x.repeat_interleave(part.frames, 0) for x in (text.words, text.padding, text.sentence)))
         fused, words = self.fuse(part, words)
@@ -198,7 +196,7 @@ class ConvClipMevis(nn.Module):
     def gather(self, maps: FeatureMaps, expressions: Sequence[Expression], memory: FilmMemory | None) -> FilmMemory:
         """First pass: a window's frame queries, which are all that the video queries need."""
         memory = memory or FilmMemory(self.listen(expressions))
-        scene = Scene(maps)
+        scene = ClipTokens(maps)
         found = [self.find_in_frames(scene, text)[0][-1] for text in one_by_one(memory.text)]  # (1, T, Q, D) each
         return replace(memory, queries=(*memory.queries, torch.cat(found)))
 
@@ -218,7 +216,7 @@ class ConvClipMevis(nn.Module):
     ) -> tuple[Prediction, FilmMemory]:
         """Second pass: the film's video queries, painted on a window."""
         assert memory.kernels is not None and memory.scores is not None  # noqa: PT018
-        scene, answers = Scene(maps), []
+        scene, answers = ClipTokens(maps), []
         for text, kernels, scores in zip(one_by_one(memory.text), memory.kernels, memory.scores, strict=True):
             painted = []
             for part in scene.parts(self.config.frames_at_once):
@@ -306,7 +304,7 @@ class FusionLayer(nn.Module):
         if self.with_words:
             self.meet = BiAttention(config)
             self.among = ResidualAttention(d, config.meet_heads, config.meet_dropout)
-            self.feed = FeedForward(d, config.fusion_hidden, config.meet_dropout)
+            self.feed = ResidualFeedForward(d, config.fusion_hidden, config.meet_dropout)
         self.sample = EncoderLayer(d, config.heads, 3, config.points, config.fusion_hidden, config.dropout)
 
     def forward(
@@ -328,7 +326,7 @@ class CrossModalEncoder(nn.Module):
         self.layers = nn.ModuleList(FusionLayer(config) for _ in range(config.fusion_layers))
         self.level = nn.Parameter(torch.randn(3, config.width))
 
-    def forward(self, scene: Scene, words: TextFeatures) -> tuple[tuple[Tensor, ...], TextFeatures]:
+    def forward(self, scene: ClipTokens, words: TextFeatures) -> tuple[tuple[Tensor, ...], TextFeatures]:
         """(levels (N, h, w, D), coarse ones last; words (N, L, D)) from a scene and its words, repeated over frames."""
         grids = [scene.grid(i) for i in range(3)]
         shapes = tuple((g.shape[1], g.shape[2]) for g in grids)
@@ -361,7 +359,7 @@ class MaskPixels(nn.Module):
         return self.out(self.mix(fine + F.interpolate(coarse, size=fine.shape[-2:], mode="bilinear")))
 
 
-class QueryLayer(nn.Module):
+class FrameQueryLayer(nn.Module):
     """Queries attend to tokens, to words, and to each other; a two-layer network; all post-norm."""
 
     def __init__(self, config: ConvClipMevisConfig) -> None:
@@ -369,7 +367,7 @@ class QueryLayer(nn.Module):
         shape = (config.width, config.heads, config.dropout)
         self.look, self.among = ResidualAttention(*shape), ResidualAttention(*shape)
         self.hear = ResidualAttention(*shape) if config.words == "everywhere" else None
-        self.feed = FeedForward(config.width, config.hidden, config.dropout)
+        self.feed = ResidualFeedForward(config.width, config.hidden, config.dropout)
 
     def forward(
         self, x: Tensor, position: Tensor, keys: Tensor, values: Tensor, padding: Tensor | None, text: TextFeatures
@@ -389,13 +387,13 @@ class FrameDecoder(nn.Module):
     def __init__(self, config: ConvClipMevisConfig) -> None:
         super().__init__()
         q, d = config.queries, config.width
-        self.layers = nn.ModuleList(QueryLayer(config) for _ in range(config.frame_layers))
+        self.layers = nn.ModuleList(FrameQueryLayer(config) for _ in range(config.frame_layers))
         self.start = nn.Parameter(torch.randn(q, d)) if config.words == "everywhere" else None
         self.position, self.level = nn.Parameter(torch.randn(q, d)), nn.Parameter(torch.randn(3, d))
         self.norm = nn.LayerNorm(d)
 
     def forward(
-        self, scene: Scene, levels: Sequence[Tensor], text: TextFeatures, pixels: Tensor, heads: Heads
+        self, scene: ClipTokens, levels: Sequence[Tensor], text: TextFeatures, pixels: Tensor, heads: Heads
     ) -> list[Tensor]:
         """The normalised queries (N, Q, D) before and after every layer; levels (N, h, w, D), pixels (N, D, h, w)."""
         n, q = len(pixels), len(self.position)
@@ -438,7 +436,7 @@ class WindowEncoder(nn.Module):
         super().__init__()
         self.frames, layers = config.window_frames, range(config.window_layers)
         self.among = nn.ModuleList(ResidualAttention(config.width, config.heads, config.dropout) for _ in layers)
-        self.feed = nn.ModuleList(FeedForward(config.width, config.hidden, config.dropout) for _ in layers)
+        self.feed = nn.ModuleList(ResidualFeedForward(config.width, config.hidden, config.dropout) for _ in layers)
 
     def forward(self, queries: Tensor) -> Tensor:
         """(B, T, Q, D) -> (B, T, Q, D)."""
@@ -468,7 +466,7 @@ class VideoDecoder(nn.Module):
         self.share = nn.Linear(d, 1) if config.video_start == "initialised" else None  # LBVQ's weights over time
         learned = config.video_start == "learned" and config.words == "everywhere"
         self.start = nn.Parameter(torch.randn(q, d)) if learned else None
-        self.layers = nn.ModuleList(QueryLayer(config) for _ in range(config.video_layers))
+        self.layers = nn.ModuleList(FrameQueryLayer(config) for _ in range(config.video_layers))
         self.position, self.slot = nn.Parameter(torch.randn(q, d)), nn.Parameter(torch.randn(q, d))
         self.norm = nn.LayerNorm(d)
 
@@ -528,7 +526,7 @@ def conv_clip_mevis_b() -> ConvClipMevis:
     return ConvClipMevis(ConvClipMevisConfig(tower=convnext_base_w_320()))
 
 
-SMALL = {
+DEBUG_SIZES = {
     "tower": small_conv_clip(), "width": 32, "queries": 5, "heads": 4, "fusion_layers": 2, "fusion_hidden": 64,
     "points": 2, "meet_width": 32, "meet_heads": 2, "frame_layers": 3, "read_layers": 2, "window_layers": 2,
     "window_frames": 2, "video_layers": 2, "hidden": 64, "norm_groups": 4, "short_side": 64, "long_side": 128,
@@ -538,4 +536,4 @@ SMALL = {
 
 def conv_clip_mevis_debug() -> ConvClipMevis:
     """Random weights, small: for tests."""
-    return ConvClipMevis(ConvClipMevisConfig(**SMALL))  # type: ignore[arg-type]
+    return ConvClipMevis(ConvClipMevisConfig(**DEBUG_SIZES))  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from deixis.blocks.attention import CrossAttention, FeedForward, SelfAttention
-from deixis.blocks.mask_head import kernel_numbers, paint
+from deixis.blocks.mask_head import kernel_numbers, predict_masks
 from deixis.encoders.efficientnet_lite import EfficientNetLite
 from deixis.encoders.minilm import MiniLm, MiniLmConfig
 from deixis.encoders.tiny_vit import TinyVit
@@ -233,7 +233,7 @@ class Light(nn.Module):
         at = cells.gather(1, chosen[..., None].expand(-1, -1, cells.shape[-1]))
         centres = torch.stack([chosen % columns, chosen // columns], dim=-1).float() * 16 + 8
         kernels = self.kernel(at)
-        return paint(pixels[None], kernels[None], centres[None], 4, hidden=self.config.mask_hidden)[0]
+        return predict_masks(pixels[None], kernels[None], centres[None], 4, hidden=self.config.mask_hidden)[0]
 
     def hear_texts(self, maps: LightFeatures, texts: Sequence[str], which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores (K, T, Q), object logits (K, Q), "none of them" logits (K,); ``which`` (K,) tells each text's clip."""

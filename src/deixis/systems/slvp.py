@@ -20,10 +20,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deixis.blocks.attention import CrossAttention, FeedForward, SelfAttention
+from deixis.blocks.attention import CrossAttention, FeedForward, Mlp, SelfAttention
 from deixis.blocks.constants import constant
 from deixis.blocks.fusion import text_for
-from deixis.blocks.multihead import Mlp
 from deixis.blocks.pixel_decoder import ConvNormReLU
 from deixis.blocks.positions import map_positions, plain_map_positions
 from deixis.blocks.query_heads import join
@@ -31,7 +30,7 @@ from deixis.encoders.roberta import TextConfig, TextEncoder
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_t
 from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures, bounded
 
-STRIDES = (4, 8, 16, 32)  # pixels a cell of the levels
+MAP_STRIDES = (4, 8, 16, 32)  # pixels a cell of the levels
 # Parts that only pre-training has; a transfer leaves them behind, and begins ``mask.`` anew.
 PRETRAINING = ("flow.", "compare.", "recall.")
 TRANSFER = ("mask.",)
@@ -92,7 +91,7 @@ class Slvp(nn.Module):
         )
         self.neighbours = nn.ModuleList(
             Neighbours(c, config.signature if stride in config.compared else 0, config.reach)
-            for c, stride in zip((p, d, d, d), STRIDES, strict=True)
+            for c, stride in zip((p, d, d, d), MAP_STRIDES, strict=True)
         )
         self.over_time, self.after_time = SelfAttention(d, config.heads), FeedForward(d)  # at stride 16
         self.fine = nn.Conv2d(self.vision.channels[0], p, 1)
@@ -101,7 +100,7 @@ class Slvp(nn.Module):
         )
         self.pixels = PixelDecoder(d, p, config.pixel_groups)
         if config.head == "mask":
-            self.mask = MaskHead(config)
+            self.mask = QueryMaskHead(config)
         else:
             self.flow = DenseFlow(p) if config.fusion == "vision" else LayeredFlow(p, d)
             self.compare = Compare(config)
@@ -129,7 +128,7 @@ class Slvp(nn.Module):
         projected[1] = self.see_other_frames(projected[1])
         if self.config.fusion == "language":
             fine = self.pixels(fine, projected)
-        return FeatureMaps((fine, *projected), STRIDES, padding, (frames.shape[-2], frames.shape[-1]))
+        return FeatureMaps((fine, *projected), MAP_STRIDES, padding, (frames.shape[-2], frames.shape[-1]))
 
     def decode(
         self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
@@ -262,8 +261,8 @@ class PixelDecoder(nn.Module):
 
     def __init__(self, width: int, out: int, groups: int) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(width, out, 1) for _ in STRIDES[1:])
-        self.smooth = nn.ModuleList(ConvNormReLU(out, out, groups) for _ in STRIDES)
+        self.laterals = nn.ModuleList(nn.Conv2d(width, out, 1) for _ in MAP_STRIDES[1:])
+        self.smooth = nn.ModuleList(ConvNormReLU(out, out, groups) for _ in MAP_STRIDES)
 
     def forward(self, fine: Tensor, levels: Sequence[Tensor]) -> Tensor:
         """(B, T, P, h, w) from fine (B, T, P, h, w) at stride 4 and levels (B, T, D, ., .) at 8, 16, 32."""
@@ -285,7 +284,7 @@ class VisionAsQuery(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(
             nn.ModuleList(HearingBlock(config, space=stride in config.space) for _ in range(config.blocks))
-            for stride in STRIDES[1:]
+            for stride in MAP_STRIDES[1:]
         )
 
     def forward(self, maps: FeatureMaps, text: TextFeatures, decoder: PixelDecoder) -> Fused:
@@ -384,7 +383,7 @@ class AskingLayer(nn.Module):
 # --- heads ------------------------------------------------------------------------------------------------------------
 
 
-class MaskHead(nn.Module):
+class QueryMaskHead(nn.Module):
     """The transfer's head: masks, and what each mask's pixels say of whether they are it."""
 
     def __init__(self, config: SlvpConfig) -> None:

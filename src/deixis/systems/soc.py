@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deixis.blocks.deformable import DeformableTransformer
 from deixis.blocks.fusion import CrossGate, hear_words, mean_of_words, text_for
-from deixis.blocks.levels import ProjectLevels, Scene, find_in_frames
+from deixis.blocks.levels import ClipTokens, ProjectLevels, find_in_frames
 from deixis.blocks.pixel_decoder import FeaturePyramid
 from deixis.blocks.query_heads import QueryHeads, join
 from deixis.blocks.temporal import ClipDecoder, TokenEncoder
@@ -95,13 +95,13 @@ class Soc(nn.Module):
         self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
     ) -> Prediction:
         """One clip may be asked any number of expressions (B is then that number); otherwise one a clip."""
-        scene, text = Scene(maps, wanted), self.text([e.text for e in expressions])
+        scene, text = ClipTokens(maps, wanted), self.text([e.text for e in expressions])
         return join([self.answer(scene, asked) for asked in text_for(scene.clips, text)])
 
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding, batch.wanted), batch.expressions)
 
-    def answer(self, scene: Scene, text: TextFeatures) -> Prediction:
+    def answer(self, scene: ClipTokens, text: TextFeatures) -> Prediction:
         """Training predicts from every decoder level, evaluation from one; the mathematics is the same."""
         words = self.see(text, scene)  # (B, L, D)
         frames = find_in_frames(
@@ -118,7 +118,7 @@ class Soc(nn.Module):
             ]
         return replace(last, aux=tuple(aux))
 
-    def see(self, text: TextFeatures, scene: Scene) -> Tensor:
+    def see(self, text: TextFeatures, scene: ClipTokens) -> Tensor:
         """(B, L, D): the words, multiplied by what they saw of the whole clip at stride 32, before that heard them."""
         level = scene.tokens(2)
         keys = level + scene.clip_positions(2).to(level.dtype)

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deixis.blocks.attention import ResidualFeedForward
 from deixis.blocks.deformable import DeformableTransformer
 from deixis.blocks.fusion import CrossGate, hear_words, mean_of_words, text_for
-from deixis.blocks.levels import ProjectLevels, Scene, find_in_frames
-from deixis.blocks.multihead import FeedForward
+from deixis.blocks.levels import ClipTokens, ProjectLevels, find_in_frames
 from deixis.blocks.pixel_decoder import FeaturePyramid
 from deixis.blocks.query_heads import QueryHeads, join
 from deixis.blocks.temporal import ClipDecoder, ResidualAttention, TokenEncoder
@@ -98,13 +98,13 @@ class SocPlusPlus(nn.Module):
         self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
     ) -> Prediction:
         """One clip may be asked any number of expressions (B is then that number); otherwise one a clip."""
-        scene, text = Scene(maps, wanted), self.text([e.text for e in expressions])
+        scene, text = ClipTokens(maps, wanted), self.text([e.text for e in expressions])
         return join([self.answer(scene, asked) for asked in text_for(scene.clips, text)])
 
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding, batch.wanted), batch.expressions)
 
-    def answer(self, scene: Scene, text: TextFeatures) -> Prediction:
+    def answer(self, scene: ClipTokens, text: TextFeatures) -> Prediction:
         """Training predicts from every decoder level, evaluation from the last; the mathematics is the same."""
         heard = scene.with_grids([hear_words(self.vision_gate, scene, i, text) for i in range(4)])
         proxies = self.see(heard)  # (B, P, D)
@@ -124,7 +124,7 @@ class SocPlusPlus(nn.Module):
             ]
         return replace(last, aux=tuple(aux))
 
-    def see(self, heard: Scene) -> Tensor:
+    def see(self, heard: ClipTokens) -> Tensor:
         """(B, P, D): the proxies, having seen strides 8, 16 and 32 of the whole clip in turn, as it heard the words."""
         proxies = self.proxies.expand(heard.clips, -1, -1).to(heard.tokens(0).dtype)
         for i in range(3):
@@ -180,7 +180,7 @@ class RelevanceHead(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.mix, self.out = FeedForward(width, hidden), nn.Linear(width, 1)
+        self.mix, self.out = ResidualFeedForward(width, hidden), nn.Linear(width, 1)
 
     def forward(self, frames: Tensor) -> Tensor:
         return self.out(self.mix(frames))[..., 0].sigmoid()

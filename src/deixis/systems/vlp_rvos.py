@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from deixis.blocks.attention import Attention, FeedForward, SelfAttention, check_heads
 from deixis.blocks.constants import constant
 from deixis.blocks.query_heads import join
-from deixis.encoders.clip_vit import CLIP_MEAN, CLIP_STD, ClipVit, ClipVitConfig, clip_vit_b, clip_vit_l
+from deixis.encoders.clip_vit import ClipVit, ClipVitConfig, clip_vit_b, clip_vit_l
+from deixis.encoders.frozen import CLIP_MEAN, CLIP_STD
 from deixis.encoders.vlmo import Vlmo, VlmoConfig, vlmo_b
 from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures, bounded
 
@@ -89,7 +90,7 @@ class VlpRvosConfig(SystemConfig):
         raise DeixisError(f"one of clip and vlmo must be none, got {'both' if self.clip else 'two of that'}")
 
 
-def check(config: VlpRvosConfig) -> None:
+def check_vlp_rvos(config: VlpRvosConfig) -> None:
     """Raise DeixisError for fields that do not agree. Not when a config is born: fields may be set one by one."""
     tower, taps = config.tower, config.taps
     if len(taps) < 2 or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] != tower.layers - 1:
@@ -106,7 +107,7 @@ class VlpRvos(nn.Module):
 
     def __init__(self, config: VlpRvosConfig) -> None:
         super().__init__()
-        check(config)
+        check_vlp_rvos(config)
         self.config, tower = config, config.tower
         self.tower: ClipVit | Vlmo = Vlmo(tower) if isinstance(tower, VlmoConfig) else ClipVit(tower)
         self.prompts = PromptGenerator(config)
@@ -115,7 +116,7 @@ class VlpRvos(nn.Module):
         self.history = HistoricalPrompt(config.width, tower.width) if config.history else None
         self.fuse = DualFusion(config)
         self.reason = nn.ModuleList(ReasoningStage(config) for _ in config.taps[:-1])
-        self.paint = MaskHead(config.width, config.mask_width, config.norm_groups)
+        self.paint = UpsamplingMaskHead(config.width, config.mask_width, config.norm_groups)
         self.compare = PixelText(tower.joint, config.temperature)
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
@@ -543,7 +544,7 @@ def cube_padding(t: int, h: int, w: int, side: int, device: torch.device) -> Ten
 # --- heads -----------------------------------------------------------------------------------------------------------
 
 
-class MaskHead(nn.Module):
+class UpsamplingMaskHead(nn.Module):
     """Convolutions, twice made finer (read); the published last step, to the size of the frames, is left to whoever
     needs that size, so that masks are resized once."""
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from deixis.synthetic.colours import COLOURS
-from deixis.synthetic.scene import WorldFilm
+from deixis.synthetic.colours import COLOUR_NAMES
+from deixis.synthetic.scene import SyntheticVideo
 from deixis.types import DeixisError
 
 _SWAPS = {
@@ -36,7 +36,7 @@ _MOTIONS = re.compile(
 )
 _WORDS = re.compile(r"[A-Za-z]+(?:-[A-Za-z]+)*")
 _COLOUR_WORDS = re.compile(
-    r"\b(?:" + "|".join((*COLOURS, "gray", "dark", "light", "golden", "silver", "beige")) + r")\b", re.IGNORECASE
+    r"\b(?:" + "|".join((*COLOUR_NAMES, "gray", "dark", "light", "golden", "silver", "beige")) + r")\b", re.IGNORECASE
 )
 
 
@@ -84,7 +84,7 @@ def boxes_of(masks: np.ndarray) -> np.ndarray:
     return boxes.astype(np.float32).reshape(t, n, 4)
 
 
-def flip(film: WorldFilm) -> WorldFilm:
+def flip(film: SyntheticVideo) -> SyntheticVideo:
     """The film in a mirror: pixels, masks and flow are turned over, and left and right swapped in the sentences."""
     flow = None if film.flow is None else np.ascontiguousarray(film.flow[:, :, ::-1]) * np.array([-1, 1], np.float32)
     return replace(
@@ -97,7 +97,7 @@ def flip(film: WorldFilm) -> WorldFilm:
     )
 
 
-def crop(film: WorldFilm, top: int, left: int, height: int, width: int) -> WorldFilm:
+def crop(film: SyntheticVideo, top: int, left: int, height: int, width: int) -> SyntheticVideo:
     """A window of the film, in pixels. Raises DeixisError if it does not lie within the frames."""
     h, w = film.frames.shape[1:3]
     if min(top, left) < 0 or min(height, width) < 1 or top + height > h or left + width > w:
@@ -114,7 +114,7 @@ def crop(film: WorldFilm, top: int, left: int, height: int, width: int) -> World
     )
 
 
-def resize(film: WorldFilm, size: tuple[int, int]) -> WorldFilm:
+def resize_video(film: SyntheticVideo, size: tuple[int, int]) -> SyntheticVideo:
     """The film at (H, W) pixels; masks are resized smoothly and cut at one half, flow is scaled with the pixels."""
     h, w = film.frames.shape[1:3]
     if size == (h, w):
@@ -142,7 +142,7 @@ def resize(film: WorldFilm, size: tuple[int, int]) -> WorldFilm:
     )
 
 
-def jitter(film: WorldFilm, brightness: float, contrast: float, saturation: float) -> WorldFilm:
+def jitter(film: SyntheticVideo, brightness: float, contrast: float, saturation: float) -> SyntheticVideo:
     """Other light, the same for the whole film: factors around 1. The hue is never turned, so that red stays red."""
     x = film.frames.astype(np.float32)
     grey = (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
@@ -152,7 +152,7 @@ def jitter(film: WorldFilm, brightness: float, contrast: float, saturation: floa
     return replace(film, frames=np.clip(x, 0, 255).astype(np.uint8))
 
 
-def speaks_of_colour(film: WorldFilm) -> bool:
+def speaks_of_colour(film: SyntheticVideo) -> bool:
     """Whether a sentence of the film has a colour word."""
     return any(_COLOUR_WORDS.search(s.text) for s in film.sentences)
 
@@ -170,7 +170,7 @@ class AugmentConfig:
     size: tuple[int, int] | None = None  # H, W in pixels of the result; None: as it comes
 
 
-def augment(film: WorldFilm, rng: np.random.Generator, config: AugmentConfig | None = None) -> WorldFilm:
+def augment(film: SyntheticVideo, rng: np.random.Generator, config: AugmentConfig | None = None) -> SyntheticVideo:
     """A film changed at random in ways that leave its sentences true (left and right are renamed by a mirror)."""
     config = config or AugmentConfig()
     if rng.random() < config.flip:
@@ -179,10 +179,10 @@ def augment(film: WorldFilm, rng: np.random.Generator, config: AugmentConfig | N
         film = _window(film, rng, config)
     reach = config.light_with_colours if speaks_of_colour(film) else config.light
     film = jitter(film, *(float(f) for f in rng.uniform(1 - reach, 1 + reach, 3)))
-    return film if config.size is None else resize(film, config.size)
+    return film if config.size is None else resize_video(film, config.size)
 
 
-def _window(film: WorldFilm, rng: np.random.Generator, config: AugmentConfig) -> WorldFilm:
+def _window(film: SyntheticVideo, rng: np.random.Generator, config: AugmentConfig) -> SyntheticVideo:
     """A random window that keeps enough of every object, or the film itself where none is found in eight tries."""
     h, w = film.frames.shape[1:3]
     before = film.masks.sum(axis=(2, 3))  # (T, N) pixels

@@ -20,7 +20,7 @@ from deixis.types import MAX_EXPRESSION_CHARACTERS, DeixisError
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("film", "caption", "fps")
+CAPTION_COLUMNS = ("film", "caption", "fps")
 WHERE = "it is a CSV with the columns film and caption (and fps, for folders of frames), one row a line"
 DEFAULT_FPS = 24.0  # frames a second of a folder whose row does not say (our choice)
 
@@ -67,7 +67,7 @@ class VideoCaptions:
 
     def _columns(self, line: str) -> list[str]:
         names = [name.strip().lower() for name in next(csv.reader([line]), [])]
-        if not {"film", "caption"} <= set(names) or not set(names) <= set(COLUMNS):
+        if not {"film", "caption"} <= set(names) or not set(names) <= set(CAPTION_COLUMNS):
             raise DeixisError(f"{self.path}: the first row is {line.strip()[:80]!r}; {WHERE}")
         return names
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from deixis.training.optimizer import WeightAverage
 from deixis.types import DeixisError
 
-FORMAT = "deixis-training-1"
+TRAINING_FORMAT = "deixis-training-1"
 _EXTRA = "_extra_state"  # bytes that a module reads itself, of any length: a tokenizer's settings change with its use
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
 _FACTS: dict[str, type | tuple[type, ...]] = {  # what a run needs to go on, beside the step
@@ -36,7 +36,7 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[st
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     beside = path.with_name(f".{path.name}.part")
     try:
-        save_file(copies, beside, metadata={"format": FORMAT, "facts": json.dumps(facts)})
+        save_file(copies, beside, metadata={"format": TRAINING_FORMAT, "facts": json.dumps(facts)})
         with open(beside, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
@@ -58,8 +58,8 @@ def read_facts(path: Path) -> dict[str, Any]:
             header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise DeixisError(f"{path} is not a readable training checkpoint ({error})") from error
-    if header.get("format") != FORMAT:
-        raise DeixisError(f"{path} is not a training checkpoint of this version: expected {FORMAT}")
+    if header.get("format") != TRAINING_FORMAT:
+        raise DeixisError(f"{path} is not a training checkpoint of this version: expected {TRAINING_FORMAT}")
     try:
         facts = json.loads(header["facts"])
         whole = facts["step"] >= 0
@@ -77,7 +77,7 @@ def check_facts(path: Path, facts: Mapping[str, Any]) -> None:
             raise DeixisError(f"{path} is not a readable training checkpoint: it states {name} {facts.get(name)!r:.60}")
 
 
-def pack(system: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
+def pack_state(system: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None) -> dict[str, Tensor]:
     """Everything that training changes, as named tensors."""
     tensors = {f"model/{name}": tensor for name, tensor in system.state_dict().items()}
     for name, parameter in system.named_parameters():
@@ -89,7 +89,7 @@ def pack(system: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAve
 
 
 @torch.no_grad()
-def unpack(
+def unpack_state(
     tensors: Mapping[str, Tensor],
     system: nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -16,7 +16,7 @@ from torch import Tensor
 from deixis.benchmarks.frames import film_index, read_frames
 from deixis.benchmarks.samples import Benchmark, Sample
 from deixis.inference import model_size
-from deixis.synthetic.scene import WorldFilm
+from deixis.synthetic.scene import SyntheticVideo
 from deixis.training.augment import mirror_words
 from deixis.types import Batch, DeixisError, Expression, SystemConfig, Target
 from deixis.video import resize
@@ -212,14 +212,14 @@ class ClipBatch:
         return x, torch.zeros_like(self.unknown)
 
 
-def target_of(film: WorldFilm) -> Target:
+def clip_target(film: SyntheticVideo) -> Target:
     """A film's masks as a Target; boxes are not used by who trains on clips, and left 0."""
     masks = torch.from_numpy(np.ascontiguousarray(film.masks))
     t, n = masks.shape[:2]
     return Target(masks, torch.zeros(t, n, 4), masks.flatten(2).any(2), torch.zeros(n, dtype=torch.bool))
 
 
-def gather_clips(films: Sequence[WorldFilm]) -> ClipBatch:
+def gather_clips(films: Sequence[SyntheticVideo]) -> ClipBatch:
     """Films of one size as a batch."""
     frames = torch.stack([torch.from_numpy(np.ascontiguousarray(f.frames)).permute(0, 3, 1, 2) for f in films])
     unknown = torch.stack(
@@ -232,7 +232,7 @@ def gather_clips(films: Sequence[WorldFilm]) -> ClipBatch:
     return ClipBatch(
         frames,
         unknown,
-        tuple(target_of(f) for f in films),
+        tuple(clip_target(f) for f in films),
         tuple(s.text for _, s in sentences),
         torch.tensor([i for i, _ in sentences], dtype=torch.long),
         tuple(tuple(s.objects) for _, s in sentences),

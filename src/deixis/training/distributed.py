@@ -16,7 +16,7 @@ from deixis.inference import choose_device
 
 
 @dataclass(frozen=True)
-class World:
+class ProcessGroup:
     """rank: 0..size-1 of this process.  device: where its model lives."""
 
     rank: int
@@ -43,7 +43,7 @@ class World:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[World]:
+def process_group(device: str) -> Iterator[ProcessGroup]:
     """The world of this process: alone, or one of those torchrun started (read from its environment variables)."""
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     here = choose_device(device)
@@ -52,12 +52,12 @@ def joined(device: str) -> Iterator[World]:
         here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if here.index is None else here.index)
         torch.cuda.set_device(here)
     if size == 1:
-        yield World(0, 1, here)
+        yield ProcessGroup(0, 1, here)
         return
     # Two hours, because the others wait while the first process validates.
     dist.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=timedelta(hours=2))
     try:
-        yield World(rank, size, here)
+        yield ProcessGroup(rank, size, here)
         _leave_together(rank, size)
     finally:
         dist.destroy_process_group()

@@ -36,7 +36,7 @@ from deixis.video import Film, Frame, fit
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # of the entries; raised when what they mean changes
+FLOW_VERSION = 1  # of the entries; raised when what they mean changes
 # What a film that does not decode may raise; anything else is a fault of ours, and stops.
 BROKEN = (DeixisError, FFmpegError, OSError, cv2.error)
 Estimator = Callable[[np.ndarray], np.ndarray]
@@ -62,7 +62,7 @@ class FlowSettings:
             raise DeixisError(f"flow needs a rate above 0, 2 frames, 16 pixels and cells of 1 or more, got {self}")
 
 
-class Entry(NamedTuple):
+class CacheEntry(NamedTuple):
     """The flow of one film. flow: (N-1, h, w, 2) float32, from frame i to i+1, pixels of a frame of ``size``.
 
     valid: (N-1, h, w) bool, where forward and backward flow agree.  seconds: (N,) of the sampled frames.
@@ -161,7 +161,7 @@ def median_of(flow: np.ndarray) -> np.ndarray:
     return np.median(flow, axis=(1, 2), keepdims=True)
 
 
-def target_of(flow: np.ndarray, size: tuple[int, int], unit: float, limit: float) -> np.ndarray:
+def flow_target(flow: np.ndarray, size: tuple[int, int], unit: float, limit: float) -> np.ndarray:
     """(N, h, w, 2) float32 of flow at the cells of a model: camera motion out, in units, clipped.
 
     flow: (N, h, w, 2) in pixels of frames of ``size``.  unit: share of the frame's diagonal.  limit: units.
@@ -196,7 +196,7 @@ def sampled(film: Film, settings: FlowSettings) -> Iterator[Frame]:
                 return
 
 
-def flow_of_film(row: CaptionedFilm, settings: FlowSettings) -> Entry:
+def flow_of_film(row: CaptionedFilm, settings: FlowSettings) -> CacheEntry:
     """Decode a film's sampled frames and estimate their flow. Raises one of BROKEN where it cannot be had."""
     film = Film(row.film, fps=row.fps)
     size = fit(film.source_size, settings.short_side, settings.long_side, settings.cell)
@@ -206,7 +206,7 @@ def flow_of_film(row: CaptionedFilm, settings: FlowSettings) -> Entry:
     flow, valid = estimate(np.stack([picture for _, picture in taken]), settings.estimator)
     cells = (-(-size[0] // settings.cell), -(-size[1] // settings.cell))
     share = to_cells(np.repeat(valid[..., None], 2, -1), cells)[..., 0]
-    return Entry(to_cells(flow, cells), share >= 0.5, np.array([seconds for seconds, _ in taken]), size)
+    return CacheEntry(to_cells(flow, cells), share >= 0.5, np.array([seconds for seconds, _ in taken]), size)
 
 
 def content_of(row: CaptionedFilm) -> str:
@@ -237,15 +237,15 @@ class FlowCache:
 
     def place(self, content: str) -> Path:
         """Where the entry of a film's content lies."""
-        key = json.dumps([VERSION, content, asdict(self.settings)])
+        key = json.dumps([FLOW_VERSION, content, asdict(self.settings)])
         name = hashlib.sha256(key.encode()).hexdigest()[:40]
         return self.folder / name[:2] / f"{name}.safetensors"
 
-    def get(self, row: CaptionedFilm) -> Entry:
+    def get(self, row: CaptionedFilm) -> CacheEntry:
         """The flow of a film, from the cache or made now (and kept). Raises one of BROKEN."""
         return self.look(row)[0]
 
-    def look(self, row: CaptionedFilm) -> tuple[Entry, bool]:
+    def look(self, row: CaptionedFilm) -> tuple[CacheEntry, bool]:
         """The flow, and whether it was there already."""
         if not row.film.exists():
             raise DeixisError(f"no such film: {row.film}")
@@ -259,7 +259,7 @@ class FlowCache:
         self._write(place, content, flow_of_film(row, self.settings))
         return self._read(place, content), False  # as it will be read ever after: stored numbers are rounded
 
-    def _write(self, place: Path, content: str, entry: Entry) -> None:
+    def _write(self, place: Path, content: str, entry: CacheEntry) -> None:
         limit = np.finfo(np.float16).max
         tensors = {
             "flow": np.ascontiguousarray(np.clip(entry.flow, -limit, limit).astype(np.float16)),
@@ -267,7 +267,7 @@ class FlowCache:
             "seconds": np.ascontiguousarray(entry.seconds.astype(np.float64)),
         }
         facts = {
-            "version": VERSION, "content": content, "settings": asdict(self.settings), "size": list(entry.size),
+            "version": FLOW_VERSION, "content": content, "settings": asdict(self.settings), "size": list(entry.size),
             "sum": _checksum(tensors),
         }  # fmt: skip
         beside = place.with_name(f".{place.name}.{os.getpid()}.part")
@@ -280,12 +280,12 @@ class FlowCache:
                 beside.unlink()
             raise FlowError(f"the flow cache {self.folder} cannot be written ({error}); give another folder") from error
 
-    def _read(self, place: Path, content: str) -> Entry:
+    def _read(self, place: Path, content: str) -> CacheEntry:
         """An entry, if it is whole and of this content; DeixisError and others otherwise."""
         with safe_open(place, framework="np") as file:
             facts = json.loads((file.metadata() or {})["flow"])
             tensors = {name: file.get_tensor(name) for name in ("flow", "valid", "seconds")}
-        wanted = {"version": VERSION, "content": content, "settings": asdict(self.settings)}
+        wanted = {"version": FLOW_VERSION, "content": content, "settings": asdict(self.settings)}
         wrong = [name for name, value in wanted.items() if facts[name] != value]
         if wrong or facts["sum"] != _checksum(tensors):
             raise DeixisError(f"its {wrong[0] if wrong else 'checksum'} is another")
@@ -293,7 +293,7 @@ class FlowCache:
         if flow.ndim != 4 or flow.shape[-1] != 2 or valid.shape != flow.shape[:3] or len(seconds) != len(flow) + 1:
             raise DeixisError(f"its shapes do not fit: {flow.shape}, {valid.shape}, {seconds.shape}")
         height, width = (int(side) for side in facts["size"])
-        return Entry(flow.astype(np.float32), valid.astype(bool), seconds, (height, width))
+        return CacheEntry(flow.astype(np.float32), valid.astype(bool), seconds, (height, width))
 
 
 def _checksum(tensors: dict[str, np.ndarray]) -> str:

@@ -15,7 +15,7 @@ from deixis.encoders.tokenizers import UNKNOWN
 from deixis.systems.slvp import SlvpConfig
 from deixis.training.augment import mirror_words
 from deixis.training.captions import CaptionedFilm, VideoCaptions, shuffled
-from deixis.training.flow import BROKEN, FlowCache, FlowError, FlowSettings, target_of, to_cells
+from deixis.training.flow import BROKEN, FlowCache, FlowError, FlowSettings, flow_target, to_cells
 from deixis.types import DeixisError
 from deixis.video import Film, resize
 
@@ -151,7 +151,7 @@ def read_flow_clip(
     if rng.random() < config.flip:
         frames, flow, valid = frames[:, :, ::-1], flow[:, :, ::-1] * np.array([-1, 1], np.float32), valid[:, :, ::-1]
         caption = mirror_words(caption)
-    target = target_of(flow, config.size, model.flow_unit, config.loss.limit)
+    target = flow_target(flow, config.size, model.flow_unit, config.loss.limit)
     return as_flow_clip(frames, caption, target, valid)
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from deixis.metrics.choice import right_object
 from deixis.metrics.region_contour import score_frame
-from deixis.synthetic.scene import WorldFilm
+from deixis.synthetic.scene import SyntheticVideo
 from deixis.training.flow import endpoint_error, median_of
 from deixis.training.flow_clips import FlowClip, collate_flow
 from deixis.training.small_films import SmallFilms, length_of, side_by_side, small_film, spread
@@ -39,7 +39,7 @@ def flow_pixels(system: nn.Module, frames: np.ndarray, caption: str) -> np.ndarr
     return grown.permute(0, 2, 3, 1).cpu().numpy() * model.config.flow_unit * float(np.hypot(*size))
 
 
-def errors_of(found: np.ndarray, film: WorldFilm, valid: np.ndarray) -> dict[str, float]:
+def errors_of(found: np.ndarray, film: SyntheticVideo, valid: np.ndarray) -> dict[str, float]:
     """Mean endpoint errors in pixels over a film, of *raw* flow, the camera's motion included.
 
     found: (T-1, H, W, 2), camera motion not included; the frame's median is added to it. The same median alone is the

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from deixis.losses.set_loss import SetLossConfig
-from deixis.synthetic.scene import WorldFilm
+from deixis.synthetic.scene import SyntheticVideo
 from deixis.synthetic.sentences import SentenceMix
 from deixis.synthetic.world import World
 from deixis.synthetic.world_config import WorldConfig
@@ -40,7 +40,7 @@ def first_sentences(films: WorldData) -> list[str]:
     return [sentence.text for film in made for sentence in film.sentences]
 
 
-def generated_video(data: WorldData, split: str, index: int, absent: float = 0.0) -> WorldFilm:
+def generated_video(data: WorldData, split: str, index: int, absent: float = 0.0) -> SyntheticVideo:
     """absent: share of sentences that name nothing in the film, at most."""
     weights = (*data.sentences, ("none", 1.0)) if absent else data.sentences
     mix = SentenceMix(count=6, most_none=absent, weights=weights)
@@ -52,7 +52,7 @@ def generated_video(data: WorldData, split: str, index: int, absent: float = 0.0
 
 
 @lru_cache(maxsize=4000)  # about 70 kB a film at the default size; runs of several systems share them
-def cached_video(config: WorldConfig, split: str, index: int) -> WorldFilm:
+def cached_video(config: WorldConfig, split: str, index: int) -> SyntheticVideo:
     return World(split, config).film(index)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from deixis.benchmarks import open_benchmark, splits_of
 from deixis.benchmarks.samples import Benchmark
-from deixis.inference import finished, follow_film, prepare
+from deixis.inference import finish_tracks, follow_film, prepare
 from deixis.metrics.evaluate import score_opened
 from deixis.predict import film_of, predict
 from deixis.training.calibration import Told, calibrated
@@ -126,7 +126,7 @@ def told_by_benchmark(held: HeldOut, system: Any) -> list[Told]:
         absent = [text for text in others if not said & {w for w in text.split() if len(w) > 3}][: len(samples)]
         texts = [sample.text for sample in samples] + absent
         with film_of(samples[0].video) as film:
-            tracks = finished(follow_film(setup, film, [Expression(text) for text in texts]), setup)
+            tracks = finish_tracks(follow_film(setup, film, [Expression(text) for text in texts]), setup)
         told += [
             Told(presence=track.presence, there=i < len(samples), half=number % 2) for i, track in enumerate(tracks)
         ]

@@ -14,12 +14,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deixis.benchmarks.folder import Truth, open_split
+from deixis.benchmarks.folder import FolderTruth, open_split
 from deixis.benchmarks.frames import read_frames
-from deixis.benchmarks.samples import Sample, Video
+from deixis.benchmarks.samples import Sample, VideoEntry
 from deixis.files import cache_path
-from deixis.synthetic.scene import Sentence, WorldFilm
-from deixis.training.augment import resize
+from deixis.synthetic.scene import Sentence, SyntheticVideo
+from deixis.training.augment import resize_video
 from deixis.types import DeixisError
 from deixis.video import Film
 
@@ -35,24 +35,24 @@ VALID_SIDE = 360  # pixels of short side at which held-out films are judged whil
 class LabelledVideos:
     """A split, each film cut down to its labelled frames, as pictures, with its sentences."""
 
-    truth: Truth
-    films: tuple[tuple[Video, tuple[Sample, ...]], ...]
+    truth: FolderTruth
+    films: tuple[tuple[VideoEntry, tuple[Sample, ...]], ...]
 
 
 @lru_cache(maxsize=4)  # once a process
 def labelled_videos(place: str, split: str, skip_bad: bool = False) -> LabelledVideos:
     benchmark = open_split(Path(place), split, skip_bad)
-    assert isinstance(benchmark.truth, Truth)
+    assert isinstance(benchmark.truth, FolderTruth)
     films = []
     for video_id, samples in benchmark.by_video().items():
         names = tuple(benchmark.truth.labels[video_id].files)
         whole = samples[0].video
-        video = Video(id=video_id, names=names, frames=_pictures(whole, names))
+        video = VideoEntry(id=video_id, names=names, frames=_pictures(whole, names))
         films.append((video, tuple(replace(sample, video=video, scored=None) for sample in samples)))
     return LabelledVideos(benchmark.truth, tuple(films))
 
 
-def _pictures(video: Video, names: Sequence[str]) -> tuple[Path, ...]:
+def _pictures(video: VideoEntry, names: Sequence[str]) -> tuple[Path, ...]:
     """The picture of each named frame; those of a film file are unpacked to the cache, once."""
     if isinstance(video.frames, tuple):
         of_name = dict(zip(video.names, video.frames, strict=True))
@@ -86,8 +86,8 @@ def _unpack(film: Path, wanted: Mapping[int, str], folder: Path) -> None:
 
 
 def labelled_video(
-    truth: Truth, video: Video, samples: Sequence[Sample], indices: Sequence[int]
-) -> tuple[WorldFilm, tuple[str, ...]]:
+    truth: FolderTruth, video: VideoEntry, samples: Sequence[Sample], indices: Sequence[int]
+) -> tuple[SyntheticVideo, tuple[str, ...]]:
     """Labelled frames of a film with every labelled object, and the objects' numbers.
 
     A sentence whose objects do not all show in these frames is left out; one that names nothing stays.
@@ -106,14 +106,14 @@ def labelled_video(
         for s in samples
         if set(s.objects or ()) <= set(ids)
     )
-    return WorldFilm(read_frames(video, indices), masks, sentences, ignore=void, name=video.id), ids
+    return SyntheticVideo(read_frames(video, indices), masks, sentences, ignore=void, name=video.id), ids
 
 
-def held_out_videos(place: str, frames: int, skip_bad: bool) -> Iterator[WorldFilm]:
+def held_out_videos(place: str, frames: int, skip_bad: bool) -> Iterator[SyntheticVideo]:
     """The first labelled frames of every held-out film."""
     source = labelled_videos(place, "valid", skip_bad)
     for video, samples in source.films:
         film, _ = labelled_video(source.truth, video, samples, range(min(frames, len(video.names))))
         height, width = film.frames.shape[1:3]
         scale = VALID_SIDE / min(height, width)
-        yield resize(film, (round(height * scale), round(width * scale))) if scale < 1 else film
+        yield resize_video(film, (round(height * scale), round(width * scale))) if scale < 1 else film

@@ -28,8 +28,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deixis.config import plain
 from deixis.files import write_atomically
-from deixis.training.checkpoint import check_facts, load_checkpoint, pack, read_facts, save_checkpoint, unpack
-from deixis.training.distributed import World, joined
+from deixis.training.checkpoint import (
+    check_facts,
+    load_checkpoint,
+    pack_state,
+    read_facts,
+    save_checkpoint,
+    unpack_state,
+)
+from deixis.training.distributed import ProcessGroup, process_group
 from deixis.training.feed import micro_batches, seed_everything
 from deixis.training.optimizer import WeightAverage, build_optimizer, set_learning_rate
 from deixis.training.record import Record
@@ -67,7 +74,7 @@ def train(
     SIGTERM and SIGINT end it in order after the step at hand. Raises NotFiniteError at a loss or gradient that is not
     finite (the last checkpoint stays), DeixisError where ``out`` holds a run and ``resume`` is not set.
     """
-    with joined(device) as world, _stop_signals() as received:
+    with process_group(device) as world, _stop_signals() as received:
         trainer = _Trainer(run, Path(out), world, resume)
         try:
             return trainer.run_steps(received, report)
@@ -78,7 +85,7 @@ def train(
 class _Trainer:
     """The mutable state of one process: model, optimiser, average, step."""
 
-    def __init__(self, run: Run, out: Path, world: World, resume: bool) -> None:
+    def __init__(self, run: Run, out: Path, world: ProcessGroup, resume: bool) -> None:
         self.run, self.out, self.world, self.config = run, out, world, run.train
         self.batch, self.accumulate = run.train.share(world.size)  # before anything is written
         self.last, self.best = out / "last.safetensors", out / "best.safetensors"
@@ -304,7 +311,7 @@ class _Trainer:
         }
 
     def _save(self, path: Path) -> None:
-        save_checkpoint(path, pack(self.system, self.optimizer, self.average), self._facts())
+        save_checkpoint(path, pack_state(self.system, self.optimizer, self.average), self._facts())
         assert self.record is not None
         self.record.draw()
         log.info("checkpoint of step %d: %s", self.step, path)
@@ -323,7 +330,7 @@ class _Trainer:
             log.warning("resumed with another %s: the result is not that of an uncut run", change)
         if facts["processes"] != now["processes"]:
             log.warning("resumed with %d processes instead of %d", now["processes"], facts["processes"])
-        unpack(tensors, self.system, self.optimizer, self.average)
+        unpack_state(tensors, self.system, self.optimizer, self.average)
         self.step, self.seconds, self.best_score = facts["step"], facts["seconds"], facts["best_score"]
         self.counts = dict(facts.get("counts", {}))
         log.info("resumed %s at step %d", self.last, self.step)

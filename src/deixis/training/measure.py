@@ -19,7 +19,7 @@ from torch import nn
 
 from deixis.inference import segment
 from deixis.metrics.choice import FOUND, overlap_with_each, right_object
-from deixis.synthetic.scene import Sentence, WorldFilm
+from deixis.synthetic.scene import Sentence, SyntheticVideo
 from deixis.types import MaskTrack
 
 
@@ -42,9 +42,9 @@ class Answer:
 
 def answers(
     system: nn.Module,
-    films: Iterable[WorldFilm],
+    films: Iterable[SyntheticVideo],
     *,
-    words: Callable[[int, WorldFilm], tuple[str, ...]] | None = None,
+    words: Callable[[int, SyntheticVideo], tuple[str, ...]] | None = None,
     threshold: float | None = None,
     precision: str = "auto",
     device: str = "auto",
@@ -68,7 +68,7 @@ def answers(
                 file.unlink()
 
 
-def judge(film: WorldFilm, sentence: Sentence, track: MaskTrack) -> Answer:
+def judge(film: SyntheticVideo, sentence: Sentence, track: MaskTrack) -> Answer:
     """Compare one track with the truth."""
     chosen = np.asarray(track.masks)
     empty = not chosen.any()
@@ -102,7 +102,7 @@ def changes_object(chosen: np.ndarray, truth: np.ndarray, stretch: int = 8) -> b
     return len(set(on)) > 1
 
 
-def write_frames(film: WorldFilm, folder: Path) -> None:
+def write_frames(film: SyntheticVideo, folder: Path) -> None:
     """The frames as PNG, without loss."""
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -13,13 +13,13 @@ import torch
 
 from deixis.losses.mask_loss import MaskLossConfig
 from deixis.synthetic.mixture import Mixture
-from deixis.synthetic.scene import WorldFilm
+from deixis.synthetic.scene import SyntheticVideo
 from deixis.synthetic.sentences import SentenceMix
 from deixis.synthetic.world import World
 from deixis.synthetic.world_config import WorldConfig
 from deixis.systems.slvp import SlvpConfig
 from deixis.training.clips import TrainingClip, make_target
-from deixis.training.flow import estimate, target_of, to_cells
+from deixis.training.flow import estimate, flow_target, to_cells
 from deixis.training.flow_clips import FlowClip, PretrainLoss, as_flow_clip
 from deixis.types import DeixisError, Expression
 from deixis.video import resize
@@ -45,9 +45,9 @@ class SmallFilms:
 
 
 class SmallFilm(NamedTuple):
-    """film: a WorldFilm with flow (float16), exact or estimated.  valid: (T-1, H, W) bool, where it can be trusted."""
+    """film: with flow (float16), exact or estimated.  valid: (T-1, H, W) bool, where the flow can be trusted."""
 
-    film: WorldFilm
+    film: SyntheticVideo
     valid: np.ndarray
 
 
@@ -63,7 +63,7 @@ def side_by_side(small: SmallFilm, frames: int, first: int) -> SmallFilm:
     return SmallFilm(replace(film, frames=film.frames[span], masks=film.masks[span], flow=flow), small.valid[steps])
 
 
-def spread(small: SmallFilm, slow: int) -> WorldFilm:
+def spread(small: SmallFilm, slow: int) -> SyntheticVideo:
     """Every ``slow``-th frame of a film, from its first to its last: what its sentences are true of."""
     film = small.film
     return replace(film, frames=film.frames[::slow], masks=film.masks[::slow], flow=None, times=film.times[::slow])
@@ -149,7 +149,7 @@ def small_flow_clip(data: SmallPretrain, model: SlvpConfig, index: int) -> FlowC
     assert film.flow is not None
     sentence = film.sentences[(index // films.count + index) % len(film.sentences)]
     cells = (films.size[0] // 4, films.size[1] // 4)
-    target = target_of(to_cells(film.flow, cells), films.size, model.flow_unit, data.loss.limit)
+    target = flow_target(to_cells(film.flow, cells), films.size, model.flow_unit, data.loss.limit)
     trusted = to_cells(np.repeat(valid[..., None], 2, -1), cells)[..., 0] >= 0.5
     return as_flow_clip(film.frames, sentence.text, target, trusted)
 
@@ -163,7 +163,7 @@ def small_clip(data: SmallTransfer, index: int) -> tuple[TrainingClip, tuple[int
     return labelled_clip(film, sentence.text, sentence.objects), films.size
 
 
-def labelled_clip(film: WorldFilm, text: str, objects: Sequence[int]) -> TrainingClip:
+def labelled_clip(film: SyntheticVideo, text: str, objects: Sequence[int]) -> TrainingClip:
     referred = np.isin(np.arange(film.masks.shape[1]), objects)
     frames = torch.from_numpy(np.ascontiguousarray(film.frames)).permute(0, 3, 1, 2)
     return TrainingClip(frames, Expression(text), make_target(np.ascontiguousarray(film.masks), referred))

@@ -31,7 +31,7 @@ How = Literal["windows", "labelled", "still", "pseudo"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ClipSource:
     """A split to train on. data: its name under --data.  benchmark, split: as ``deixis data`` names them.
 
     how: ``windows`` of 8 frames side by side; a window around a ``labelled`` frame; ``still``, one frame; ``pseudo``,
@@ -44,11 +44,11 @@ class Source:
     how: How
 
 
-REF_YOUTUBE_VOS = Source(data="ref-youtube-vos", benchmark="ref-youtube-vos", split="train", how="windows")
-MEVIS = Source(data="mevis", benchmark="mevis", split="train", how="windows")
-A2D = Source(data="a2d-sentences", benchmark="a2d-sentences", split="train", how="labelled")
+REF_YOUTUBE_VOS = ClipSource(data="ref-youtube-vos", benchmark="ref-youtube-vos", split="train", how="windows")
+MEVIS = ClipSource(data="mevis", benchmark="mevis", split="train", how="windows")
+A2D = ClipSource(data="a2d-sentences", benchmark="a2d-sentences", split="train", how="labelled")
 STILLS = tuple(
-    Source(data="refcoco", benchmark="refcoco", split=f"{name}_train", how="still")
+    ClipSource(data="refcoco", benchmark="refcoco", split=f"{name}_train", how="still")
     for name in ("refcoco", "refcoco+", "refcocog")
 )
 PSEUDO = tuple(replace(source, how="pseudo") for source in STILLS)
@@ -67,12 +67,12 @@ class SocData(Selecting):
 
 
 @lru_cache(maxsize=8)  # once a process
-def opened_benchmark(source: Source, place: str) -> Benchmark:
+def opened_benchmark(source: ClipSource, place: str) -> Benchmark:
     return open_benchmark(source.benchmark, Path(place), source.split)
 
 
 @lru_cache(maxsize=8)
-def list_clips(source: Source, place: str, frames: int) -> list[tuple[int, tuple[int, ...]]]:
+def list_clips(source: ClipSource, place: str, frames: int) -> list[tuple[int, tuple[int, ...]]]:
     """(index of the sample, its frames) of all clips of a source."""
     found: list[tuple[int, tuple[int, ...]]] = []
     for i, one in enumerate(opened_benchmark(source, place).samples):
@@ -87,7 +87,7 @@ def list_clips(source: Source, place: str, frames: int) -> list[tuple[int, tuple
 
 
 def sample_clip(
-    places: Sequence[tuple[Source, str]], model: Any, config: SocData, seed: int, index: int
+    places: Sequence[tuple[ClipSource, str]], model: Any, config: SocData, seed: int, index: int
 ) -> tuple[TrainingClip, tuple[int, int]]:
     """The clip of a sample index, at the model's size, and that size; every epoch has its own order.
 
@@ -116,7 +116,7 @@ def epoch_order(seed: int, epoch: int, total: int) -> np.ndarray:
 
 
 def read_clip(
-    source: Source, place: str, found: tuple[int, tuple[int, ...]], config: SocData, rng: np.random.Generator
+    source: ClipSource, place: str, found: tuple[int, tuple[int, ...]], config: SocData, rng: np.random.Generator
 ) -> TrainingClip:
     benchmark = opened_benchmark(source, place)
     clip = training_clip(benchmark, benchmark.samples[found[0]], found[1])

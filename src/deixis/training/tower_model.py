@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from deixis.config import config_from
 from deixis.encoders.clip_vit import ClipVit, ClipVitConfig
-from deixis.encoders.conv_clip import STRIDES, ConvClip, ConvClipConfig
+from deixis.encoders.conv_clip import CONV_CLIP_STRIDES, ConvClip, ConvClipConfig
 from deixis.encoders.frozen import FrozenTower, save_tower, tower_facts
 from deixis.encoders.tokenizers import ids_of, word_tokenizer
 from deixis.training.tower_pictures import TowerBatch, TowerData, world_words
@@ -54,7 +54,7 @@ class TowerConfig:
     @property
     def multiple(self) -> int:
         """Pixels; the sides of a picture are multiples of it."""
-        return self.vit.patch if self.kind == "vit" else STRIDES[-1]
+        return self.vit.patch if self.kind == "vit" else CONV_CLIP_STRIDES[-1]
 
 
 C = TypeVar("C")

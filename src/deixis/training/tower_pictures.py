@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deixis.encoders.clip_vit import CLIP_MEAN, CLIP_STD
-from deixis.synthetic.colours import COLOURS
+from deixis.encoders.frozen import CLIP_MEAN, CLIP_STD
+from deixis.synthetic.colours import COLOUR_NAMES
 from deixis.synthetic.compositing import Canvas, paste, scale_for
 from deixis.synthetic.motions import Motion
 from deixis.synthetic.predicates import GENERIC, TEXTURES
@@ -129,7 +129,7 @@ def picture_of(data: TowerData, held_out: bool, index: int) -> TowerPicture:
 
 def placed_shape(rng: np.random.Generator, held_out: bool) -> PlacedShape:
     while True:
-        thing = PlacedShape(str(rng.choice(COLOURS)), str(rng.choice(KNOWN_SHAPES)))
+        thing = PlacedShape(str(rng.choice(COLOUR_NAMES)), str(rng.choice(KNOWN_SHAPES)))
         if held_out_pair(thing.colour, thing.shape) == held_out:
             return thing
 
@@ -175,7 +175,7 @@ def world_words() -> tuple[str, ...]:
         forms += [form for forms_of_one in table.values() for form in forms_of_one]
     texts = [fill(form, "thing").replace("{r}", "") for form in (*forms, *TEXTURE_WORDS)]
     nouns = [word for noun in SHAPES.values() for word in noun.true]
-    colours = [*COLOURS, *COLOUR_TWINS.values()]
+    colours = [*COLOUR_NAMES, *COLOUR_TWINS.values()]
     return (*texts, *nouns, *(plural(n) for n in nouns), *colours, *TEXTURES, *GENERIC, "an all both two three and")
 
 

@@ -29,7 +29,7 @@ def best_masks(model: Any, batch: Batch, expressions: Sequence[Expression]) -> T
     return answer.masks[torch.arange(len(best)), :, best]
 
 
-def validate(
+def validate_generated(
     data: WorldData,
     system: nn.Module,
     ask: Callable[[Any, Batch, Sequence[Expression]], Tensor] = best_masks,

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deixis.types import Clip, DeixisError
+from deixis.types import Clip, DeixisError, Size
 from deixis.video.colour import Colours
-from deixis.video.frames import MAX_PIXELS, Frame, Notes, Size, resize
+from deixis.video.frames import MAX_PIXELS, Frame, Notes, resize
 from deixis.video.pictures import PICTURES, Pictures, natural
 from deixis.video.stream import PLAYLISTS, Stream
 

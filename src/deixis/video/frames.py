@@ -10,14 +10,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deixis.types import DeixisError
+from deixis.types import DeixisError, Size
 
 log = logging.getLogger(__name__)
 
 MAX_PIXELS = 50_000_000  # our choice: pixels of one frame; 8K film holds 33 million
 MAX_COUNTED = 100_000  # things of one kind that are told apart in a note (our choice: bounds memory)
-
-Size = tuple[int, int]  # height, width in pixels
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,9 +20,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from deixis.types import DeixisError
+from deixis.types import DeixisError, Size
 from deixis.video.colour import PICTURE, Colours
-from deixis.video.frames import Frame, Size, check_pixels
+from deixis.video.frames import Frame, check_pixels
 
 log = logging.getLogger(__name__)
 

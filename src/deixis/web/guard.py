@@ -64,7 +64,7 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
-            body = Body(receive)
+            body = RequestBody(receive)
             try:
                 self._check(scope)
                 if scope["method"] != "POST":
@@ -123,7 +123,7 @@ class Guard:
             if not isinstance(path, str) or not self._queue.brought(Path(path)):
                 raise Refused(403, "a file must be uploaded first; this is none of the uploads")
 
-    async def _upload(self, scope: Scope, body: Body, send: Send) -> None:
+    async def _upload(self, scope: Scope, body: RequestBody, send: Send) -> None:
         """Let an upload through, counted as it comes: its length may be unstated, or a lie."""
         limit = self._queue.limits.bytes
         stated = dict(scope["headers"]).get(b"content-length", b"0")
@@ -180,7 +180,7 @@ def _with_headers(scope: Scope, send: Send) -> Send:
     return sending
 
 
-class Body:
+class RequestBody:
     """Receives, and knows how much has come and whether that was all."""
 
     def __init__(self, receive: Receive) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deixis.web.jobs import FILES, SHOWN_ONLY, Job, Limits
+from deixis.web.jobs import RESULT_FILES, SHOWN_ONLY, Job, Limits
 from deixis.web.queue import Queue
 from deixis.web.timeline import safe, timeline
 
@@ -67,7 +67,7 @@ def result_html(job: Job) -> str:
     )
     sizes = {name: size_words(path.stat().st_size) for name, path in job.files.items()}
     downloads = "".join(
-        f'<a href="{url}" download="{name}">{FILES[name]}<small>{sizes[name]}</small></a>'
+        f'<a href="{url}" download="{name}">{RESULT_FILES[name]}<small>{sizes[name]}</small></a>'
         for name, url in link.items()
         if name not in SHOWN_ONLY
     )

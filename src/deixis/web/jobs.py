@@ -12,7 +12,7 @@ from deixis.types import DeixisError
 from deixis.writers import FORMATS
 
 FOLDERS = tuple(form.item for form in FORMATS.values() if "." not in form.item)  # they become zips
-FILES = {  # what a job may leave, by name, and what a person calls it
+RESULT_FILES = {  # what a job may leave, by name, and what a person calls it
     **{f"{form.item}.zip" if form.item in FOLDERS else form.item: form.link for form in FORMATS.values()},
     "contact_sheet.png": "Contact sheet",
     "timeline.svg": "Timeline",

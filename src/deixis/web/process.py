@@ -65,22 +65,22 @@ def work(pipe: Connection, stop: Event) -> None:
             asked = receive(pipe)
             try:
                 if model[0] != asked["model"]:
-                    model = (asked["model"], load(asked["model"]))
+                    model = (asked["model"], load_model(asked["model"]))
                 if "film" not in asked:
                     continue
                 asked |= {"sentences": tuple(asked["sentences"]), "formats": tuple(asked["formats"])}
                 task = Task(**asked)
-                send(pipe, answer(task, model[1], Reporter(pipe), stop.is_set))
+                send(pipe, run_task(task, model[1], Reporter(pipe), stop.is_set))
             except Stopped:
                 send(pipe, {"state": "stopped"})
             except DeixisError as error:
                 if "film" in asked:
-                    send(pipe, {"state": "failed", "message": plain(str(error), Task(**asked))})
+                    send(pipe, {"state": "failed", "message": scrub_paths(str(error), Task(**asked))})
     except (EOFError, ConnectionError):
         return
 
 
-def load(model: str) -> Any:
+def load_model(model: str) -> Any:
     """A model. What is wrong with it is for the owner's log, not for a visitor."""
     try:
         return weights.load(model)
@@ -102,7 +102,9 @@ class Reporter:
             send(self._pipe, {"stage": stage, "frames": frames, "of": of})
 
 
-def answer(task: Task, model: Any, report: Callable[[str, int, int], None], stop: Callable[[], bool]) -> dict[str, Any]:
+def run_task(
+    task: Task, model: Any, report: Callable[[str, int, int], None], stop: Callable[[], bool]
+) -> dict[str, Any]:
     """Do one task: look, draw, pack. Returns what the server shall know; the results lie in ``task.out``.
 
     Raises Stopped soon after ``stop()`` is True, and DeixisError for what the visitor can set right.
@@ -137,25 +139,25 @@ def answer(task: Task, model: Any, report: Callable[[str, int, int], None], stop
 
             return show
 
-        watched = [watch(track, check) for track in tracks]
+        watched = [interruptible(track, check) for track in tracks]
         report("drawing", 0, passes * count)
         write(output, film, watched, task.formats, model=describe(task.model), progress=drawn(0))
         if plays is None:  # a browser may not play it as it is
             with output.item("original.mp4") as path:
-                draw(film, tracks, [Plain(path, film, [])], drawn(1))
+                draw(film, tracks, [PlainVideo(path, film, [])], drawn(1))
         gap = 1 / film.rate
         length = tracks[0].times[-1] + gap
         rows = [row(track, i, gap) for i, track in enumerate(tracks)]
         with output.item("timeline.svg") as path:
             path.write_text(timeline(rows, length), encoding="utf-8")
-    pack(Path(task.out), check)
+    zip_folders(Path(task.out), check)
     if plays is not None:
         os.link(task.film, Path(task.out) / f"original.{plays}")
-    warnings = [plain(text, task) for text in [*remarks_on(task.sentences, task.model), *film.warnings]]
+    warnings = [scrub_paths(text, task) for text in [*remarks_on(task.sentences, task.model), *film.warnings]]
     return {"state": "done", "rows": rows, "length": length, "warnings": warnings}
 
 
-class Plain(Overlay):
+class PlainVideo(Overlay):
     """The film as it is, in a form that browsers play."""
 
     def add(self, index: int, seconds: float, picture: np.ndarray, masks: Sequence[np.ndarray]) -> None:
@@ -194,14 +196,14 @@ def check_seconds(film: Any, limit: float) -> None:
         raise DeixisError(f"{film.path} lasts {seconds:.1f} s, more than the limit of {limit:g} s; cut it")
 
 
-def plain(message: str, task: Task) -> str:
+def scrub_paths(message: str, task: Task) -> str:
     """A message without paths of this machine, and without advice that only its owner can take."""
     message = message.replace(task.film, task.name).replace(task.out, "the results")
     message = message.replace(str(Path(task.out).parent), "the results").replace(tempfile.gettempdir(), "")
     return " ".join(message.partition("; if you trust the file")[0].split())
 
 
-class Watched(Sequence[Rle]):
+class InterruptibleRles(Sequence[Rle]):
     """RLEs that can only be read as long as ``check`` does not raise."""
 
     def __init__(self, rles: Sequence[Rle], check: Callable[[], None]) -> None:
@@ -215,12 +217,12 @@ class Watched(Sequence[Rle]):
         return self._rles[index]
 
 
-def watch(track: MaskTrack, check: Callable[[], None]) -> MaskTrack:
+def interruptible(track: MaskTrack, check: Callable[[], None]) -> MaskTrack:
     """The same track, whose masks call ``check`` whenever one is read: every writer can then be stopped."""
-    return dataclasses.replace(track, masks=RleMasks(Watched(track.masks.rles, check), track.masks.size))
+    return dataclasses.replace(track, masks=RleMasks(InterruptibleRles(track.masks.rles, check), track.masks.size))
 
 
-def pack(folder: Path, check: Callable[[], None]) -> None:
+def zip_folders(folder: Path, check: Callable[[], None]) -> None:
     """Turn the folders among the results into zips. What is in them is compressed already."""
     for name in FOLDERS:
         if (folder / name).is_dir():

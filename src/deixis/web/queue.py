@@ -21,7 +21,7 @@ from typing import Any
 
 from deixis.inference import as_expressions
 from deixis.types import DeixisError
-from deixis.web.jobs import FILES, Job, Limits, Task
+from deixis.web.jobs import RESULT_FILES, Job, Limits, Task
 from deixis.web.worker import GRACE, Worker
 from deixis.writers import FORMATS
 
@@ -58,7 +58,7 @@ class Queue:
         self._worker: Worker | None = None
 
     def __enter__(self) -> Queue:
-        self._lock = claim(self.folder)
+        self._lock = lock_folder(self.folder)
         self.folder = self.folder.resolve()
         self.uploads, self.results = self.folder / "uploads", self.folder / "results"
         for place in (self.uploads, self.results):
@@ -212,13 +212,15 @@ class Queue:
     def _end(self, job: Job, state: str, message: str = "") -> None:
         job.message, job.ended = message, time.time()
         if state == "done":
-            job.files = {name: Path(job.task.out) / name for name in FILES if (Path(job.task.out) / name).is_file()}
+            job.files = {
+                name: Path(job.task.out) / name for name in RESULT_FILES if (Path(job.task.out) / name).is_file()
+            }
         with contextlib.suppress(OSError):
             os.utime(Path(job.task.film).parent)  # its time to stay begins now
         job.state = state
 
 
-def claim(folder: Path) -> Any:
+def lock_folder(folder: Path) -> Any:
     """Make ``folder`` ours and empty. Returns a lock that is held until it is closed.
 
     Raises DeixisError for a folder that holds things of others, or that another server uses.

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from deixis.types import MaskTrack
-from deixis.writers.overlay import COLOURS
+from deixis.writers.overlay import TRACK_COLOURS
 
 
 def row(track: MaskTrack, index: int, gap: float) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def row(track: MaskTrack, index: int, gap: float) -> dict[str, Any]:
     found = stretches((areas > 0).tolist(), track.times, gap)
     return {
         "sentence": track.expression.text,
-        "colour": "#{:02x}{:02x}{:02x}".format(*COLOURS[index % len(COLOURS)]),
+        "colour": "#{:02x}{:02x}{:02x}".format(*TRACK_COLOURS[index % len(TRACK_COLOURS)]),
         "present": bool(found),
         "presence": round(track.presence, 4),
         "stretches": [[round(a, 3), round(b, 3)] for a, b in found],

@@ -15,7 +15,7 @@ from deixis.types import DeixisError, MaskTrack
 from deixis.writers.coco import write_coco
 from deixis.writers.contact_sheet import ContactSheet
 from deixis.writers.matte import mattes
-from deixis.writers.output import Output, Source
+from deixis.writers.output import Output, VideoSource
 from deixis.writers.overlay import Overlay
 from deixis.writers.painter import Painter, draw
 from deixis.writers.png import write_pngs
@@ -39,8 +39,8 @@ class Format:
     item: str
     choice: str
     link: str
-    write: Callable[[Path, Source, Sequence[MaskTrack], Mapping[str, Any], bool], None] | None = None
-    paint: Callable[[Path, Source, Sequence[MaskTrack]], Sequence[Painter]] | None = None
+    write: Callable[[Path, VideoSource, Sequence[MaskTrack], Mapping[str, Any], bool], None] | None = None
+    paint: Callable[[Path, VideoSource, Sequence[MaskTrack]], Sequence[Painter]] | None = None
 
 
 # One line a format; those without frames are written first, in this order.
@@ -91,7 +91,7 @@ def check_formats(text: str) -> tuple[str, ...]:
 
 def write(
     output: Output,
-    film: Source,
+    film: VideoSource,
     tracks: Sequence[MaskTrack],
     formats: Sequence[str],
     *,

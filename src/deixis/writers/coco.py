@@ -15,12 +15,12 @@ from typing import Any, TextIO
 from pycocotools import mask as coco
 
 from deixis.types import MaskTrack
-from deixis.writers.output import Source
+from deixis.writers.output import VideoSource
 
 IMAGES, VIDEOS = "annotations/instances_default.json", "youtube_vis.json"  # as Datumaro and CVAT lay COCO out
 
 
-def write_coco(folder: Path, film: Source, tracks: Sequence[MaskTrack], *, model: Mapping[str, Any]) -> None:
+def write_coco(folder: Path, film: VideoSource, tracks: Sequence[MaskTrack], *, model: Mapping[str, Any]) -> None:
     """``folder/annotations/instances_default.json`` and ``folder/youtube_vis.json``, item by item: a long film need
     not fit in memory.
 
@@ -59,7 +59,7 @@ def _write(file: TextIO, about: Mapping[str, Any], lists: Mapping[str, Iterable[
     file.write("}\n")
 
 
-def _images(film: Source, track: MaskTrack) -> Iterator[dict[str, Any]]:
+def _images(film: VideoSource, track: MaskTrack) -> Iterator[dict[str, Any]]:
     height, width = film.source_size
     numbers = film.numbers(track.names)
     for index, name in enumerate(track.names):
@@ -70,7 +70,7 @@ def _images(film: Source, track: MaskTrack) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def _annotations(film: Source, tracks: Sequence[MaskTrack]) -> Iterator[dict[str, Any]]:
+def _annotations(film: VideoSource, tracks: Sequence[MaskTrack]) -> Iterator[dict[str, Any]]:
     number = 0
     for category, track in enumerate(tracks, 1):
         for index in range(len(track)):
@@ -86,7 +86,7 @@ def _annotations(film: Source, tracks: Sequence[MaskTrack]) -> Iterator[dict[str
             }  # fmt: skip
 
 
-def _video(film: Source, track: MaskTrack) -> dict[str, Any]:
+def _video(film: VideoSource, track: MaskTrack) -> dict[str, Any]:
     height, width = film.source_size
     return {
         "id": 1, "name": film.path.name, "height": height, "width": width, "length": len(track), "license": 0,
@@ -95,7 +95,7 @@ def _video(film: Source, track: MaskTrack) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _followed(film: Source, tracks: Sequence[MaskTrack]) -> Iterator[dict[str, Any]]:
+def _followed(film: VideoSource, tracks: Sequence[MaskTrack]) -> Iterator[dict[str, Any]]:
     height, width = film.source_size
     number = 0
     for category, track in enumerate(tracks, 1):

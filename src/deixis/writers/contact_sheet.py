@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from deixis.types import MaskTrack
 from deixis.writers.lettering import legible
-from deixis.writers.overlay import COLOURS, paint
+from deixis.writers.overlay import TRACK_COLOURS, tint
 
 SHEET_COLUMNS = 6  # frames a row of the contact sheet
 SHEET_WIDTH = 256  # pixels of one of its frames
@@ -43,7 +43,7 @@ class ContactSheet:
         for row, mask in enumerate(masks):
             tile = small.copy()
             share = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
-            paint(tile, share > 0.5, COLOURS[row % len(COLOURS)])
+            tint(tile, share > 0.5, TRACK_COLOURS[row % len(TRACK_COLOURS)])
             top = row * (height + self._head) + self._head
             self._sheet[top : top + height, left : left + width] = tile
 
@@ -54,5 +54,5 @@ class ContactSheet:
             top = row * (self._tile[0] + self._head)
             words, font = legible(track.expression.text[:120], row, 14)
             words += f"   [{'present' if track.present else 'not there'}, {track.presence:.2f}]"
-            pen.text((6, top + 4), words, fill=COLOURS[row % len(COLOURS)], font=font)
+            pen.text((6, top + 4), words, fill=TRACK_COLOURS[row % len(TRACK_COLOURS)], font=font)
         picture.save(self._path, "png")

@@ -13,7 +13,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.stream import Disposition
 
-from deixis.writers.output import Source
+from deixis.writers.output import VideoSource
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class FilmWriter:
     """
 
     def __init__(
-        self, path: Path, film: Source, codec: str, pixels: str, options: dict[str, str], *, even: bool
+        self, path: Path, film: VideoSource, codec: str, pixels: str, options: dict[str, str], *, even: bool
     ) -> None:
         height, width = film.source_size
         self._below, self._right = (height % 2, width % 2) if even else (0, 0)
@@ -53,7 +53,7 @@ class FilmWriter:
         self._warn = film.warn
         self._sound: Sound | None = None
 
-    def keep_sound(self, film: Source) -> None:
+    def keep_sound(self, film: VideoSource) -> None:
         """Have the source's sound muxed along. Call before the first frame."""
         if film.has_audio:
             self._sound = Sound(self._container, film)
@@ -106,7 +106,7 @@ class Sound:
     Packets are read as the pictures need them, so that neither runs ahead of the other by more than a moment.
     """
 
-    def __init__(self, container: av.container.OutputContainer, film: Source) -> None:
+    def __init__(self, container: av.container.OutputContainer, film: VideoSource) -> None:
         self._container, self._film = container, film
         self._source = av.open(str(film.path.absolute()), options={"protocol_whitelist": "file"})
         self._track = max(self._source.streams.audio, key=lambda track: bool(track.disposition & Disposition.default))

@@ -9,10 +9,10 @@ import numpy as np
 
 from deixis.types import MaskTrack
 from deixis.writers.encoder import FilmWriter
-from deixis.writers.output import Source, slug
+from deixis.writers.output import VideoSource, slug
 
 
-def mattes(folder: Path, film: Source, tracks: Sequence[MaskTrack]) -> list[Matte]:
+def mattes(folder: Path, film: VideoSource, tracks: Sequence[MaskTrack]) -> list[Matte]:
     """A matte film for each track, in a folder that is made here."""
     folder.mkdir()
     return [Matte(folder / f"{slug(t.expression, i)}.mov", film, i) for i, t in enumerate(tracks)]
@@ -21,7 +21,7 @@ def mattes(folder: Path, film: Source, tracks: Sequence[MaskTrack]) -> list[Matt
 class Matte:
     """The film with one object's mask as its alpha channel: ProRes 4444 in a .mov, straight alpha, no sound."""
 
-    def __init__(self, path: Path, film: Source, track: int) -> None:
+    def __init__(self, path: Path, film: VideoSource, track: int) -> None:
         options = {"profile": "4444"}
         self._film, self._track = FilmWriter(path, film, "prores_ks", "yuva444p10le", options, even=False), track
 

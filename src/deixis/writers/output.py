@@ -10,10 +10,10 @@ from typing import Any, Protocol
 from deixis.out_folder import Output
 from deixis.types import Expression
 
-__all__ = ["Output", "Source", "slug"]
+__all__ = ["Output", "VideoSource", "slug"]
 
 
-class Source(Protocol):
+class VideoSource(Protocol):
     """What the writers need of a ``Film``."""
 
     path: Path

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 from deixis.types import MaskTrack
 from deixis.writers.encoder import FilmWriter
 from deixis.writers.lettering import legible
-from deixis.writers.output import Source
+from deixis.writers.output import VideoSource
 
-COLOURS = (  # RGB, one an expression, then again from the first (our choice: far apart in hue, bright on film)
+TRACK_COLOURS = (  # RGB, one an expression, then again from the first (our choice: far apart in hue, bright on film)
     (255, 64, 64), (64, 144, 255), (64, 208, 96), (255, 192, 32), (200, 96, 255), (32, 216, 216), (255, 128, 192),
     (160, 160, 64),
 )  # fmt: skip
@@ -23,12 +23,13 @@ COLOURS = (  # RGB, one an expression, then again from the first (our choice: fa
 class Overlay:
     """The film with each object's mask, contour and words in its own colour; H.264, the sound kept."""
 
-    def __init__(self, path: Path, film: Source, tracks: Sequence[MaskTrack]) -> None:
+    def __init__(self, path: Path, film: VideoSource, tracks: Sequence[MaskTrack]) -> None:
         options = {"crf": "18", "preset": "veryfast"}
         self._film = FilmWriter(path, film, "libx264", "yuv420p", options, even=True)
         self._film.keep_sound(film)
         self._labels = [
-            Label(t.expression.text, i, COLOURS[i % len(COLOURS)], film.source_size) for i, t in enumerate(tracks)
+            Label(t.expression.text, i, TRACK_COLOURS[i % len(TRACK_COLOURS)], film.source_size)
+            for i, t in enumerate(tracks)
         ]
 
     def wants(self, index: int) -> bool:
@@ -37,7 +38,7 @@ class Overlay:
     def add(self, index: int, seconds: float, picture: np.ndarray, masks: Sequence[np.ndarray]) -> None:
         picture = picture.copy()
         for i, mask in enumerate(masks):
-            paint(picture, mask, COLOURS[i % len(COLOURS)])
+            tint(picture, mask, TRACK_COLOURS[i % len(TRACK_COLOURS)])
         taken: list[tuple[int, int, int, int]] = []
         for label, mask in zip(self._labels, masks, strict=True):
             if mask.any():
@@ -48,7 +49,7 @@ class Overlay:
         self._film.close()
 
 
-def paint(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
+def tint(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
     """Tint a (H, W, 3) picture under a (H, W) bool mask, and draw the mask's contour; changes ``picture``."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):

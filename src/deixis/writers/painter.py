@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from deixis.types import MaskTrack
-from deixis.writers.output import Source
+from deixis.writers.output import VideoSource
 
 
 class Painter(Protocol):
@@ -22,7 +22,7 @@ class Painter(Protocol):
 
 
 def draw(
-    film: Source,
+    film: VideoSource,
     tracks: Sequence[MaskTrack],
     painters: Sequence[Painter],
     progress: Callable[[int], None] | None = None,

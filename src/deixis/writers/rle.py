@@ -11,13 +11,13 @@ from typing import Any, TextIO
 import numpy as np
 
 from deixis.types import DeixisError, Expression, MaskTrack, RleMasks
-from deixis.writers.output import Source
+from deixis.writers.output import VideoSource
 
-SCHEMA = "deixis.masks/1"  # of the RLE JSON, see docs/rle.md; the number rises when a reader of the old one would fail
+MASKS_SCHEMA = "deixis.masks/1"  # see docs/rle.md; the number rises when a reader of the old one would fail
 
 
 def write_rle(
-    path: Path, film: Source, tracks: Sequence[MaskTrack], *, model: Mapping[str, Any], complete: bool = True
+    path: Path, film: VideoSource, tracks: Sequence[MaskTrack], *, model: Mapping[str, Any], complete: bool = True
 ) -> None:
     """One JSON of all tracks (docs/rle.md), written track by track so that a long film need not fit in memory."""
     height, width = film.source_size
@@ -25,7 +25,7 @@ def write_rle(
     # A file's name may be no UTF-8; a backslash and its number is what JSON writes for such a character.
     with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
         facts = {
-            "schema": SCHEMA,
+            "schema": MASKS_SCHEMA,
             "film": {
                 "name": film.path.name, "height": height, "width": width, "start": film.start,
                 "end": None if math.isinf(film.end) else film.end, "every": film.every,
@@ -69,8 +69,8 @@ def read_rle(path: str | Path) -> list[MaskTrack]:
     """The tracks of a JSON that ``write_rle`` wrote. Raises DeixisError for anything else."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        if found["schema"] != SCHEMA:
-            raise DeixisError(f"{path} has schema {found['schema']!r}, expected {SCHEMA!r}")
+        if found["schema"] != MASKS_SCHEMA:
+            raise DeixisError(f"{path} has schema {found['schema']!r}, expected {MASKS_SCHEMA!r}")
         size = found["film"]["height"], found["film"]["width"]
         return [
             MaskTrack(

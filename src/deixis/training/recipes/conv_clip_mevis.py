@@ -37,9 +37,9 @@ from deixis.training.optimizer import parameter_groups
 from deixis.training.run import Run, TrainConfig
 from deixis.training.sources import MEVIS, epoch_order, opened_benchmark
 from deixis.training.tower_model import TowerConfig, start_from_scratch, tower_at
-from deixis.training.validation import validate
+from deixis.training.validation import validate_generated
 from deixis.types import Batch, DeixisError, Expression
-from deixis.weights import go_on
+from deixis.weights import load_into
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +70,18 @@ def mevis(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
         find_unused_parameters=True, validate_every=5_000 if "data.validate" in overrides else 0,
     )  # fmt: skip
     configs = apply_overrides(
-        overrides, model=with_tower(ConvClipMevisConfig(tower=tower), data), data=MevisData(), train=train
+        overrides,
+        model=conv_clip_mevis_with_tower(ConvClipMevisConfig(tower=tower), data),
+        data=MevisData(),
+        train=train,
     )
     model, clips = configs["model"], configs["data"]
     return Run(
         name=name,
-        system=partial(start, model, dict(data)),
+        system=partial(build_conv_clip_mevis, model, dict(data)),
         samples=partial(sample_mevis, str(data["mevis"]), model, clips, configs["train"].seed),
         collate=partial(collate, model),
-        losses=partial(losses, clips.loss),
+        losses=partial(conv_clip_mevis_losses, clips.loss),
         groups=parameter_groups,
         train=configs["train"],
         config=model,
@@ -86,7 +89,7 @@ def mevis(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
     )
 
 
-def with_tower(config: ConvClipMevisConfig, data: Mapping[str, Path]) -> ConvClipMevisConfig:
+def conv_clip_mevis_with_tower(config: ConvClipMevisConfig, data: Mapping[str, Path]) -> ConvClipMevisConfig:
     """The config with its tower at the place that ``data`` names; of one of our tower files, with its sizes too."""
     if "tower" not in data:
         return config
@@ -94,17 +97,17 @@ def with_tower(config: ConvClipMevisConfig, data: Mapping[str, Path]) -> ConvCli
     return replace(config, tower=replace(own or config.tower, place=place))
 
 
-def start(config: ConvClipMevisConfig, data: Mapping[str, Path]) -> nn.Module:
+def build_conv_clip_mevis(config: ConvClipMevisConfig, data: Mapping[str, Path]) -> nn.Module:
     """The system with its tower read; random beside that, or as one of our checkpoints left it."""
     model = ConvClipMevis(config)
     if config.tower.place:
         fill_towers(model)
     if "start" in data:
-        go_on(model, data["start"])
+        load_into(model, data["start"])
     return model
 
 
-def losses(config: ReferredLossConfig, system: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def conv_clip_mevis_losses(config: ReferredLossConfig, system: nn.Module, batch: Batch) -> dict[str, Tensor]:
     assert batch.targets is not None
     return referred_objects_loss(system(batch), batch.targets, config)
 
@@ -175,14 +178,14 @@ class MevisWorldData(WorldData):
     loss: ReferredLossConfig = field(default_factory=lambda: ReferredLossConfig(points=256))  # type: ignore[assignment]
 
 
-SMALL = ConvClipMevisConfig(
+SMALL_CONV_CLIP_MEVIS = ConvClipMevisConfig(
     tower=TowerConfig().conv, width=64, queries=6, heads=4, fusion_layers=2, fusion_hidden=128, points=2, meet_width=64,
     meet_heads=2, meet_scale=1e-1, meet_dropout=0.0, meet_drop_path=0.0, frame_layers=3, read_layers=2, window_layers=2,
     window_frames=4, video_layers=2, hidden=128, text_dropout=0.0, norm_groups=8, short_side=64, long_side=96, window=6,
 )  # fmt: skip
 
 
-def world(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
+def conv_clip_mevis_world(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
     """A small system on films made as it goes. data: ``tower``, a file of a small frozen ConvNeXt CLIP, such as the
     recipe tower_world makes; without it the tower is random, which shows that the parts work and nothing else.
     """
@@ -190,25 +193,27 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
         steps=600, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50,
         find_unused_parameters=True,
     )  # fmt: skip
-    configs = apply_overrides(overrides, model=with_tower(SMALL, data), data=MevisWorldData(), train=train)
+    configs = apply_overrides(
+        overrides, model=conv_clip_mevis_with_tower(SMALL_CONV_CLIP_MEVIS, data), data=MevisWorldData(), train=train
+    )
     films: MevisWorldData = configs["data"]
     if any(side % 32 for side in films.size):
         raise DeixisError(f"data.size must be multiples of 32, the tower's coarsest stride, got {films.size}")
     config = replace(configs["model"], short_side=min(films.size), long_side=max(films.size))
     return Run(
         name="conv_clip_mevis_world",
-        system=partial(start_small, config, films),
+        system=partial(build_small_conv_clip_mevis, config, films),
         samples=partial(world_clip, films),
         collate=partial(collate, config),
-        losses=partial(losses, films.loss),
+        losses=partial(conv_clip_mevis_losses, films.loss),
         groups=parameter_groups,
-        validate=partial(validate, films, ask=kept_masks),
+        validate=partial(validate_generated, films, ask=kept_masks),
         train=configs["train"],
         config=config,
     )
 
 
-def start_small(config: ConvClipMevisConfig, films: MevisWorldData) -> nn.Module:
+def build_small_conv_clip_mevis(config: ConvClipMevisConfig, films: MevisWorldData) -> nn.Module:
     """Random weights beside the tower; a random tower gets a tokenizer that knows the words of the first films."""
     model = ConvClipMevis(config)
     if config.tower.place:
@@ -233,5 +238,5 @@ def kept_masks(model: Any, batch: Batch, expressions: Sequence[Expression]) -> T
 CONV_CLIP_MEVIS_RECIPES: dict[str, Any] = {
     "conv_clip_mevis": partial(mevis, name="conv_clip_mevis", tower=convnext_large_d_320()),
     "conv_clip_mevis_b": partial(mevis, name="conv_clip_mevis_b", tower=convnext_base_w_320()),
-    "conv_clip_mevis_world": world,
+    "conv_clip_mevis_world": conv_clip_mevis_world,
 }

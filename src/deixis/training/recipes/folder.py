@@ -23,16 +23,16 @@ from deixis import weights
 from deixis.benchmarks import splits_of
 from deixis.benchmarks.folder import open_split
 from deixis.benchmarks.pngs import png_size
-from deixis.benchmarks.samples import Sample, Video
+from deixis.benchmarks.samples import Sample, VideoEntry
 from deixis.config import apply_overrides
 from deixis.encoders.tokenizers import word_tokenizer
 from deixis.losses.proposals import ProposalWeights
 from deixis.losses.set_loss import SetLossConfig
-from deixis.synthetic.scene import Sentence, WorldFilm
+from deixis.synthetic.scene import Sentence, SyntheticVideo
 from deixis.systems.light import Light, head_phrase
 from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
-from deixis.training.augment import AugmentConfig, augment, resize
+from deixis.training.augment import AugmentConfig, augment, resize_video
 from deixis.training.clips import (
     TrainingClip,
     collate,
@@ -47,7 +47,7 @@ from deixis.training.measure import answers
 from deixis.training.optimizer import parameter_groups
 from deixis.training.recipes import soc
 from deixis.training.recipes.light import FROZEN, Memory, build, film_number, light_losses, with_fitted_presence
-from deixis.training.recipes.soc import SMALL, YTVOS_FINETUNE, Config, groups, losses
+from deixis.training.recipes.soc import SMALL_SOC, YTVOS_FINETUNE, Config, soc_groups, soc_losses
 from deixis.training.run import Run, TrainConfig, export_model
 from deixis.training.sources import epoch_order
 from deixis.types import DeixisError, Expression
@@ -148,10 +148,12 @@ def soc_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run
     scales = {"vision.": plan.backbone / plan.lr, "text.encoder.": plan.text / plan.lr}
     return Run(
         name="soc_folder",
-        system=partial(_small_soc, model, place, films.skip_bad) if scratch else partial(soc.start, model, dict(data)),
+        system=partial(_small_soc, model, place, films.skip_bad)
+        if scratch
+        else partial(soc.build_soc, model, dict(data)),
         samples=partial(soc_clip, place, model, films, train.seed),
         collate=partial(collate, model),
-        losses=partial(losses, films.loss),
+        losses=partial(soc_losses, films.loss),
         groups=parameter_groups if scratch else partial(_finetune_groups, scales),
         validate=_judge(place, films.held_out_frames, films.skip_bad, threshold=ALWAYS),
         train=train,
@@ -170,7 +172,7 @@ def _soc_config(data: Mapping[str, Path]) -> SocConfig | SocPlusPlusConfig:
         return system_at(data["start"], Soc, SocPlusPlus).config
     if "kinetics" in data:
         return SocConfig()
-    return SocConfig(**{**SMALL, "short_side": 96, "long_side": 176})
+    return SocConfig(**{**SMALL_SOC, "short_side": 96, "long_side": 176})
 
 
 def _scratch() -> TrainConfig:
@@ -193,7 +195,7 @@ def _finetune(clips: int) -> TrainConfig:
 def _finetune_groups(scales: Mapping[str, float], system: nn.Module) -> list[dict[str, Any]]:
     """Published rates; a frozen text encoder has no group."""
     trained = {name for name, parameter in system.named_parameters() if parameter.requires_grad}
-    return groups({key: s for key, s in scales.items() if any(n.startswith(key) for n in trained)}, system)
+    return soc_groups({key: s for key, s in scales.items() if any(n.startswith(key) for n in trained)}, system)
 
 
 def _small_soc(config: SocConfig, place: str, skip_bad: bool) -> Soc:
@@ -207,7 +209,7 @@ def _small_soc(config: SocConfig, place: str, skip_bad: bool) -> Soc:
 # --- clips for light -------------------------------------------------------------------------------------------------
 
 
-def light_film(place: str, data: LightFolderData, batch: int, seed: int, index: int) -> WorldFilm:
+def light_film(place: str, data: LightFolderData, batch: int, seed: int, index: int) -> SyntheticVideo:
     """The clip of a sample index; all clips of a batch have the shape of its first."""
     # film_number reads frames, pool and uses of its data, which LightFolderData has too.
     number, lane = film_number(cast(Any, data), batch, seed, index)
@@ -219,18 +221,18 @@ def light_film(place: str, data: LightFolderData, batch: int, seed: int, index: 
     moment = _moment(source, video, samples, data, data.frames[lane], rng)
     film, _ = labelled_video(source.truth, video, samples, moment)
     larger = (size[0] * 5 // 4, size[1] * 5 // 4)  # cropping still finds pixels, and large films cost no time
-    film = resize(film, larger) if film.frames.shape[1] > larger[0] else film
+    film = resize_video(film, larger) if film.frames.shape[1] > larger[0] else film
     film = _few_sentences(film, source, samples, data, rng)
     film = augment(film, rng, replace(data.augment, size=size))
     return film if data.complete else replace(film, ignore=_unknown(film, data.margin))
 
 
-def video_of(source: LabelledVideos, seed: int, number: int) -> tuple[Video, tuple[Sample, ...]]:
+def video_of(source: LabelledVideos, seed: int, number: int) -> tuple[VideoEntry, tuple[Sample, ...]]:
     """Every film is as likely as any other, however long."""
     return source.films[int(np.random.default_rng([seed, number]).integers(len(source.films)))]
 
 
-def _size_of(video: Video) -> tuple[int, int]:
+def _size_of(video: VideoEntry) -> tuple[int, int]:
     assert isinstance(video.frames, tuple)
     return png_size(video.frames[0])
 
@@ -243,7 +245,7 @@ def _grid_size(source: tuple[int, int], short_side: int) -> tuple[int, int]:
 
 
 def _moment(
-    source: LabelledVideos, video: Video, samples: Sequence[Sample], data: LightFolderData, count: int,
+    source: LabelledVideos, video: VideoEntry, samples: Sequence[Sample], data: LightFolderData, count: int,
     rng: np.random.Generator,
 ) -> list[int]:  # fmt: skip
     """Frames of a clip in which a sentence's objects show; a film with fewer labelled frames repeats some."""
@@ -261,8 +263,8 @@ def _moment(
 
 
 def _few_sentences(
-    film: WorldFilm, source: LabelledVideos, own: Sequence[Sample], data: LightFolderData, rng: np.random.Generator
-) -> WorldFilm:
+    film: SyntheticVideo, source: LabelledVideos, own: Sequence[Sample], data: LightFolderData, rng: np.random.Generator
+) -> SyntheticVideo:
     sentences = list(film.sentences)
     if len(sentences) > data.sentences:
         sentences = [sentences[i] for i in rng.permutation(len(sentences))[: data.sentences]]
@@ -283,7 +285,7 @@ def _absent_sentence(source: LabelledVideos, own: Sequence[Sample], rng: np.rand
     return None
 
 
-def _unknown(film: WorldFilm, margin: float) -> np.ndarray:
+def _unknown(film: SyntheticVideo, margin: float) -> np.ndarray:
     """(T, H, W) bool: void pixels, and those further from every mask than ``margin`` of the diagonal."""
     assert film.ignore is not None
     height, width = film.frames.shape[1:3]

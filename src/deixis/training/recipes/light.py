@@ -32,7 +32,7 @@ from deixis.linking import sigmoid
 from deixis.losses.proposals import ProposalWeights, assign, choice_losses, heat_loss, mask_losses, seen_loss, truth_of
 from deixis.metrics.choice import right_object
 from deixis.synthetic.mixture import Mixture, composites, stills
-from deixis.synthetic.scene import WorldFilm
+from deixis.synthetic.scene import SyntheticVideo
 from deixis.synthetic.sentences import SentenceMix
 from deixis.systems.light import Light, LightConfig, Looked
 from deixis.training.clips import ClipBatch, gather_clips
@@ -40,7 +40,7 @@ from deixis.training.measure import answers, chosen_threshold, fit_presence
 from deixis.training.optimizer import parameter_groups
 from deixis.training.run import Run, TrainConfig
 from deixis.types import DeixisError
-from deixis.weights import go_on, save
+from deixis.weights import load_into, save
 
 if TYPE_CHECKING:
     from deixis.training.measure import Answer
@@ -151,7 +151,7 @@ def build(config: LightConfig, data: Mapping[str, Path]) -> Light:
     """The system with its pretrained parts in place, or as a checkpoint left it."""
     system = Light(config)
     if "start" in data:
-        return go_on(system, data["start"])
+        return load_into(system, data["start"])
     weights = data["weights"]
     system.tiny_vit.load_state_dict(tiny_vit_state(load_file(weights / "mobile_sam.fp16.safetensors")))
     system.efficient_net.load_state_dict(
@@ -197,7 +197,7 @@ def _mixture(pictures: str, split: str, size: tuple[int, int], frames: int, sent
     return _mixtures[key]
 
 
-def training_film(pictures: str, data: LightData, batch: int, seed: int, index: int) -> WorldFilm:
+def training_film(pictures: str, data: LightData, batch: int, seed: int, index: int) -> SyntheticVideo:
     """The film of a sample index; those of one batch have one shape."""
     number, lane = film_number(data, batch, seed, index)
     size, frames = data.shape(lane)
@@ -281,7 +281,7 @@ def calibrated(pictures: str, system: Light, films: int = 150) -> LightConfig:
     Temperature and shift make the told probability agree with the facts; the threshold is ``chosen_threshold``'s.
     """
 
-    def films_of() -> Iterator[WorldFilm]:
+    def films_of() -> Iterator[SyntheticVideo]:
         yield from composites(pictures, seed=1, films=films)
         yield from (film for i, film in enumerate(stills(pictures)) if i % 2 == 0)
 

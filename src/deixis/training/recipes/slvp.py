@@ -39,7 +39,7 @@ from deixis.training.small_films import (
     small_film,
     small_flow_clip,
 )
-from deixis.training.sources import SocData, Source, list_clips, sample_clip
+from deixis.training.sources import ClipSource, SocData, list_clips, sample_clip
 from deixis.types import Batch, DeixisError
 from deixis.weights import misfits, read_header, system_at
 from deixis.weights_import import load_kinetics, load_roberta
@@ -121,9 +121,8 @@ def start_pretraining(config: SlvpConfig, data: Mapping[str, Path]) -> nn.Module
 
 # --- transfer to masks ------------------------------------------------------------------------------------------------
 
-REF_YOUTUBE_VOS = sources_module.REF_YOUTUBE_VOS
-VISOR = Source(data="visor", benchmark="visor", split="train", how="windows")
-SOURCES = (REF_YOUTUBE_VOS, VISOR)
+VISOR = ClipSource(data="visor", benchmark="visor", split="train", how="windows")
+SOURCES = (sources_module.REF_YOUTUBE_VOS, VISOR)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +220,7 @@ def adopt(model: Slvp, place: Path) -> list[str]:
     return left
 
 
-SMALL = SlvpConfig(
+SMALL_SLVP = SlvpConfig(
     vision=VideoSwinConfig(dim=24, depths=(1, 1, 2, 1), heads=(1, 2, 4, 8), window=(5, 4, 4), drop_path=0.0),
     text=TextConfig(
         vocabulary=512, width=64, layers=2, heads=4, hidden=128, positions=66, dropout=0.0, frozen=False,
@@ -246,7 +245,7 @@ def pretrain_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], na
     made, config = configs["data"], configs["model"]
     return Run(
         name=name,
-        system=partial(start_small, config, made.films, {}),
+        system=partial(build_small_slvp, config, made.films, {}),
         samples=partial(small_flow_clip, made, config),
         collate=partial(collate_flow, config),
         losses=partial(pretrain_losses, made.loss),
@@ -271,7 +270,7 @@ def transfer_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], na
     made, config = configs["data"], configs["model"]
     return Run(
         name=name,
-        system=partial(start_small, config, made.films, dict(data)),
+        system=partial(build_small_slvp, config, made.films, dict(data)),
         samples=partial(small_clip, made),
         collate=partial(collate, config),
         losses=partial(transfer_losses, made.loss),
@@ -289,7 +288,7 @@ def with_pictures(config: Any, data: Mapping[str, Path]) -> Any:
     return replace(config, films=replace(config.films, pictures=Path(data["pictures"])))
 
 
-def start_small(config: SlvpConfig, films: SmallFilms, data: Mapping[str, Path]) -> nn.Module:
+def build_small_slvp(config: SlvpConfig, films: SmallFilms, data: Mapping[str, Path]) -> nn.Module:
     """As a checkpoint left it, or random weights and a tokenizer that knows the words of a few hundred films."""
     model = Slvp(config)
     if "start" in data:
@@ -302,7 +301,7 @@ def start_small(config: SlvpConfig, films: SmallFilms, data: Mapping[str, Path])
 
 SLVP_RECIPES: dict[str, Any] = {
     "slvp_pretrain": partial(pretrain, name="slvp_pretrain", model=SlvpConfig(head="flow")),
-    "slvp_pretrain_world": partial(pretrain_world, name="slvp_pretrain_world", model=replace(SMALL, head="flow")),
+    "slvp_pretrain_world": partial(pretrain_world, name="slvp_pretrain_world", model=replace(SMALL_SLVP, head="flow")),
     "slvp_transfer": partial(transfer, name="slvp_transfer", model=SlvpConfig()),
-    "slvp_world": partial(transfer_world, name="slvp_world", model=SMALL),
+    "slvp_world": partial(transfer_world, name="slvp_world", model=SMALL_SLVP),
 }

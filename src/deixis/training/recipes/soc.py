@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from deixis.config import apply_overrides, config_from
-from deixis.encoders.conv_clip import CLIP_MEAN, CLIP_STD, STRIDES, ConvClipConfig
-from deixis.encoders.frozen import fill_towers, tower_facts
+from deixis.encoders.conv_clip import CONV_CLIP_STRIDES, ConvClipConfig
+from deixis.encoders.frozen import CLIP_MEAN, CLIP_STD, fill_towers, tower_facts
 from deixis.encoders.roberta import TextConfig
 from deixis.encoders.tokenizers import word_tokenizer
 from deixis.encoders.video_swin import VideoSwinConfig
@@ -34,14 +34,14 @@ from deixis.training.sources import (
     PSEUDO,
     REF_YOUTUBE_VOS,
     STILLS,
+    ClipSource,
     SocData,
-    Source,
     list_clips,
     sample_clip,
 )
-from deixis.training.validation import export_world, validate
+from deixis.training.validation import export_world, validate_generated
 from deixis.types import Batch, DeixisError
-from deixis.weights import go_on
+from deixis.weights import load_into
 from deixis.weights_import import load_kinetics, load_roberta
 
 Config = SocConfig | SocPlusPlusConfig
@@ -82,13 +82,13 @@ PLUS_MEVIS = Schedule(lr=2e-5, backbone=2e-6, text=0.0, epochs=30, drops=(20,), 
 A2D_SIZE: dict[str, Any] = {"short_side": 320, "long_side": 576, "window": 8}  # A2D, JHMDB: a window of 8
 
 
-def published(
+def published_soc(
     data: Mapping[str, Path],
     *,
     overrides: Mapping[str, str],
     name: str,
     plan: Schedule,
-    sources: Sequence[Source],
+    sources: Sequence[ClipSource],
     model: Config,
 ) -> Run:
     """A published run. data: the benchmarks' folders; ``kinetics``, a Video Swin checkpoint to start the eyes from;
@@ -118,38 +118,38 @@ def published(
     scales = {"vision.": plan.backbone / plan.lr} | ({"text.encoder.": plan.text / plan.lr} if plan.text else {})
     return Run(
         name=name,
-        system=partial(start, configs["model"], dict(data)),
+        system=partial(build_soc, configs["model"], dict(data)),
         samples=partial(sample_clip, places, configs["model"], configs["data"], configs["train"].seed),
         collate=partial(collate, configs["model"]),
-        losses=partial(losses, configs["data"].loss),
-        groups=partial(groups, scales),
+        losses=partial(soc_losses, configs["data"].loss),
+        groups=partial(soc_groups, scales),
         train=configs["train"],
         config=configs["model"],
         **judged_by(held, asked),
     )
 
 
-def start(config: Config, data: Mapping[str, Path]) -> nn.Module:
+def build_soc(config: Config, data: Mapping[str, Path]) -> nn.Module:
     """The system with its published starting points, or as one of our checkpoints left it."""
     model: Any = Soc(config) if isinstance(config, SocConfig) else SocPlusPlus(config)
     if "start" in data:
-        return go_on(model, data["start"])
+        return load_into(model, data["start"])
     load_kinetics(model.vision, data["kinetics"])
     load_roberta(model.text, str(data.get("roberta", config.text.tokenizer)))
     return model
 
 
-def groups(scales: Mapping[str, float], system: nn.Module) -> list[dict[str, Any]]:
+def soc_groups(scales: Mapping[str, float], system: nn.Module) -> list[dict[str, Any]]:
     """Three rates; unlike our own recipes, everything decays, as published."""
     return [{**group, "decay": True} for group in parameter_groups(system, scales)]
 
 
-def losses(config: SetLossConfig, system: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def soc_losses(config: SetLossConfig, system: nn.Module, batch: Batch) -> dict[str, Tensor]:
     assert batch.targets is not None
     return set_loss(system(batch), batch.targets, config)
 
 
-SMALL: dict[str, Any] = {
+SMALL_SOC: dict[str, Any] = {
     "vision": VideoSwinConfig(dim=24, depths=(1, 1, 2, 1), heads=(1, 2, 4, 8), window=(6, 4, 4), drop_path=0.0),
     "text": TextConfig(
         vocabulary=512, width=64, layers=2, heads=4, hidden=128, positions=66, dropout=0.0, frozen=False,
@@ -160,12 +160,12 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, model: Config) -> Run:
+def soc_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, model: Config) -> Run:
     """A small system, trained from scratch on films made as it goes. data: nothing is needed; ``tower`` (SOC only), a
     file of a small frozen ConvNeXt CLIP, such as the recipe tower_world makes, in place of eyes and ears."""
     configs = apply_overrides(
         overrides,
-        model=with_tower(model, data["tower"]) if "tower" in data else model,
+        model=soc_with_tower(model, data["tower"]) if "tower" in data else model,
         data=WorldData(),
         train=TrainConfig(
             steps=600, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50,
@@ -173,23 +173,23 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
         ),
     )  # fmt: skip
     films: WorldData = configs["data"]
-    if "tower" in data and any(side % STRIDES[-1] for side in films.size):
-        raise DeixisError(f"data.size must be multiples of {STRIDES[-1]} for this tower, got {films.size}")
+    if "tower" in data and any(side % CONV_CLIP_STRIDES[-1] for side in films.size):
+        raise DeixisError(f"data.size must be multiples of {CONV_CLIP_STRIDES[-1]} for this tower, got {films.size}")
     return Run(
         name=name,
-        system=partial(start_small, configs["model"], films),
+        system=partial(build_small_soc, configs["model"], films),
         samples=partial(world_clip, films),
         collate=partial(collate, configs["model"]),
-        losses=partial(losses, films.loss),
+        losses=partial(soc_losses, films.loss),
         groups=parameter_groups,
-        validate=partial(validate, films),
+        validate=partial(validate_generated, films),
         export=partial(export_world, films),
         train=configs["train"],
         config=configs["model"],
     )
 
 
-def with_tower(config: Config, place: Path) -> SocConfig:
+def soc_with_tower(config: Config, place: Path) -> SocConfig:
     """The config with a tower file of ours in place of eyes and ears."""
     facts = tower_facts(place) if place.is_file() else None
     if not isinstance(config, SocConfig) or facts is None or facts["kind"] != "ConvClip":
@@ -198,7 +198,7 @@ def with_tower(config: Config, place: Path) -> SocConfig:
     return replace(config, tower=replace(tower, place=str(place.absolute())), mean=CLIP_MEAN, std=CLIP_STD)
 
 
-def start_small(config: Config, films: WorldData) -> nn.Module:
+def build_small_soc(config: Config, films: WorldData) -> nn.Module:
     """Random weights, and a tokenizer that knows the words of the first few hundred films; or a tower that is there."""
     model: Any = Soc(config) if isinstance(config, SocConfig) else SocPlusPlus(config)
     if isinstance(config, SocConfig) and config.tower is not None:
@@ -207,7 +207,7 @@ def start_small(config: Config, films: WorldData) -> nn.Module:
     return model
 
 
-_PUBLISHED: tuple[tuple[str, Schedule, tuple[Source, ...], Config], ...] = (
+_PUBLISHED: tuple[tuple[str, Schedule, tuple[ClipSource, ...], Config], ...] = (
     ("soc_a2d", A2D_SCRATCH, (A2D,), SocConfig(**A2D_SIZE)),
     ("soc_a2d_finetune", A2D_FINETUNE, (A2D,), SocConfig(**A2D_SIZE)),
     ("soc_ref_youtube_vos", YTVOS_SCRATCH, (REF_YOUTUBE_VOS,), SocConfig()),
@@ -219,9 +219,11 @@ _PUBLISHED: tuple[tuple[str, Schedule, tuple[Source, ...], Config], ...] = (
     ("soc_plus_plus_mevis", PLUS_MEVIS, (MEVIS,), SocPlusPlusConfig()),
 )
 SOC_RECIPES: dict[str, Any] = {
-    "soc_world": partial(world, name="soc_world", model=SocConfig(**SMALL)),
-    "soc_plus_plus_world": partial(world, name="soc_plus_plus_world", model=SocPlusPlusConfig(**SMALL, proxies=6)),
+    "soc_world": partial(soc_world, name="soc_world", model=SocConfig(**SMALL_SOC)),
+    "soc_plus_plus_world": partial(
+        soc_world, name="soc_plus_plus_world", model=SocPlusPlusConfig(**SMALL_SOC, proxies=6)
+    ),
 } | {
-    name: partial(published, name=name, plan=plan, sources=sources, model=model)
+    name: partial(published_soc, name=name, plan=plan, sources=sources, model=model)
     for name, plan, sources, model in _PUBLISHED
 }

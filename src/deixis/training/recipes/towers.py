@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from deixis.config import apply_overrides
-from deixis.synthetic.colours import COLOURS
+from deixis.synthetic.colours import COLOUR_NAMES
 from deixis.synthetic.sentences import MOTION_WORDS, fill
 from deixis.training.optimizer import parameter_groups
 from deixis.training.run import Run, TrainConfig
@@ -75,12 +75,12 @@ def validate_tower(data: TowerData, system: nn.Module) -> dict[str, float]:
     share of the picture. Training never paired these colours and shapes, which tells most against ``retrieval``.
     ``named``: the share of the words of motion phrases that are read off their own features."""
     assert isinstance(system, LearningTower)
-    pairs = [PlacedShape(colour, shape) for colour in COLOURS for shape in KNOWN_SHAPES]
+    pairs = [PlacedShape(colour, shape) for colour in COLOUR_NAMES for shape in KNOWN_SHAPES]
     device = next(system.parameters()).device
     tables = {
         "retrieval": ([f"the {pair.colour} {pair.shape}" for pair in pairs], lambda thing: pairs.index(thing)),
         "shape": ([f"the {shape}" for shape in KNOWN_SHAPES], lambda thing: KNOWN_SHAPES.index(thing.shape)),
-        "colour": ([f"the {colour} object" for colour in COLOURS], lambda thing: COLOURS.index(thing.colour)),
+        "colour": ([f"the {colour} object" for colour in COLOUR_NAMES], lambda thing: COLOUR_NAMES.index(thing.colour)),
     }
     heard = {name: system.hear(texts) for name, (texts, _) in tables.items()}
     hits: dict[str, list[float]] = {name: [] for name in (*tables, "pointing", "pointing_chance")}

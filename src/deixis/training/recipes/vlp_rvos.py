@@ -24,17 +24,17 @@ from deixis.encoders.clip_vit import ClipVitConfig
 from deixis.encoders.frozen import fill_towers
 from deixis.encoders.tokenizers import word_tokenizer
 from deixis.losses.dense_loss import DenseLossConfig, dense_loss
-from deixis.systems.vlp_rvos import VlpRvos, VlpRvosConfig, check, clip_l_config, vlmo_b_config
+from deixis.systems.vlp_rvos import VlpRvos, VlpRvosConfig, check_vlp_rvos, clip_l_config, vlmo_b_config
 from deixis.training.clips import collate
 from deixis.training.generated import WorldData, first_sentences, world_clip
 from deixis.training.held_out import Selecting, held_out_of, judged_by, with_split
 from deixis.training.optimizer import parameter_groups
 from deixis.training.run import Run, TrainConfig
-from deixis.training.sources import A2D, MEVIS, REF_YOUTUBE_VOS, STILLS, SocData, Source, list_clips, sample_clip
+from deixis.training.sources import A2D, MEVIS, REF_YOUTUBE_VOS, STILLS, ClipSource, SocData, list_clips, sample_clip
 from deixis.training.tower_model import tower_at
-from deixis.training.validation import export_world, validate
+from deixis.training.validation import export_world, validate_generated
 from deixis.types import Batch, DeixisError, Expression, FeatureMaps
-from deixis.weights import go_on
+from deixis.weights import load_into
 
 # Shares of the learning rate of the parts that are not trained at all of it (read; which part is whose: inferred).
 RATES = {"prompts.": 0.5, "capture.": 0.5, "paint.": 0.5}
@@ -55,28 +55,28 @@ class VlpData(Selecting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Stage:
     """A run: epochs, those at which the rate drops to a tenth, and clips a sample (all our choice, but for clips)."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[ClipSource, ...]
     epochs: int
     drops: tuple[int, ...]
     clips: int
     start: bool = False  # whether it goes on from another run
 
 
-PLANS: dict[str, Plan] = {
-    "refcoco": Plan(sources=STILLS, epochs=12, drops=(8, 10), clips=1),
-    "ref_youtube_vos": Plan(sources=(REF_YOUTUBE_VOS,), epochs=12, drops=(8,), clips=2),
-    "ref_youtube_vos_finetune": Plan(sources=(REF_YOUTUBE_VOS,), epochs=6, drops=(3, 5), clips=2, start=True),
-    "a2d": Plan(sources=(A2D,), epochs=6, drops=(3, 5), clips=1, start=True),
-    "mevis": Plan(sources=(MEVIS,), epochs=12, drops=(8,), clips=2),
+STAGES: dict[str, Stage] = {
+    "refcoco": Stage(sources=STILLS, epochs=12, drops=(8, 10), clips=1),
+    "ref_youtube_vos": Stage(sources=(REF_YOUTUBE_VOS,), epochs=12, drops=(8,), clips=2),
+    "ref_youtube_vos_finetune": Stage(sources=(REF_YOUTUBE_VOS,), epochs=6, drops=(3, 5), clips=2, start=True),
+    "a2d": Stage(sources=(A2D,), epochs=6, drops=(3, 5), clips=1, start=True),
+    "mevis": Stage(sources=(MEVIS,), epochs=12, drops=(8,), clips=2),
 }
 BATCH = 4  # samples a step, over all GPUs (inferred)
 
 
-def published(
-    data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, plan: Plan, model: VlpRvosConfig
+def published_vlp_rvos(
+    data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, plan: Stage, model: VlpRvosConfig
 ) -> Run:
     """A published run. data: the benchmark's folder; ``tower``, where the frozen tower lies if not at its usual place;
     ``start``, one of our checkpoints to go on from (a run that follows a pre-training needs it).
@@ -99,29 +99,29 @@ def published(
         clip_norm=0.1, precision="fp32", workers=4, seed=42, find_unused_parameters=True,
         validate_every=0 if held is None else max(1, steps // plan.epochs),
     )  # fmt: skip
-    model = with_tower(model, data)
+    model = vlp_rvos_with_tower(model, data)
     configs = apply_overrides(overrides, model=model, train=train, data=VlpData(clips=plan.clips))
     made, config = configs["data"], configs["model"]
-    check(config)
+    check_vlp_rvos(config)
     if made.clips > 1 and any(source.how == "labelled" for source in plan.sources):
         raise DeixisError(f"{name} has one labelled frame a video, so data.clips must be 1, got {made.clips}")
     return Run(
         name=name,
-        system=partial(start, config, dict(data)),
+        system=partial(build_vlp_rvos, config, dict(data)),
         samples=partial(
             sample_clip, places, config, SocData(frames=made.frames * made.clips, flip=made.flip),
             configs["train"].seed,
         ),
         collate=partial(collate, config),
-        losses=partial(losses, made.clips, made.loss),
-        groups=groups,
+        losses=partial(vlp_rvos_losses, made.clips, made.loss),
+        groups=vlp_rvos_groups,
         train=configs["train"],
         config=config,
         **judged_by(held, made),
     )  # fmt: skip
 
 
-def with_tower(config: VlpRvosConfig, data: Mapping[str, Path]) -> VlpRvosConfig:
+def vlp_rvos_with_tower(config: VlpRvosConfig, data: Mapping[str, Path]) -> VlpRvosConfig:
     """The config with its tower at the place that ``data`` names; of one of our tower files, with its sizes too."""
     if "tower" not in data:
         return config
@@ -140,23 +140,23 @@ def even_taps(layers: int) -> tuple[int, ...]:
     return tuple(sorted({max(round(layers * share) - 1, 0) for share in (1 / 3, 2 / 3, 5 / 6, 1)}))
 
 
-def start(config: VlpRvosConfig, data: Mapping[str, Path]) -> nn.Module:
+def build_vlp_rvos(config: VlpRvosConfig, data: Mapping[str, Path]) -> nn.Module:
     """The system with its tower read; random beside that, or as one of our checkpoints left it."""
     model = VlpRvos(config)
     fill_towers(model)
     if "start" in data:
-        go_on(model, data["start"])
+        load_into(model, data["start"])
     return model
 
 
-def groups(system: nn.Module) -> list[dict[str, Any]]:
+def vlp_rvos_groups(system: nn.Module) -> list[dict[str, Any]]:
     """The read rates; everything decays, as in the code that it grew from."""
     names = [name for name, _ in system.named_parameters()]
     scales = {prefix: scale for prefix, scale in RATES.items() if any(n.startswith(prefix) for n in names)}
     return [{**group, "decay": True} for group in parameter_groups(system, scales)]
 
 
-def losses(clips: int, config: DenseLossConfig, system: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def vlp_rvos_losses(clips: int, config: DenseLossConfig, system: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """Of successive clips of the batch's frames; each hears, without gradient, what the one before told."""
     assert batch.targets is not None
     model: Any = system
@@ -200,14 +200,14 @@ SMALL_TOWER = ClipVitConfig(
     place="", width=64, layers=4, heads=4, patch=8, image=64, text_width=64, text_layers=2, text_heads=4, positions=40,
     vocabulary=512, joint=64,
 )  # fmt: skip
-SMALL = VlpRvosConfig(
+SMALL_VLP_RVOS = VlpRvosConfig(
     clip=SMALL_TOWER, width=64, heads=4, expand=2, dropout=0.0, language_prompts=4, vision_prompts=4,
     temporal_prompts=4, prompt_width=64, prompt_heads=4, guidance_rank=32, taps=even_taps(4), cube_side=3, frames=8,
     mask_width=32, norm_groups=4, square=False, short_side=48, long_side=80, window=4, multiple=8,
 )  # fmt: skip
 
 
-def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str) -> Run:
+def vlp_rvos_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str) -> Run:
     """A small system on films made as it goes. data: ``tower``, a file of a small frozen tower, such as the recipe
     tower_world makes; without it the frozen tower is random, which shows that the parts work and nothing else.
     """
@@ -215,10 +215,12 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str) 
         steps=600, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50,
         find_unused_parameters=True,
     )  # fmt: skip
-    configs = apply_overrides(overrides, model=with_tower(SMALL, data), data=VlpWorldData(), train=train)
+    configs = apply_overrides(
+        overrides, model=vlp_rvos_with_tower(SMALL_VLP_RVOS, data), data=VlpWorldData(), train=train
+    )
     films: VlpWorldData = configs["data"]
     config: Any = configs["model"]
-    check(config)
+    check_vlp_rvos(config)
     if "model.window" not in overrides:
         config = replace(config, window=-(-films.frames // films.clips))
     if films.size[0] % config.multiple or films.size[1] % config.multiple:
@@ -226,19 +228,19 @@ def world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str) 
     config = replace(config, short_side=min(films.size), long_side=max(films.size))
     return Run(
         name=name,
-        system=partial(start_small, config, films),
+        system=partial(build_small_vlp_rvos, config, films),
         samples=partial(world_clip, films),
         collate=partial(collate, config),
-        losses=partial(losses, films.clips, films.loss),
+        losses=partial(vlp_rvos_losses, films.clips, films.loss),
         groups=parameter_groups,
-        validate=partial(validate, films, ask=ask_in_windows),
+        validate=partial(validate_generated, films, ask=ask_in_windows),
         export=partial(export_world, films),
         train=configs["train"],
         config=config,
     )
 
 
-def start_small(config: VlpRvosConfig, films: VlpWorldData) -> nn.Module:
+def build_small_vlp_rvos(config: VlpRvosConfig, films: VlpWorldData) -> nn.Module:
     """Random weights beside the tower; a random tower gets a tokenizer that knows the words of the first films."""
     model = VlpRvos(config)
     fill_towers(model)
@@ -258,11 +260,11 @@ def _published() -> dict[str, Any]:
     towers = {"": VlpRvosConfig(), "clip_l_": clip_l_config(), "vlmo_b_": vlmo_b_config()}
     made = {}
     for tower, model in towers.items():
-        for stage, plan in PLANS.items():
+        for stage, plan in STAGES.items():
             name = f"vlp_rvos_{tower}{stage}"
             config = replace(model, score="constant", window=8) if stage == "a2d" else model
-            made[name] = partial(published, name=name, plan=plan, model=config)
+            made[name] = partial(published_vlp_rvos, name=name, plan=plan, model=config)
     return made
 
 
-VLP_RVOS_RECIPES: dict[str, Any] = {"vlp_rvos_world": partial(world, name="vlp_rvos_world"), **_published()}
+VLP_RVOS_RECIPES: dict[str, Any] = {"vlp_rvos_world": partial(vlp_rvos_world, name="vlp_rvos_world"), **_published()}
