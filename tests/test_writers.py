@@ -58,7 +58,7 @@ def decode(path: Path, layout: str = "rgb24") -> list[np.ndarray]:
 
 def test_everything_asked_for_is_there_and_nothing_else(out: Path) -> None:
     assert sorted(p.name for p in out.iterdir()) == [
-        "contact_sheet.png", "masks", "masks.json", "matte", "overlay.mp4",
+        "coco", "contact_sheet.png", "masks", "masks.json", "matte", "overlay.mp4",
     ]  # fmt: skip
     assert sorted(p.name for p in out.parent.iterdir()) == ["out"]
 

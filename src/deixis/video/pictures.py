@@ -149,7 +149,7 @@ class Pictures:
                     if getattr(picture, "tag_v2", {}).get(SUBSAMPLED, 0) & 1 or picture.size != size:
                         self.warn("pages of another size, as of a preview, are left out", kind="pages", which=str(page))
                         continue
-                    if picture.format == "AVIF":
+                    if picture.format in ("AVIF", "WEBP"):
                         picture.load()  # only then it knows how long the frame stands
                     pages.append(page)
                     durations.append(float(picture.info.get("duration") or 0) / 1000)
