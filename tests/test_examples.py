@@ -29,11 +29,19 @@ PUBLIC = {
     "deixis.video": ("Frame", "fit", "normalise", "resize"),
     "deixis.types": ("RleMasks", "decode_rle", "encode_rle"),
     "deixis.weights": ("describe", "find", "save"),
-    "deixis.writers": ("Output", "check_formats", "write"),
+    "deixis.writers": ("Output", "check_formats", "read_rle", "write"),
+    "deixis.writers.rle": ("write_rle",),
     "deixis.benchmarks": ("open_benchmark", "splits_of", "write_fixture"),
+    "deixis.predict": ("predict",),
     "deixis.metrics.evaluate": ("score_benchmark",),
+    "deixis.metrics.folders": ("score_masks",),
+    "deixis.metrics.summary": ("Scores",),
     "deixis.metrics.region_contour": ("score_frame", "score_track"),
     "deixis.training.recipes": ("find_recipe",),
+    "deixis.training.loop": ("train",),
+    "deixis.synthetic.world": ("World", "write_mevis"),
+    "deixis.batch.manifest": ("read_manifest",),
+    "deixis.batch.run": ("batch", "plan"),
 }
 SLOW = {"deixis.batch.run.batch", "deixis.training.loop.train"}
 

@@ -70,23 +70,29 @@ def predict(
     selection: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Answer every sample of a benchmark that is not yet answered in ``results``.
+    """Predict every sample of a benchmark that is not yet finished in a folder of results.
 
     Args:
-        benchmark: An opened split.
-        results: A folder; a run that was stopped is taken up there.
-        model: A name that ``deixis models`` lists, a checkpoint, or a system.
-        device: auto, cpu, cuda or mps.
-        precision: fp32, as published figures are computed, bf16, or auto.
-        threshold: Presence below which masks stay empty. Default: the protocol's, and the model's own statement.
-        selection: official, the rule of the model's paper and the benchmark, or linked. Default: the model's own.
-        progress: Called with samples finished and samples in all.
+        benchmark: As `open_benchmark` returns it.
+        results: The folder, new or of an earlier call with the same arguments, which is resumed.
+        model: As for `segment`.
+        device: As for `segment`.
+        precision: "fp32", as published figures are computed, "bf16" or "auto".
+        threshold: Presence probability below which a result is empty. Default: that of the protocol and the model.
+        selection: "official", the rule of the model's paper and the benchmark, or "linked". Default: the model's own.
+        progress: Called with the number of samples finished and of all samples.
 
     Raises:
-        DeixisError: Where the folder holds another run's results, and for films that cannot be read.
+        DeixisError: Where the folder holds results of another benchmark, split or model, and for videos that cannot be
+            read.
 
     Example:
-        >>> predict(open_benchmark("mevis", "data/mevis"), Path("results"), "soc.safetensors")  # doctest: +SKIP
+        >>> from pathlib import Path
+        >>> from deixis.benchmarks import open_benchmark
+        >>> from deixis.predict import predict
+        >>> predict(open_benchmark("mevis", Path("mevis")), Path("predicted"), "light")
+        >>> sorted(path.name for path in Path("predicted").iterdir())[:2]
+        ['.deixis', 'video00']
     """
     setup = prepare(model, device=device, precision=precision, threshold=threshold, selection=selection)
     setup = setup_for(benchmark, setup, threshold)

@@ -86,11 +86,28 @@ class BatchJob:
 
 
 def read_manifest(place: str, defaults: Options | None = None) -> list[BatchJob]:
-    """The films that a CSV or JSONL file lists. defaults: for what a row does not say.
+    r"""Read the videos that a CSV or JSONL file lists.
 
-    CSV: a header with film and sentences (several: ``|`` between), and any of the options as further columns. JSONL: an
-    object a line, ``{"film": ..., "sentences": [...], "options": {...}}``. A relative film lies beside the manifest.
-    Raises DeixisError, with the line, for anything else.
+    CSV has a header with `film` and `sentences` (several: `|` between), and any of the options as further columns.
+    JSONL has an object a line, `{"film": ..., "sentences": [...], "options": {...}}`. A relative path is relative to
+    the manifest.
+
+    Args:
+        place: Path or URL of the manifest.
+        defaults: Options that a row does not state.
+
+    Returns:
+        The jobs, in the manifest's order.
+
+    Raises:
+        DeixisError: For anything else, with the line.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from deixis.batch.manifest import read_manifest
+        >>> _ = Path("films.csv").write_text("film,sentences\nfilm.mp4,a red square|a dog\n")
+        >>> read_manifest("films.csv")[0].sentences
+        ('a red square', 'a dog')
     """
     readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
     suffix = PurePosixPath(place).suffix.lower()

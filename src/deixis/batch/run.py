@@ -119,7 +119,35 @@ def plan(
     tries: int = TRIES,
     worker: type[FilmWorker] = FilmWorker,
 ) -> BatchPlan:
-    """Check everything that can be checked before a film is opened. Raises DeixisError; writes nothing."""
+    r"""Check everything of a batch that can be checked before a video is opened; write nothing.
+
+    Args:
+        manifest: Path or URL of a manifest, see `read_manifest`.
+        out: Folder or URL of the results.
+        defaults: Options that a row does not state.
+        model: As for `segment`.
+        device: As for `segment`.
+        precision: As for `segment`.
+        engine: "local", "ray", or an `Engine`.
+        address: Address of a Ray cluster.
+        workers: Number of workers. Default: what fills the machine.
+        threads: Threads of each worker. Default: what fills the machine.
+        tries: How many times a video may lose its worker before it is recorded as failed.
+        worker: Class of the workers.
+
+    Returns:
+        The `BatchPlan`.
+
+    Raises:
+        DeixisError: For anything that cannot be: options, manifest, model.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from deixis.batch.run import plan
+        >>> _ = Path("films.csv").write_text("film,sentences\nfilm.mp4,a red square|a dog\n")
+        >>> len(plan("films.csv", "out").jobs)
+        1
+    """
     for name, count in (("workers", workers), ("threads", threads), ("tries", tries)):
         if count is not None and count < 1:
             raise DeixisError(f"{name} must be 1 or more, got {count}")
@@ -142,11 +170,29 @@ def plan(
 
 
 def batch(planned: BatchPlan, *, progress: Callable[[int, int], None] | None = None) -> Summary:
-    """Do every film that is not finished in OUT, and write results.jsonl.
+    r"""Process every video that is not finished in OUT, and write results.jsonl.
 
-    progress: called with films finished (or failed) and films in all. Ctrl-C ends it in order: finished films stay, and
-    the same call goes on from there. Raises DeixisError for what no film can be done with: a model that cannot be
-    loaded, an OUT that cannot be written or is no batch's.
+    Ctrl-C ends it in order: finished videos stay, and the same call continues from there.
+
+    Args:
+        planned: As `plan` returns it.
+        progress: Called with the number of videos finished (or failed) and of all videos.
+
+    Returns:
+        The `Summary`: lines of results.jsonl, and what was done now and before.
+
+    Raises:
+        DeixisError: For a model that cannot be loaded, and for an OUT that cannot be written or is no batch's.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from deixis.batch.manifest import Options
+        >>> from deixis.batch.run import batch, plan
+        >>> _ = Path("films.csv").write_text("film,sentences\nfilm.mp4,a red square\n")
+        >>> options = Options(formats=("rle",))
+        >>> summary = batch(plan("films.csv", "out", model="light.safetensors", defaults=options, workers=1))
+        >>> len(summary.now), summary.failed
+        (1, [])
     """
     began, store, due = time.perf_counter(), Store(planned.settings.out), planned.by_folder()
     with claimed(store):

@@ -19,11 +19,27 @@ from deixis.types import DeixisError
 
 
 def score_masks(results: Path, truth: Path, *, drop_ends: bool = False, workers: int = 1) -> Scores:
-    """J and F of every object in two folders of <video>/<frame>.png, binary or indexed; means over objects.
+    """Score two folders of `<video>/<frame>.png`, binary or indexed, by J and F; means over objects.
 
-    In a video whose values are 0 and 255 only, 255 is the object; otherwise 255 is void in the truth.
-    drop_ends: DAVIS's semi-supervised convention, the first and the last frame are not scored.
-    Raises DeixisError for videos or frames that only one folder has, and for unreadable or unequal masks, by name.
+    In a video whose values are only 0 and 255, 255 is the object; otherwise 255 in the truth is void.
+
+    Args:
+        results: Folder or zip of predicted masks.
+        truth: Folder of true masks.
+        drop_ends: Leave out the first and the last frame (DAVIS's semi-supervised convention).
+        workers: Processes that share the videos.
+
+    Returns:
+        The `Scores`.
+
+    Raises:
+        DeixisError: For videos or frames that only one folder has, and for unreadable or unequal masks, by name.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from deixis.metrics.folders import score_masks
+        >>> score_masks(Path("results/video00"), Path("results/video00")).summary["J&F"]
+        1.0
     """
     with opened(Path(results), _holds_masks) as folder:
         here, due = _videos(folder), _videos(Path(truth))

@@ -36,10 +36,27 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What a scoring run found. summary: name -> mean in 0..1 (None: nothing to take it from).
+    """The result of scoring.
 
-    intervals: name -> 95% interval, videos drawn with replacement.  groups: tag -> summary of its rows.
-    headline: the summary's main name; row_key: what a row calls it.  remarks: sentences a reader must not miss.
+    Attributes:
+        benchmark: Name of the benchmark.
+        split: Name of the split.
+        protocol: Name and version of the protocol.
+        headline: Main name of the summary.
+        row_key: Name of that value in a row.
+        summary: Name to mean in 0..1, or None where there is nothing to average.
+        intervals: Name to 95 % interval; videos are drawn with replacement.
+        rows: One row per expression, object or sample.
+        groups: Tag to the summary of its rows.
+        counts: Numbers of videos, expressions and so on.
+        complete: Whether the benchmark's counts are the published ones.
+        remarks: Sentences that a reader must not miss.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from deixis.metrics.folders import score_masks
+        >>> score_masks(Path("results/video00"), Path("results/video00")).counts["videos"]
+        4
     """
 
     benchmark: str

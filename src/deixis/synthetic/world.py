@@ -53,11 +53,20 @@ SHARES = {"train": 0.8, "valid_u": 0.1, "valid": 0.1}  # of the films that are w
 
 
 class World:
-    """The films of one split: ``film(seed)`` is the same for the same config, split and seed, on every machine.
+    """The generated videos of one split, a function of config, split and seed.
 
-    >>> film = World(split="train").film(7)
-    >>> film.frames.shape, film.masks.shape[0], film.flow.shape
-    ((24, 240, 432, 3), 24, (23, 240, 432, 2))
+    Args:
+        split: "train", "valid_u" or "valid".
+        config: Sizes, objects, motions and sentences. Default: `WorldConfig()`.
+
+    Raises:
+        DeixisError: For an unknown split.
+
+    Example:
+        >>> from deixis.synthetic.world import World, WorldConfig
+        >>> video = World("train", WorldConfig(size=(96, 160), frames=4)).film(7)
+        >>> video.frames.shape, video.flow.shape
+        ((4, 96, 160, 3), (3, 96, 160, 2))
     """
 
     def __init__(self, split: str = "train", config: WorldConfig | None = None) -> None:
@@ -68,7 +77,20 @@ class World:
         self.library = None if folder is None else Library(folder, "train" if split == "train" else "held_out")
 
     def film(self, seed: int) -> SyntheticVideo:
-        """A film with frames, visible masks, sentences and flow. seed: any integer of 0 or more."""
+        """Generate a video with frames, visible masks, sentences and flow.
+
+        Args:
+            seed: Any integer of 0 or more.
+
+        Returns:
+            The video; the same for the same seed, on every machine.
+
+        Example:
+            >>> from deixis.synthetic.world import World, WorldConfig
+            >>> video = World("train", WorldConfig(size=(96, 160), frames=4)).film(7)
+            >>> len(video.sentences) > 0
+            True
+        """
         rng = np.random.default_rng([seed, SPLITS.index(self.split)])
         for _ in range(20):
             real = self.library is not None and rng.random() < self.config.cutout_share
@@ -229,11 +251,29 @@ def write_mevis(
     config: WorldConfig | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, int]:
-    """Write films in MeViS's layout (train, valid_u, valid; JPEGImages, mask_dict.json, meta_expressions.json).
+    """Write generated videos in MeViS's layout.
 
-    Every split has its truth; an expression has the extra key "kind", a video "fps" and "classes". Written hidden
-    and moved to ``folder`` when complete; ``progress`` hears how many films are done. Returns the films of each split.
-    Raises DeixisError if the folder exists and is not empty, films is below 1, or seed below 0.
+    Every split has its truth. An expression has the extra key "kind", a video "fps" and "classes". The folder
+    appears when it is complete.
+
+    Args:
+        folder: Folder, new or empty.
+        films: Number of videos over all splits.
+        seed: Seed of the videos, 0 or more.
+        config: As for `World`.
+        progress: Called with the number of videos written.
+
+    Returns:
+        Number of videos of each split.
+
+    Raises:
+        DeixisError: If the folder holds something, `films` is below 1, or `seed` below 0.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from deixis.synthetic.world import WorldConfig, write_mevis
+        >>> write_mevis(Path("world"), 3, config=WorldConfig(size=(48, 80), frames=2))
+        {'train': 1, 'valid_u': 1, 'valid': 1}
     """
     folder = Path(folder)
     if seed < 0:

@@ -69,10 +69,32 @@ def train(
     resume: bool = False,
     report: Callable[[Progress], None] | None = None,
 ) -> Outcome:
-    """Train ``run`` into the folder ``out``; with ``resume``, go on from its last checkpoint (from 0 if it has none).
+    """Train a run into a folder.
 
-    SIGTERM and SIGINT end it in order after the step at hand. Raises NotFiniteError at a loss or gradient that is not
-    finite (the last checkpoint stays), DeixisError where ``out`` holds a run and ``resume`` is not set.
+    SIGTERM and SIGINT end it in order after the current step.
+
+    Args:
+        run: As a recipe returns it.
+        out: Folder for checkpoints, metrics and the final model.
+        device: "auto", "cpu", "cuda" or "mps".
+        resume: Continue from the last checkpoint in `out` (from step 0 if there is none).
+        report: Called with the `Progress` after every step.
+
+    Returns:
+        The `Outcome`: last step, why it stopped, best score, path of the model.
+
+    Raises:
+        NotFiniteError: For a loss or gradient that is not finite; the last checkpoint stays.
+        DeixisError: Where `out` holds a run and `resume` is not set.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from deixis.training.loop import train
+        >>> from deixis.training.recipes import find_recipe
+        >>> tiny = {"train.steps": "2", "train.batch": "1", "train.workers": "0", "train.validate_every": "0"}
+        >>> outcome = train(find_recipe("soc_world")({}, overrides=tiny), Path("out"), device="cpu")
+        >>> outcome.step, outcome.stopped, outcome.model.name
+        (2, 'finished', 'model.safetensors')
     """
     with process_group(device) as world, _stop_signals() as received:
         trainer = _Trainer(run, Path(out), world, resume)

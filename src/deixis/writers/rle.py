@@ -19,7 +19,24 @@ MASKS_SCHEMA = "deixis.masks/1"  # see docs/rle.md; the number rises when a read
 def write_rle(
     path: Path, film: VideoSource, tracks: Sequence[MaskTrack], *, model: Mapping[str, Any], complete: bool = True
 ) -> None:
-    """One JSON of all tracks (docs/rle.md), written track by track so that a long film need not fit in memory."""
+    """Write one JSON of all tracks (docs/rle.md), track by track, so that a long video need not fit in memory.
+
+    Args:
+        path: The file.
+        film: The video that the tracks are of.
+        tracks: One track per expression.
+        model: What the JSON states of the model.
+        complete: False when the video was not processed to its end.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import deixis
+        >>> from deixis.writers.rle import read_rle, write_rle
+        >>> video = deixis.Film("film.mp4")
+        >>> write_rle(Path("again.json"), video, deixis.segment(video, "the red square"), model={"name": "light"})
+        >>> len(read_rle("again.json"))
+        1
+    """
     height, width = film.source_size
     first = tracks[0]
     # A file's name may be no UTF-8; a backslash and its number is what JSON writes for such a character.
@@ -66,7 +83,22 @@ def _write_list(file: TextIO, items: Iterator[str]) -> None:
 
 
 def read_rle(path: str | Path) -> list[MaskTrack]:
-    """The tracks of a JSON that ``write_rle`` wrote. Raises DeixisError for anything else."""
+    """Read the tracks of a JSON of masks, as `deixis segment --as rle` writes it.
+
+    Args:
+        path: The file, `masks.json` in OUT.
+
+    Returns:
+        One `MaskTrack` per expression, in order.
+
+    Raises:
+        DeixisError: For a file that cannot be read or is anything else.
+
+    Example:
+        >>> from deixis.writers import read_rle
+        >>> [track.expression.text for track in read_rle("masks.json")]
+        ['the red square', 'a dog']
+    """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         if found["schema"] != MASKS_SCHEMA:
