@@ -39,6 +39,7 @@ from deixis import systems
 from deixis.benchmarks import open_benchmark, write_fixture
 from deixis.benchmarks.results import due_files, marker_path
 from deixis.cli import main as deixis_main
+from deixis.out_folder import JOURNAL
 from deixis.training.checkpoint import load_checkpoint
 from deixis.training.optimizer import parameter_groups
 from deixis.training.recipes import RECIPES
@@ -99,6 +100,7 @@ class Command:
     argv: Callable[[Path], list[str]]
     halves: Callable[[Path, Path], list[str]]
     compared: Callable[[Path], dict[str, bytes]]
+    prepare: Callable[[Path], None] = lambda out: None  # what lies there before
 
 
 def all_files(out: Path) -> dict[str, bytes]:
@@ -140,6 +142,33 @@ def segment_command(folder: Path) -> Command:
         halves=halves,
         compared=with_films_as_shown,
     )  # fmt: skip
+
+
+OLD = {"masks.json": b"old", "masks/00_old/00000.png": b"old"}
+
+
+def segment_inside_command(folder: Path) -> Command:
+    """``segment`` into an OUT that holds older results: it is not replaced but filled, item by item."""
+    plain = segment_command(folder)
+
+    def prepare(out: Path) -> None:
+        for name, data in OLD.items():
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).write_bytes(data)
+
+    def visible(out: Path) -> dict[str, bytes]:
+        shown = {name: data for name, data in all_files(out).items() if not name.startswith(".deixis-")}
+        return shown | ({"overlay.mp4": b""} if "overlay.mp4" in shown else {})
+
+    def halves(out: Path, unbroken: Path) -> list[str]:
+        if (out / JOURNAL).exists():
+            return []  # it says that it is incomplete; the next run completes it
+        whole = visible(out) in (OLD, visible(unbroken))
+        return [] if whole else [f"without a journal, OUT holds {sorted(visible(out))}"]
+
+    return Command(
+        argv=lambda out: [*plain.argv(out), "--overwrite"], halves=halves, compared=visible, prepare=prepare
+    )
 
 
 def train_command(folder: Path) -> Command:
@@ -189,7 +218,9 @@ def predict_command(folder: Path) -> Command:
     )  # fmt: skip
 
 
-COMMANDS = {"segment": segment_command, "train": train_command, "predict": predict_command}
+COMMANDS = {
+    "segment": segment_command, "segment_inside": segment_inside_command, "train": train_command, "predict": predict_command,
+}  # fmt: skip
 
 
 # --- killing ----------------------------------------------------------------------------------------------------------
@@ -267,6 +298,7 @@ def trial(name: str, moments: int, seed: int, root: Path) -> list[dict[str, Any]
     command, r = COMMANDS[name](folder), Random(f"{seed}:{name}")
     unbroken = folder / "unbroken" / "out"
     unbroken.parent.mkdir()
+    command.prepare(unbroken)
     seconds = to_the_end(command.argv(unbroken), temp)
     wanted = command.compared(unbroken)
     told = []
@@ -274,6 +306,7 @@ def trial(name: str, moments: int, seed: int, root: Path) -> list[dict[str, Any]
         share = (number + r.random()) / moments
         out = folder / str(number) / "out"
         out.parent.mkdir()
+        command.prepare(out)
         killed = kill_at(command.argv(out), temp, share * seconds)
         left = sorted(p.name for p in out.parent.iterdir()) if out.parent.exists() else []
         wrong = command.halves(out, unbroken)
@@ -282,7 +315,7 @@ def trial(name: str, moments: int, seed: int, root: Path) -> list[dict[str, Any]
             to_the_end(command.argv(out), temp)
         found = command.compared(out)
         differ = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-        debris = [p for p in all_files(out) if p.endswith((".half", ".part"))] if name != "segment" else []
+        debris = [p for p in all_files(out) if p.endswith((".half", ".part"))] if not name.startswith("segment") else []
         told.append(
             {"share": round(share, 4), "killed": killed, "left": left, "wrong": wrong, "differ": differ,
              "debris": debris}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from films import colours, moving, write_film, write_folder
+from helpers.films import colours, moving, write_film, write_folder
 from PIL import Image
 from pycocotools.coco import COCO
 

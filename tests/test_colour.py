@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from films import colours, write_film
+from helpers.films import colours, write_film
 
 from deixis.inference import segment
 from deixis.video import Film

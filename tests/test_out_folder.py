@@ -269,6 +269,19 @@ mount("--bind", root, root)
 mount("--bind", root / "out", root / "out")
 mount("-o", "remount,ro,bind", root)
 found["below"] = run(root / "out")
+def other(*words):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    return done.exit_code, done.stderr
+for name in ("world", "predict", "film", "pack", "batch", "train"):
+    (disk / name).mkdir()
+    mount("-t", "tmpfs", "-o", "size=20m", "none", disk / name)
+world, results = disk / "world", disk / "predict"
+found["others"] = [
+    other("world", world, "--films", 3, "--frames", 3, "--size", "48x64"),
+    other("predict", "world", world, "-o", results, "--split", "valid", "--model", "light_debug", "--device", "cpu"),
+    other("pack", "world", results, "-o", disk / "pack" / "sub.zip"),
+]
+found["world"] = sorted(p.name for p in world.iterdir())
 found["new"] = run(root / "new")
 print(json.dumps(found))
 """
@@ -297,4 +310,6 @@ def test_segment_into_mounted_disks_and_below_a_read_only_folder(tmp_path: Path)
     ]  # fmt: skip
     assert found["overwrite"] == [0, "", with_keep]
     assert found["below"] == [0, "", files]
+    assert found["others"] == [[0, ""]] * 3
+    assert found["world"] == ["train", "valid", "valid_u"]
     assert found["new"] == [2, f"deixis: cannot write to {root}: Read-only file system\n", None]

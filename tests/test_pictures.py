@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from films import colours, moving, write_film, write_folder
+from helpers.films import colours, moving, write_film, write_folder
 from PIL import Image, features
 from typer.testing import CliRunner
 

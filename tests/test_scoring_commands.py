@@ -1,7 +1,9 @@
 """predict, score, pack, data: from a benchmark to a submission on the command line, and every refusal by name."""
 
 import csv
+import errno
 import json
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -14,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from deixis import predict as predicting
-from deixis.benchmarks import open_benchmark, write_fixture
+from deixis.benchmarks import open_benchmark, ref_youtube_vos, write_fixture
 from deixis.benchmarks.pngs import read_ids, write_binary, write_ids
 from deixis.benchmarks.results import davis_path, mask_path
 from deixis.cli import app
@@ -582,3 +584,118 @@ def test_fewer_than_three_frames_have_no_middle(maps, tmp_path):
     assert "without the first and the last none is left" in refused(
         "score", "masks", tmp_path / "results", tmp_path / "truth", "--drop-ends"
     )
+
+
+# --- folders as tools write them --------------------------------------------------------------------------------------
+
+
+def zipped(folder, archive, *, top=""):
+    with zipfile.ZipFile(archive, "w") as members:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                members.write(path, f"{top}{path.relative_to(folder)}")
+    return archive
+
+
+@pytest.mark.parametrize("name", ["mevis", "ref-davis17", "a2d-sentences"])
+def test_a_zip_with_a_folder_on_top_is_taken_and_a_folder_too(name, made, tmp_path):
+    root, out = made(name), tmp_path / "out"
+    perfect(name, root, out)
+    archive = zipped(out, tmp_path / "top.zip", top="results/")
+    (tmp_path / "outer").mkdir()
+    out.rename(tmp_path / "outer" / "x")
+    for results in (archive, tmp_path / "outer"):
+        status, shown, error = run("score", name, root, results, "-o", tmp_path / "s")
+        assert (status, error) == (0, ""), error
+        assert "1.0" in shown or "100.0" in shown
+
+
+def test_a_zip_that_is_incomplete_is_called_by_its_own_name(made, tmp_path):
+    root, out = made("mevis"), tmp_path / "out"
+    perfect("mevis", root, out)
+    next(out.rglob("*.png")).unlink()
+    line = refused("score", "mevis", root, zipped(out, tmp_path / "sub.zip", top="res/"))
+    assert line.startswith(f"deixis: {tmp_path / 'sub.zip'}")
+    assert "is incomplete: 1 missing" in line
+    assert "deixis-" not in line.replace(str(tmp_path), "")
+
+
+@pytest.mark.parametrize("damage", ["mask_dict.json", "meta_expressions_v2.json", "frame", "empty frame"])
+@pytest.mark.parametrize("split", ["valid_u", "train"])
+def test_data_check_ends_with_2_where_something_that_is_there_is_broken(damage, split, made, tmp_path):
+    root = made("mevis")
+    assert run("data", "check", "mevis", root)[0] == 0
+    path = next((root / split).rglob("*.jpg")) if "frame" in damage else root / split / damage
+    path.write_bytes(b"" if damage == "empty frame" else path.read_bytes()[: path.stat().st_size // 2])
+    status, shown, error = run("data", "check", "mevis", root)
+    assert status == 2, shown
+    assert path.name in shown
+    assert error.startswith("deixis: ")
+
+
+def test_a_split_that_was_never_fetched_is_no_problem_and_one_in_part_is(made):
+    root = made("mevis")
+    shutil.rmtree(root / "train")
+    assert run("data", "check", "mevis", root)[0] == 0
+    (root / "valid_u" / "mask_dict.json").unlink()
+    assert run("data", "check", "mevis", root)[0] == 2
+
+
+def test_ref_youtube_vos_opens_without_the_test_file_that_nobody_can_get(made):
+    root = made("ref-youtube-vos")
+    with_file = open_benchmark("ref-youtube-vos", root, "valid")
+    shutil.rmtree(root / "meta_expressions" / "test")
+    shutil.rmtree(root / "test")
+    without = open_benchmark("ref-youtube-vos", root, "valid")
+    assert [s.id for s in without.samples] == [s.id for s in with_file.samples]
+    assert without.notes == ("1 videos without frames are taken for the test's, whose file is not there",)
+    assert run("data", "check", "ref-youtube-vos", root, "--split", "valid")[0] == 0
+
+
+def test_of_a_whole_ref_youtube_vos_a_part_of_the_frames_is_not_enough(made, monkeypatch):
+    root = made("ref-youtube-vos")
+    shutil.rmtree(root / "meta_expressions" / "test")
+    monkeypatch.setitem(ref_youtube_vos.EXPECTED, "valid", {"videos": 1})
+    with pytest.raises(DeixisError, match="of 1 of validation 2 have frames"):
+        open_benchmark("ref-youtube-vos", root, "valid")
+
+
+@pytest.mark.parametrize("name", ["mevis", "ref-davis17", "ref-youtube-vos", "a2d-sentences"])
+def test_a_root_that_is_one_folder_off_or_a_zip_is_told(name, made, tmp_path):
+    root = made(name)
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    root.rename(outer / name)
+    assert f"it is in {outer / name}: give that folder" in refused("data", "check", name, outer)
+    archive = zipped(outer / name, tmp_path / "data.zip")
+    assert "is a zip, unpack it first" in refused("data", "check", name, archive)
+    assert "there is no folder" in refused("data", "check", name, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("way", ["mounted", "folder", "read-only"])
+def test_pack_writes_to_hard_places_or_refuses_before_it_reads(way, made, tmp_path, monkeypatch):
+    root, out = made("mevis"), tmp_path / "out"
+    perfect("mevis", root, out)
+    archive = tmp_path / "sub.zip"
+    words = ("pack", "mevis", out, "-o", archive, "--root", root)
+    if way == "folder":
+        archive.mkdir()
+        assert "it is a folder; name a file" in refused(*words)
+        return
+    archive.write_bytes(b"old")
+    plain = os.replace
+
+    def busy(source, target):
+        if Path(target) == archive:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        plain(source, target)
+
+    monkeypatch.setattr(os, "replace", busy)
+    if way == "read-only":  # the parent; the file itself is ours
+        touch = Path.touch
+        monkeypatch.setattr(
+            Path, "touch", lambda self, *a, **k: touch(self, *a, **k) if self.parent != tmp_path else busy("", archive)
+        )
+    assert run(*words)[0] == 0
+    assert zipfile.ZipFile(archive).testzip() is None
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []

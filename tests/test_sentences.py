@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from films import Colours, colours, moving, write_folder
+from helpers.films import Colours, colours, moving, write_folder
 from PIL import ImageFont
 
 from deixis.inference import remarks_on, segment
