@@ -219,7 +219,8 @@ def predict_command(folder: Path) -> Command:
 
 
 COMMANDS = {
-    "segment": segment_command, "segment_inside": segment_inside_command, "train": train_command, "predict": predict_command,
+    "segment": segment_command, "segment_inside": segment_inside_command, "train": train_command,
+    "predict": predict_command,
 }  # fmt: skip
 
 
