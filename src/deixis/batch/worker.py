@@ -96,7 +96,7 @@ class FilmWorker:
             "folder": job.folder(self.settings), "frames": len(tracks[0]),
             "tracks": [{"presence": round(t.presence, 6), "present": t.present} for t in tracks],
             "outputs": outputs, "options": asdict(job.options),
-            "warnings": [*remarks_on(job.sentences, self.settings.model, self.system.config.several), *film.warnings],
+            "warnings": [*remarks_on(job.sentences, self.settings.model), *film.warnings],
             "model": dict(self.settings.facts), "precision": self.settings.precision, "device": self.device,
             "workers": self.settings.workers, "threads": self.settings.threads, "schema": BATCH_SCHEMA,
             "deixis": __version__, "key": job.key(self.settings),

@@ -44,7 +44,8 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
     split = choose_split(split, SPLITS, NAME)
     source = split if split in ("valid", "test") else "train"
     file = expression_file(root, source)
-    keep, notes = None, ()
+    keep: frozenset[str] | None = None
+    notes: tuple[str, ...] = ()
     if split == "valid":
         keep, notes = valid_ids(root, video_ids(file, WHERE))
     elif split in ("holdout", "train_without_holdout"):

@@ -275,7 +275,8 @@ class Reader(AbstractContextManager["Reader"]):
     """The pages of one file, one after the other, as ``values_of`` gives them."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.image, self.at = path, None, 0
+        self.path, self.at = path, 0
+        self.image: Any = None
 
     def page(self, page: int) -> np.ndarray:
         if self.image is None or self.at > page:
