@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 SKIPPED: dict[str, str] = {}  # test -> reason, in this run
+DEAR = {"listed", "server"}  # fixtures: 24 films segmented, the page's own server started
 MOST_PROCESSES = 4  # our choice: each imports torch, half a gigabyte
 
 
@@ -27,6 +28,13 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses = min(cores, MOST_PROCESSES) if cores > 1 else 0
         config.option.dist = "worksteal" if cores > 1 else "no"
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test whose set-up takes more than two seconds is slow, whoever comes first to need it."""
+    for item in items:
+        if DEAR & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -235,6 +235,7 @@ def test_a_journal_whose_items_are_gone_says_so(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from deixis.out_folder import lock; lock(Path({str(tmp_path)!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(SOURCE)})
@@ -287,6 +288,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_segment_into_mounted_disks_and_below_a_read_only_folder(tmp_path: Path) -> None:
     if shutil.which("unshare") is None or shutil.which("mount") is None:
         pytest.skip("needs unshare and mount (Linux)")

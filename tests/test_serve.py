@@ -381,6 +381,7 @@ def test_the_default_is_loopback_and_anything_else_is_warned_of(
 # --- a true worker ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_worker_is_stopped_killed_and_replaced_and_a_film_that_breaks_it_is_named(
     tmp_path: Path, film: Path, long_film: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,6 +226,7 @@ def flow_batch(model: SlvpConfig, b: int = 3) -> Any:
     return collate_flow(model, clips)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_every_part_of_pre_training_learns(fusion: Any) -> None:
     torch.manual_seed(0)
@@ -441,6 +442,7 @@ def pretraining(films: VideoCaptions, tmp_path: Path, fusion: Any = "vision") ->
     return pretrain(places, overrides=overrides, name="slvp_pretrain", model=model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_pre_training_on_a_list_resumes_to_the_same_bits_and_counts_on(
     films: VideoCaptions, tmp_path: Path, fusion: Any
@@ -502,6 +504,7 @@ def test_the_transfer_makes_batches_of_its_benchmark_and_takes_a_step(benchmark:
     assert {g["scale"] for g in run.groups(model)} == {1.0, 0.2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_small_films_pre_train_transfer_and_are_scored(fusion: str, tmp_path: Path) -> None:
     small = {"data.films.held_out": "2", "data.films.count": "6", "train.steps": "2", "train.batch": "2"}

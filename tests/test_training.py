@@ -57,6 +57,7 @@ def assert_same_state(left: Path, right: Path) -> None:
     assert different == []
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bits_with_dropout_average_and_accumulation(tmp_path):
     train(toy(), tmp_path / "uncut", device="cpu")
     killed = run_toy(str(tmp_path / "cut"), "kill=4", "train.checkpoint_minutes=0", "train.threads=1")
@@ -71,6 +72,7 @@ def test_a_killed_run_resumes_to_the_same_bits_with_dropout_average_and_accumula
     assert {name.split("/")[0] for name in tensors} == {"model", "ema", "adam.step", "adam.exp_avg", "adam.exp_avg_sq"}
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_the_same_global_batch(tmp_path):
     settings = ("dropout=0", "train.steps=5", "train.threads=1")
     done = run_toy(str(tmp_path / "two"), *settings, "train.batch=3", "train.global_batch=12", processes=2)
@@ -306,6 +308,7 @@ def test_a_step_that_does_not_divide_is_refused(batch: int, whole: int, processe
         TrainConfig(steps=1, batch=batch, global_batch=whole).share(processes)
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_divide_is_refused_before_anything_is_written(tmp_path):
     done = run_toy(str(tmp_path / "run"), "train.batch=1", "train.global_batch=5", processes=2)
     assert done.returncode != 0

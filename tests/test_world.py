@@ -47,6 +47,7 @@ def digest(film: SyntheticVideo) -> str:
 # ---- films of drawn shapes
 
 
+@pytest.mark.slow
 def test_a_film_is_the_same_in_another_process(films: dict[str, list[SyntheticVideo]]) -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests'); from test_world import *;"
