@@ -17,9 +17,9 @@ from deixis.predict import predict
 from deixis.systems.soc import SocConfig
 from deixis.training import sources
 from deixis.training.calibration import Told, fitted
-from deixis.training.held_out import HeldOut, told_by_benchmark, validate
 from deixis.training.loop import train
 from deixis.training.recipes import find_recipe
+from deixis.training.recipes.held_out import HeldOut, told_by_benchmark, validate
 from deixis.types import DeixisError
 
 SPLIT = {"data.split": "train_without_holdout"}

@@ -343,7 +343,7 @@ def serve(
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="What to train, on what: a name in deixis.training.recipes.")],
+    recipe: Annotated[str, typer.Argument(help="What to train, on what: a name that `deixis recipes` lists.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoints, metrics and the model.")],
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="model.X, train.X or data.X; repeatable.")
@@ -377,6 +377,21 @@ def _pairs(items: list[str] | None, form: str) -> dict[str, str]:
         if not all(item.partition("=")[::2]):
             raise DeixisError(f"expected {form}, got {item!r}")
     return {item.partition("=")[0]: item.partition("=")[2] for item in items or []}
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe (default: all, in a table).")] = None,
+) -> None:
+    """List what can be trained: data, published run, batch, length, hardware, and what differs from the publication."""
+    from deixis.training.recipes import RECIPES, find_recipe
+    from deixis.training.recipes.statements import describe, table
+
+    if name is None:
+        typer.echo("\n".join(table(RECIPES)))
+        return
+    find_recipe(name)
+    typer.echo("\n".join(describe(name)))
 
 
 @app.command()

@@ -30,6 +30,7 @@ from deixis.systems.vlp_rvos import (
     vlp_rvos_clip_l,
     vlp_rvos_debug,
     vlp_rvos_vlmo_b,
+    vlp_rvos_vlmo_l,
 )
 
 # What a checkpoint's header may name, with the config it is built from.
@@ -62,6 +63,7 @@ PRESETS: dict[str, Callable[[], nn.Module]] = {
     "vlp_rvos_clip_b": vlp_rvos_clip_b,
     "vlp_rvos_clip_l": vlp_rvos_clip_l,
     "vlp_rvos_vlmo_b": vlp_rvos_vlmo_b,
+    "vlp_rvos_vlmo_l": vlp_rvos_vlmo_l,
     "vlp_rvos_debug": vlp_rvos_debug,
 }
 
@@ -74,4 +76,5 @@ NEEDS: dict[str, str] = {
     "vlp_rvos_clip_b": "openai/clip-vit-base-patch16, from the hub (or its cache) or a folder; frozen",
     "vlp_rvos_clip_l": "openai/clip-vit-large-patch14, from the hub (or its cache) or a folder; frozen",
     "vlp_rvos_vlmo_b": "vlmo_base_patch16_384_coco.pt, a file that may not be obtainable any more; frozen",
+    "vlp_rvos_vlmo_l": "vlmo_large_patch16_384_coco.pt, a file that may not be obtainable any more; frozen",
 }

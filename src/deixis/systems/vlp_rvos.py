@@ -25,7 +25,7 @@ from deixis.blocks.constants import constant
 from deixis.blocks.query_heads import join
 from deixis.encoders.clip_vit import ClipVit, ClipVitConfig, clip_vit_b, clip_vit_l
 from deixis.encoders.frozen import CLIP_MEAN, CLIP_STD
-from deixis.encoders.vlmo import Vlmo, VlmoConfig, vlmo_b
+from deixis.encoders.vlmo import Vlmo, VlmoConfig, vlmo_b, vlmo_l
 from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures, bounded
 
 CERTAIN = 20.0  # the logit of a score that is always 1
@@ -620,6 +620,19 @@ def vlp_rvos_vlmo_b() -> VlpRvos:
 def vlmo_b_config() -> VlpRvosConfig:
     return VlpRvosConfig(
         clip=None, vlmo=vlmo_b(), language_prompts=10, cube_side=8, short_side=384, long_side=384, mean=HALF, std=HALF,
+    )  # fmt: skip
+
+
+def vlp_rvos_vlmo_l() -> VlpRvos:
+    """On VLMo large, the published system with the best figures; its weights may not be had any more."""
+    return VlpRvos(vlmo_l_config())
+
+
+def vlmo_l_config() -> VlpRvosConfig:
+    """As base, at the same shares of the tower's depth as CLIP ViT-L (inferred)."""
+    return VlpRvosConfig(
+        clip=None, vlmo=vlmo_l(), taps=(7, 15, 19, 23), language_prompts=10, cube_side=8, short_side=384,
+        long_side=384, mean=HALF, std=HALF,
     )  # fmt: skip
 
 

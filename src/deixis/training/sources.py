@@ -24,7 +24,6 @@ from deixis.training.clips import (
     shrink,
     training_clip,
 )
-from deixis.training.held_out import Selecting
 from deixis.types import DeixisError
 
 How = Literal["windows", "labelled", "still", "pseudo"]
@@ -52,6 +51,16 @@ STILLS = tuple(
     for name in ("refcoco", "refcoco+", "refcocog")
 )
 PSEUDO = tuple(replace(source, how="pseudo") for source in STILLS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selecting:
+    """What a published recipe trains on, and what it is judged by while it does. All our choice."""
+
+    split: str = ""  # to train on; empty: the published one
+    validate: str = ""  # split to validate on; empty: what ``split`` holds out, if it does
+    validate_samples: int = 40  # of that split, the first by the hash of their video
+    calibrate: bool = False  # whether presence is calibrated on that split at the end
 
 
 @dataclass(frozen=True, kw_only=True)

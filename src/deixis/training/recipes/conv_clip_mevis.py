@@ -32,10 +32,10 @@ from deixis.training.clips import (
     training_clip,
 )
 from deixis.training.generated import WorldData, first_sentences, world_clip
-from deixis.training.held_out import Selecting, held_out_of, judged_by
 from deixis.training.optimizer import parameter_groups
+from deixis.training.recipes.held_out import held_out_of, judged_by
 from deixis.training.run import Run, TrainConfig
-from deixis.training.sources import MEVIS, epoch_order, opened_benchmark
+from deixis.training.sources import MEVIS, Selecting, epoch_order, opened_benchmark
 from deixis.training.tower_model import TowerConfig, start_from_scratch, tower_at
 from deixis.training.validation import validate_generated
 from deixis.types import Batch, DeixisError, Expression

@@ -6,7 +6,7 @@ of a frame, h w cells of a quarter; flow is (dx, dy).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,8 @@ from deixis.training.clips import collate
 from deixis.training.flow import FlowCache, find_estimator
 from deixis.training.flow_clips import FlowBatch, PretrainData, PretrainLoss, collate_flow, flow_clip, special_tokens
 from deixis.training.flow_validation import validate_flow, validate_masks
-from deixis.training.held_out import Selecting, held_out_of, judged_by, with_split
 from deixis.training.optimizer import parameter_groups
+from deixis.training.recipes.held_out import held_out_of, judged_by, with_split
 from deixis.training.run import Run, TrainConfig
 from deixis.training.small_films import (
     SmallFilms,
@@ -39,7 +39,7 @@ from deixis.training.small_films import (
     small_film,
     small_flow_clip,
 )
-from deixis.training.sources import ClipSource, SocData, list_clips, sample_clip
+from deixis.training.sources import ClipSource, Selecting, SocData, list_clips, sample_clip
 from deixis.types import Batch, DeixisError
 from deixis.weights import misfits, read_header, system_at
 from deixis.weights_import import load_kinetics, load_roberta
@@ -123,6 +123,7 @@ def start_pretraining(config: SlvpConfig, data: Mapping[str, Path]) -> nn.Module
 
 VISOR = ClipSource(data="visor", benchmark="visor", split="train", how="windows")
 SOURCES = (sources_module.REF_YOUTUBE_VOS, VISOR)
+PSEUDO = sources_module.PSEUDO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +137,20 @@ class TransferData(Selecting):
     loss: MaskLossConfig = field(default_factory=MaskLossConfig)
 
 
-def transfer(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, model: SlvpConfig) -> Run:
-    """Train for masks. data: ``ref-youtube-vos`` and/or ``visor`` (the folder that `deixis data build visor` made);
+STILLS_DATA = TransferData(epochs=12)  # RefCOCO, RefCOCO+, RefCOCOg set in motion, before the videos (optional)
+
+
+def transfer(
+    data: Mapping[str, Path],
+    *,
+    overrides: Mapping[str, str],
+    name: str,
+    model: SlvpConfig,
+    known: Sequence[ClipSource] = SOURCES,
+    data_of: TransferData = TransferData(),
+) -> Run:
+    """Train for masks. data: ``ref-youtube-vos`` and/or ``visor`` (the folder that `deixis data build visor` made), or
+    ``refcoco`` for the stage before them;
     ``start``, a pre-trained checkpoint, whose config is then taken; without it, ``kinetics`` and ``roberta`` as in
     pre-training. Ref-DAVIS17 is evaluated with the model of Ref-YouTube-VOS, never trained on.
     """
@@ -145,11 +158,11 @@ def transfer(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: st
         raise DeixisError(
             "Ref-DAVIS17 is not trained on; train on ref-youtube-vos, then: deixis predict ref-davis17 FOLDER ..."
         )
-    sources = [source for source in SOURCES if source.data in data]
+    sources = [source for source in known if source.data in data]
     if not sources:
-        known = " or ".join(f"--data {source.data}=FOLDER" for source in SOURCES)
-        raise DeixisError(f"the recipe {name} needs {known}; docs/benchmarks.md tells their layouts")
-    asked = apply_overrides({k: v for k, v in overrides.items() if k.startswith("data.")}, data=TransferData())["data"]
+        wanted = " or ".join(dict.fromkeys(f"--data {source.data}=FOLDER" for source in known))
+        raise DeixisError(f"the recipe {name} needs {wanted}; docs/benchmarks.md tells their layouts")
+    asked = apply_overrides({k: v for k, v in overrides.items() if k.startswith("data.")}, data=data_of)["data"]
     held = held_out_of(sources, data, asked)
     places = tuple((source, str(data[source.data])) for source in with_split(sources, asked))
     clips = sum(len(list_clips(source, place, asked.frames)) for source, place in places)
@@ -158,7 +171,7 @@ def transfer(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: st
         clip_norm=1.0, workers=4, find_unused_parameters=True,
         validate_every=0 if held is None else max(1, clips // 8),
     )  # fmt: skip
-    configs = apply_overrides(overrides, model=config_of_start(data, model), train=train, data=TransferData())
+    configs = apply_overrides(overrides, model=config_of_start(data, model), train=train, data=data_of)
     made, config = configs["data"], configs["model"]
     scales = {"vision.": made.encoders} | ({} if config.text.frozen else {"text.encoder.": made.encoders})
     return Run(
@@ -302,6 +315,7 @@ def build_small_slvp(config: SlvpConfig, films: SmallFilms, data: Mapping[str, P
 SLVP_RECIPES: dict[str, Any] = {
     "slvp_pretrain": partial(pretrain, name="slvp_pretrain", model=SlvpConfig(head="flow")),
     "slvp_pretrain_world": partial(pretrain_world, name="slvp_pretrain_world", model=replace(SMALL_SLVP, head="flow")),
+    "slvp_refcoco": partial(transfer, name="slvp_refcoco", model=SlvpConfig(), known=PSEUDO, data_of=STILLS_DATA),
     "slvp_transfer": partial(transfer, name="slvp_transfer", model=SlvpConfig()),
     "slvp_world": partial(transfer_world, name="slvp_world", model=SMALL_SLVP),
 }

@@ -19,14 +19,14 @@ from deixis.encoders.conv_clip import CONV_CLIP_STRIDES, ConvClipConfig
 from deixis.encoders.frozen import CLIP_MEAN, CLIP_STD, fill_towers, tower_facts
 from deixis.encoders.roberta import TextConfig
 from deixis.encoders.tokenizers import word_tokenizer
-from deixis.encoders.video_swin import VideoSwinConfig
+from deixis.encoders.video_swin import VideoSwinConfig, video_swin_b
 from deixis.losses.set_loss import SetLossConfig, set_loss
 from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
 from deixis.training.clips import collate
 from deixis.training.generated import WorldData, first_sentences, world_clip
-from deixis.training.held_out import held_out_of, judged_by, with_split
 from deixis.training.optimizer import parameter_groups
+from deixis.training.recipes.held_out import held_out_of, judged_by, with_split
 from deixis.training.run import Run, TrainConfig
 from deixis.training.sources import (
     A2D,
@@ -207,13 +207,17 @@ def build_small_soc(config: Config, films: WorldData) -> nn.Module:
     return model
 
 
-_PUBLISHED: tuple[tuple[str, Schedule, tuple[ClipSource, ...], Config], ...] = (
+SOC_PUBLISHED: tuple[tuple[str, Schedule, tuple[ClipSource, ...], Config], ...] = (
     ("soc_a2d", A2D_SCRATCH, (A2D,), SocConfig(**A2D_SIZE)),
     ("soc_a2d_finetune", A2D_FINETUNE, (A2D,), SocConfig(**A2D_SIZE)),
     ("soc_ref_youtube_vos", YTVOS_SCRATCH, (REF_YOUTUBE_VOS,), SocConfig()),
     ("soc_ref_youtube_vos_finetune", YTVOS_FINETUNE, (REF_YOUTUBE_VOS,), SocConfig()),
     ("soc_refcoco", STILLS_PRETRAIN, STILLS, SocConfig()),
     ("soc_joint", JOINT, (REF_YOUTUBE_VOS, *PSEUDO), SocConfig()),
+    ("soc_b_a2d_finetune", A2D_FINETUNE, (A2D,), SocConfig(vision=video_swin_b(), **A2D_SIZE)),
+    ("soc_b_ref_youtube_vos_finetune", YTVOS_FINETUNE, (REF_YOUTUBE_VOS,), SocConfig(vision=video_swin_b())),
+    ("soc_b_refcoco", STILLS_PRETRAIN, STILLS, SocConfig(vision=video_swin_b())),
+    ("soc_b_joint", JOINT, (REF_YOUTUBE_VOS, *PSEUDO), SocConfig(vision=video_swin_b())),
     ("soc_plus_plus_a2d", PLUS_A2D, (A2D,), SocPlusPlusConfig(**A2D_SIZE)),
     ("soc_plus_plus_ref_youtube_vos", PLUS_YTVOS, (REF_YOUTUBE_VOS,), SocPlusPlusConfig()),
     ("soc_plus_plus_mevis", PLUS_MEVIS, (MEVIS,), SocPlusPlusConfig()),
@@ -225,5 +229,5 @@ SOC_RECIPES: dict[str, Any] = {
     ),
 } | {
     name: partial(published_soc, name=name, plan=plan, sources=sources, model=model)
-    for name, plan, sources, model in _PUBLISHED
+    for name, plan, sources, model in SOC_PUBLISHED
 }

@@ -24,13 +24,23 @@ from deixis.encoders.clip_vit import ClipVitConfig
 from deixis.encoders.frozen import fill_towers
 from deixis.encoders.tokenizers import word_tokenizer
 from deixis.losses.dense_loss import DenseLossConfig, dense_loss
-from deixis.systems.vlp_rvos import VlpRvos, VlpRvosConfig, check_vlp_rvos, clip_l_config, vlmo_b_config
+from deixis.systems.vlp_rvos import VlpRvos, VlpRvosConfig, check_vlp_rvos, clip_l_config, vlmo_b_config, vlmo_l_config
 from deixis.training.clips import collate
 from deixis.training.generated import WorldData, first_sentences, world_clip
-from deixis.training.held_out import Selecting, held_out_of, judged_by, with_split
 from deixis.training.optimizer import parameter_groups
+from deixis.training.recipes.held_out import held_out_of, judged_by, with_split
 from deixis.training.run import Run, TrainConfig
-from deixis.training.sources import A2D, MEVIS, REF_YOUTUBE_VOS, STILLS, ClipSource, SocData, list_clips, sample_clip
+from deixis.training.sources import (
+    A2D,
+    MEVIS,
+    REF_YOUTUBE_VOS,
+    STILLS,
+    ClipSource,
+    Selecting,
+    SocData,
+    list_clips,
+    sample_clip,
+)
 from deixis.training.tower_model import tower_at
 from deixis.training.validation import export_world, validate_generated
 from deixis.types import Batch, DeixisError, Expression, FeatureMaps
@@ -257,7 +267,7 @@ def ask_in_windows(model: Any, batch: Batch, expressions: Sequence[Expression]) 
 
 def _published() -> dict[str, Any]:
     """Every plan for every tower; a model scored as A2D is always has the score 1, as published."""
-    towers = {"": VlpRvosConfig(), "clip_l_": clip_l_config(), "vlmo_b_": vlmo_b_config()}
+    towers = {"": VlpRvosConfig(), "clip_l_": clip_l_config(), "vlmo_b_": vlmo_b_config(), "vlmo_l_": vlmo_l_config()}
     made = {}
     for tower, model in towers.items():
         for stage, plan in STAGES.items():

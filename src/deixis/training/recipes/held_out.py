@@ -24,21 +24,12 @@ from deixis.metrics.evaluate import score_opened
 from deixis.predict import film_of, predict
 from deixis.training.calibration import Told, calibrated
 from deixis.training.run import export_model
+from deixis.training.sources import Selecting
 from deixis.types import DeixisError, Expression
 from deixis.weights import save
 
 MAIN = {"expressions": "J&F", "davis": "J&F", "answers": "mAP"}  # the measure that picks the best, by protocol
 WITHOUT = {"train_without_holdout": "holdout"}  # what is held out of a split, where it says so
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selecting:
-    """What a published recipe trains on, and what it is judged by while it does. All our choice."""
-
-    split: str = ""  # to train on; empty: the published one
-    validate: str = ""  # split to validate on; empty: what ``split`` holds out, if it does
-    validate_samples: int = 40  # of that split, the first by the hash of their video
-    calibrate: bool = False  # whether presence is calibrated on that split at the end
 
 
 @dataclass(frozen=True, kw_only=True)
