@@ -221,7 +221,7 @@ def test_the_exported_model_and_the_validated_one_have_the_averaged_weights(tmp_
 
 def test_training_makes_the_loss_smaller_also_in_bf16(tmp_path):
     for precision in ("fp32", "bf16"):
-        run = toy(config=ToyConfig(dropout=0), steps=60, accumulate=1, batch=16, precision=precision, log_every=1)
+        run = toy(config=ToyConfig(dropout=0), steps=60, global_batch=16, batch=16, precision=precision, log_every=1)
         train(run, tmp_path / precision, device="cpu")
         totals = [line["total"] for line in read_metrics(tmp_path / precision / "metrics.jsonl")]
         assert sum(totals[-5:]) < 0.5 * sum(totals[:5])
