@@ -227,7 +227,7 @@ def test_bytes_that_the_system_cannot_read_are_refused(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nonesuch", "unknown model 'nonesuch'; expected light or a .safetensors file; `deixis models` lists all names"),
+        ("nonesuch", "unknown model 'nonesuch'; expected light or a .safetensors file; `deixis models` lists"),
         ("folder/nonesuch.safetensors", "no such checkpoint file: folder/nonesuch.safetensors"),
         ("nonesuch.pt", "no such checkpoint file"),
     ],

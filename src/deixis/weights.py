@@ -140,7 +140,7 @@ def _no_weights(name: str) -> str:
     """What to say of a name that no weights lie here for."""
     if name in systems.PRESETS or name in systems.SYSTEMS:
         system = next((s for s in sorted(systems.SYSTEMS, key=len, reverse=True) if name.startswith(s)), name)
-        ways = f"train them with `deixis train RECIPE -o OUT` (docs/systems/index.md), and give --model OUT/{MODEL_FILE}"
+        ways = f"train them with `deixis train RECIPE -o OUT` (docs/systems), and give --model OUT/{MODEL_FILE}"
         if system in IMPORTED:
             file = f"{name}.safetensors"
             ways = (
