@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 from helpers.films import moving, write_folder
+from safetensors import SafetensorError
+from typer.testing import CliRunner
 
+from deixis.cli import app
 from deixis.out_folder import INSIDE, JOURNAL, Output, lock
 from deixis.types import DeixisError
 
@@ -240,6 +243,30 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from deixis.out_folder import lock; lock(Path({str(tmp_path)!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(SOURCE)})
     assert lock(tmp_path) is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+    ],
+)
+def test_a_disk_that_refuses_a_training_run_is_one_line_and_the_checkpoint_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, kept: bool
+) -> None:
+    if kept:
+        (tmp_path / "last.safetensors").touch()
+
+    def train(*arguments: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr("deixis.training.loop.train", train)
+    done = CliRunner().invoke(app, ["train", "soc_world", "-o", str(tmp_path)])
+    assert done.exit_code == 2, done.exception
+    assert done.stderr.startswith(f"deixis: cannot write to {tmp_path} (")
+    assert ("go on from it with --resume" in done.stderr) == kept
 
 
 # --- real mounts ------------------------------------------------------------------------------------------------------

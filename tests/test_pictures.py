@@ -357,3 +357,14 @@ def test_the_folder_of_the_frames_is_no_place_for_results(tmp_path: Path, run) -
 
 def test_the_version_is_told() -> None:
     assert re.fullmatch(r"deixis \d+\.\d+\.\d+\S*\n", CliRunner().invoke(app, ["--version"]).stdout)
+
+
+def test_a_name_that_begins_with_a_dash_is_told_for_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run
+) -> None:
+    write_film(tmp_path / "plain.mp4", moving(3)).rename(tmp_path / "-film.mp4")
+    monkeypatch.chdir(tmp_path)
+    done = run("-film.mp4", "red", "-o", "out")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == "deixis: -film.mp4 is taken for an option, since it begins with a dash; write ./-film.mp4\n"
+    assert run("./-film.mp4", "red", "-o", "out", "-q").exit_code == 0

@@ -16,6 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+try:
+    from typer._click.exceptions import UsageError  # newer ones bring their own
+except ImportError:
+    from click.exceptions import UsageError
+
 from deixis import __version__
 from deixis.progress import Screen, counting_bar, frames_bar, training_bar
 
@@ -28,8 +33,16 @@ class OneLineErrors(TyperGroup):
     """What a user caused ends in one line on stderr and exit status 2; Ctrl-C in status 130."""
 
     def invoke(self, ctx: Any) -> Any:
+        words = [*ctx._protected_args, *ctx.args]
         try:
             return super().invoke(ctx)
+        except UsageError as error:
+            dashed = next((word for word in words if word.startswith("-") and Path(word).exists()), None)
+            if dashed is None:
+                raise
+            line = f"{dashed} is taken for an option, since it begins with a dash; write ./{dashed}"
+            typer.echo(f"deixis: {line}", err=True)
+            raise typer.Exit(2) from error
         except ValueError as error:
             types = sys.modules.get("deixis.types")  # unless a command has imported it, the error cannot be ours
             if types is None or not isinstance(error, types.DeixisError):
@@ -360,7 +373,7 @@ def train(
 
     places = {name: Path(place) for name, place in _pairs(data, "--data NAME=PATH").items()}
     run = find_recipe(recipe)(places, overrides=_pairs(settings, "--set FIELD=VALUE"))
-    with training_bar(run.train.steps) as report:  # under torchrun the first process alone reports
+    with training_bar(run.train.steps) as report, _told_of_the_disk(out):  # under torchrun the first process reports
         outcome = train_run(run, out, device=device, resume=resume, report=report)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"{outcome.stopped} at step {outcome.step} of {run.train.steps}; the model: {outcome.model}")
@@ -368,6 +381,24 @@ def train(
             typer.echo(f"{name.replace('_', ' ')}: {number:g}")
     if outcome.stopped.startswith("SIG"):
         raise typer.Exit(128 + getattr(signal, outcome.stopped))
+
+
+@contextmanager
+def _told_of_the_disk(out: Path) -> Iterator[None]:
+    """What a disk refuses while a run is written, as one line; what stands in OUT is whole."""
+    from safetensors import SafetensorError
+
+    from deixis.out_folder import disk_refuses
+    from deixis.types import DeixisError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if not disk_refuses(error):
+            raise
+        there = (out / "last.safetensors").is_file()
+        kept = "the last checkpoint is whole, go on from it with --resume" if there else "nothing was written"
+        raise DeixisError(f"cannot write to {out} ({getattr(error, 'strerror', None) or error}); {kept}") from error
 
 
 def _pairs(items: list[str] | None, form: str) -> dict[str, str]:

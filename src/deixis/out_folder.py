@@ -16,6 +16,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -254,6 +255,13 @@ class Output(AbstractContextManager["Output"]):
     def paths(self) -> list[Path]:
         """Where the finished items lie in OUT."""
         return [self.out / name for name in self.finished]
+
+
+def disk_refuses(error: Exception) -> bool:
+    """Whether an error says that a disk is full, gone or read-only; also in the words of safetensors."""
+    number = getattr(error, "errno", None)
+    said = re.search(r"os error (\d+)", str(error))
+    return (int(said[1]) if number is None and said else number) in NO_ROOM | GONE
 
 
 def of_disk(error: Exception, scratch: Path) -> bool | None:

@@ -205,7 +205,7 @@ def remarks(sentence: str, *, language: str | None = "English", several: bool = 
 def names_several(phrase: str) -> bool:
     """Whether a phrase names more than one object, by its number words and the noun before its first preposition."""
     words = re.findall(r"[a-z0-9'’\-]+", phrase.casefold())
-    head = []
+    head: list[str] = []
     for word in words:
         if word in _STOPS and head:
             break

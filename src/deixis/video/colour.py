@@ -198,7 +198,7 @@ class Turn:
 
 def turn_of(frame: av.VideoFrame) -> Turn:
     """How a frame's display matrix lays it; without one, as it is."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     return Turn() if data is None else turn_by(struct.unpack("=9i", bytes(data)))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from deixis import weights
 from deixis.inference import remarks_on, segment
 from deixis.types import DeixisError, MaskTrack, Rle, RleMasks
-from deixis.video import Film
+from deixis.video import PICTURES, Film
 from deixis.web.jobs import FOLDERS, Task
 from deixis.web.timeline import row, timeline
 from deixis.weights import describe
@@ -172,6 +172,8 @@ def check_container(path: Path) -> str | None:
     import av
     from av.error import FFmpegError
 
+    if path.suffix.lower() in PICTURES:
+        return None  # FFmpeg does not open it
     options = {"format_whitelist": SELF_CONTAINED, "protocol_whitelist": "file"}
     try:
         with av.open(str(path), options=options) as container:
