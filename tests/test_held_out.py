@@ -17,7 +17,9 @@ from deixis.predict import predict
 from deixis.systems.soc import SocConfig
 from deixis.training import sources
 from deixis.training.calibration import Told, fitted
+from deixis.training.generated import generated_video
 from deixis.training.loop import train
+from deixis.training.measure import answers
 from deixis.training.recipes import find_recipe
 from deixis.training.recipes.held_out import HeldOut, told_by_benchmark, validate
 from deixis.types import DeixisError
@@ -133,3 +135,21 @@ def test_else_the_checkpoint_states_that_it_always_answers(rows: list[Told]) -> 
     config = fitted(SocConfig(presence_threshold=0.4), "films", rows)
     assert config.presence_threshold is None
     assert config.presence_from.startswith("always answers: ")
+
+
+@pytest.mark.parametrize("name", ["soc_world", "vlp_rvos_world"])
+def test_validation_on_generated_films_gives_the_figures_of_segment(name: str) -> None:
+    """It calls the network without a detour over files; its masks, and so its scores, are those of ``segment``."""
+    run = find_recipe(name)(
+        {}, overrides={"data.held_out_films": "4", "data.films": "4", "data.calibration_films": "0"}
+    )
+    torch.manual_seed(1)
+    model = run.system().eval()
+    assert run.validate is not None
+    with torch.inference_mode():
+        scores = run.validate(model)
+    data = run.samples.args[0]  # type: ignore[attr-defined]
+    rows = list(answers(model, (generated_video(data, "valid_u", i) for i in range(4)), precision="fp32", device="cpu"))
+    assert rows
+    assert scores["right"] == pytest.approx(sum(row.right for row in rows) / len(rows), abs=1e-9)
+    assert scores["overlap"] == pytest.approx(sum(row.overlap for row in rows) / len(rows), abs=1e-4)
