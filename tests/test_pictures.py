@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -98,6 +99,21 @@ def test_a_camera_file_with_a_second_picture_for_depth_is_one_frame(tmp_path: Pa
     first, second = images(2)
     first.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[second])
     assert len(list(Film(tmp_path / "phone.jpg").frames())) == 1
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.tif", "a.avif", "a.jpg", "a.bmp"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+def test_a_picture_that_is_cut_off_is_one_line_or_what_decodes(tmp_path: Path, name: str, share: float) -> None:
+    if name.endswith("avif") and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    first, *others = images()
+    moves = {"save_all": True, "append_images": others} if name[2:] in ("webp", "png", "tif", "avif") else {}
+    first.save(tmp_path / name, **moves)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: int(len(data) * share)])
+    with contextlib.suppress(DeixisError):
+        film = Film(tmp_path / name)
+        assert 1 <= len([f.pixels() for f in film.frames()]) <= 6
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,10 @@ BESIDE = re.compile(  # what tools append to a frame's name for what belongs to 
 SUBSAMPLED = 254  # TIFF's tag NewSubfileType, whose lowest bit marks a smaller copy
 LOOKED_AT = 5  # pictures of a folder from which the range of deep values is taken (our choice)
 DEPTHS = (8, 10, 12, 14, 16)  # bits a value that cameras and scanners use
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, cv2.error, MemoryError)  # what decoders raise
+UNREADABLE = (  # what decoders raise for files that are damaged
+    OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, AttributeError, ArithmeticError, struct.error,
+    cv2.error, MemoryError,
+)  # fmt: skip
 FORMAT_HINT = "HEIC pictures are read where `pip install pillow-heif` is done"
 
 
@@ -135,14 +139,16 @@ class Pictures:
 
     def _find_pages(self) -> None:
         """The frames of one file that moves, and their times."""
+        pages: list[int] = []
+        durations: list[float] = []
         try:
             with opened(self.path) as picture:
-                count = getattr(picture, "n_frames", 1)
-                if picture.format not in MOVING or count < 2:
+                if picture.format not in MOVING:
                     return
-                check_pixels(picture.width * picture.height, self.max_pixels, self.path)
-                pages, durations, size = [], [], picture.size
-                for page in range(count):
+                count, size = getattr(picture, "n_frames", 1), picture.size
+                if count > 1:
+                    check_pixels(picture.width * picture.height, self.max_pixels, self.path)
+                for page in range(count if count > 1 else 0):
                     picture.seek(page)
                     if page == 0 and picture.info.get("default_image"):
                         continue  # of an animated PNG: what programs show that know of no animation
@@ -157,7 +163,8 @@ class Pictures:
             if isinstance(error, DeixisError):
                 raise
             log.debug("%s: pages: %s", self.path, error)
-            return
+            if pages:
+                self.warn(f"the file is cut off or damaged after page {pages[-1]}; the rest is left out")
         if len(pages) < 2:
             return
         self.pages = pages
@@ -286,7 +293,7 @@ class Reader(AbstractContextManager["Reader"]):
         try:
             self.image.seek(page)
             return values_of(self.image)
-        except (OSError, ValueError, SyntaxError):  # colours of 16 bits, which Pillow does not know
+        except UNREADABLE:  # colours of 16 bits, which Pillow does not know
             flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
             done, found = cv2.imreadmulti(str(self.path), start=page, count=1, flags=flags)
             if not done or not len(found):
@@ -352,7 +359,7 @@ def header(file: Path) -> tuple[Size | None, int, bool]:
             return (picture.height, picture.width), pages, picture.format in ("JPEG", "WEBP", "BMP")
     except DeixisError:
         raise
-    except (OSError, ValueError, SyntaxError):
+    except UNREADABLE:
         return None, 1, True
 
 
