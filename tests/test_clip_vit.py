@@ -66,11 +66,11 @@ def test_pictures_are_seen_exactly_as_transformers_sees_them(
 ) -> None:
     model, pictures = published[1], torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     theirs = model.vision_model(pixel_values=pictures, interpolate_pos_encoding=True, output_hidden_states=True)
-    first, last = tower.see(pictures, taps=(0, -1))
+    first, last = tower.encode_image(pictures, taps=(0, -1))
     close(last, theirs.last_hidden_state)
     close(first, theirs.hidden_states[1])
     joint = model.visual_projection(theirs.pooler_output)
-    close(tower.pictures_in_joint(last[:, 0]), joint)
+    close(tower.project_image(last[:, 0]), joint)
 
 
 @torch.no_grad()
@@ -81,12 +81,12 @@ def test_texts_are_heard_exactly_as_transformers_hears_them(
     tokens = CLIPTokenizer.from_pretrained(folder)(TEXTS, padding=True, truncation=True, max_length=24,
                                                    return_tensors="pt")  # fmt: skip
     theirs = model.text_model(**tokens)
-    heard = tower.hear(TEXTS)
+    heard = tower.encode_text(TEXTS)
     assert torch.equal(heard.padding, tokens["attention_mask"] == 0)
     there = ~heard.padding
     close(heard.words[there], theirs.last_hidden_state[there])
     close(heard.sentence, theirs.pooler_output)
-    close(tower.texts_in_joint(heard.sentence), model.text_projection(theirs.pooler_output))
+    close(tower.project_text(heard.sentence), model.text_projection(theirs.pooler_output))
 
 
 def test_tokens_are_those_of_the_published_vocabulary(published: Any, tower: ClipVit) -> None:
@@ -101,21 +101,21 @@ def test_tokens_are_those_of_the_published_vocabulary(published: Any, tower: Cli
 @torch.no_grad()
 def test_prompts_are_heard_by_the_words_but_not_returned_and_take_room(tower: ClipVit) -> None:
     prompts = torch.randn(5, 24, generator=torch.Generator().manual_seed(2))
-    plain, prompted = tower.hear(TEXTS), tower.hear(TEXTS, prompts)
+    plain, prompted = tower.encode_text(TEXTS), tower.encode_text(TEXTS, prompts)
     assert plain.words.shape == (3, 20, 24)
     assert prompted.words.shape == (3, 19, 24)  # 24 positions, 5 of them prompts; the longest text was cut
     close(prompted.words[:, 0], plain.words[:, 0])  # the start stands before the prompts
     assert not torch.allclose(prompted.sentence, plain.sentence)
-    each = tower.hear(TEXTS, torch.stack([prompts, prompts, -prompts]))
+    each = tower.encode_text(TEXTS, torch.stack([prompts, prompts, -prompts]))
     close(each.sentence[:2], prompted.sentence[:2])
     assert not torch.allclose(each.sentence[2], prompted.sentence[2])
 
 
 @torch.no_grad()
 def test_a_text_is_heard_alike_alone_and_beside_a_longer_one(tower: ClipVit) -> None:
-    together = tower.hear(TEXTS)
+    together = tower.encode_text(TEXTS)
     for i, text in enumerate(TEXTS):
-        close(tower.hear([text]).sentence[0], together.sentence[i], 1e-5)
+        close(tower.encode_text([text]).sentence[0], together.sentence[i], 1e-5)
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def test_a_layer_taken_apart_is_the_layer_itself(published: Any, tower: ClipVit)
 
 def test_gradients_go_through_the_frozen_towers_to_what_is_put_in(tower: ClipVit) -> None:
     prompts = torch.randn(2, 24, requires_grad=True)
-    tower.hear(TEXTS, prompts).sentence.sum().backward()
+    tower.encode_text(TEXTS, prompts).sentence.sum().backward()
     assert prompts.grad is not None
     assert prompts.grad.abs().sum() > 0
     extra = torch.randn(1, 3, 32, requires_grad=True)
@@ -161,7 +161,7 @@ def test_an_older_pytorch_file_with_its_constants_is_read_too(
     for place in (tmp_path, tmp_path / "pytorch_model.bin"):
         again = ClipVit(replace(config, place=str(place)))
         again.fill()
-        assert torch.equal(again.hear(TEXTS).sentence, tower.hear(TEXTS).sentence)
+        assert torch.equal(again.encode_text(TEXTS).sentence, tower.encode_text(TEXTS).sentence)
         assert torch.equal(again.fingerprint, tower.fingerprint)
 
 
@@ -198,7 +198,7 @@ def test_a_small_tower_saved_by_us_comes_back_with_its_words(tmp_path: Path) -> 
     save_tower(made, tmp_path / "tower.safetensors")
     again = ClipVit(replace(SMALL, place=str(tmp_path / "tower.safetensors")))
     again.fill()
-    assert torch.equal(again.hear(TEXTS).sentence, made.hear(TEXTS).sentence)
+    assert torch.equal(again.encode_text(TEXTS).sentence, made.encode_text(TEXTS).sentence)
     with pytest.raises(DeixisError, match="with heads 4, expected 2"):
         ClipVit(replace(SMALL, heads=2, place=str(tmp_path / "tower.safetensors"))).fill()
 
@@ -237,7 +237,7 @@ def test_a_tower_by_its_hub_id_is_read_from_the_hubs_cache(
 
 
 def test_an_open_layer_is_causal_only_when_asked(tower: ClipVit) -> None:
-    layer = OpenLayer(tower.whole.text_model.encoder.layers[0])
+    layer = OpenLayer(tower.module.text_model.encoder.layers[0])
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(1, 5, 24, generator=draw)
     for place in range(5):

@@ -97,10 +97,10 @@ def close(found: Tensor, name: str) -> None:
 def test_towers_give_open_clips_numbers_level_by_level(kind: str, form: str, tmp_path: Path) -> None:
     tower = loaded(tmp_path, kind, form)
     image = torch.from_numpy(np.random.RandomState(7).standard_normal((2, 3, 64, 96)).astype(np.float32))
-    for i, level in enumerate(tower.see(image[None])):
+    for i, level in enumerate(tower.encode_image(image[None])):
         close(level[0], f"{kind}.level{i}")
     close(tower.picture(image), f"{kind}.image")
-    text = tower.listen(SENTENCES[:4])
+    text = tower.encode_text(SENTENCES[:4])
     close(text.sentence, f"{kind}.sentence")
     heard = torch.from_numpy(STORED[f"{kind}.words"])[:, : text.words.shape[1]]
     difference = (text.words - heard).abs().masked_fill(text.padding[..., None], 0)
@@ -185,7 +185,7 @@ def test_live_open_clip_gives_the_same_levels() -> None:
     tower.body = body
     image = torch.randn(1, 3, 64, 96)
     x = theirs.visual.trunk.stem(image)
-    for stage, level in zip(theirs.visual.trunk.stages, tower.see(image[None]), strict=True):
+    for stage, level in zip(theirs.visual.trunk.stages, tower.encode_image(image[None]), strict=True):
         x = stage(x)
         assert float((level[0] - x).abs().max()) <= 1e-5 * float(x.abs().max())
     assert torch.allclose(tower.picture(image), theirs.encode_image(image), atol=1e-5)
@@ -213,13 +213,13 @@ def test_a_folder_in_the_hubs_form_gives_the_same_tokens(tmp_path: Path) -> None
 def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:
     config = replace(sizes("linear", write_files(tmp_path, "linear", ".safetensors")), vocabulary=700)
     with pytest.raises(DeixisError, match="714 entries, but the ears 700"):
-        ConvClip(replace(config, place="")).listen(["dog"])
+        ConvClip(replace(config, place="")).encode_text(["dog"])
 
 
 @torch.no_grad()
 def test_a_longer_neighbour_does_not_change_what_is_heard() -> None:
     tower = small_tower()
-    alone, together = tower.listen(["dog"]), tower.listen(["dog", "the cat on the left"])
+    alone, together = tower.encode_text(["dog"]), tower.encode_text(["dog", "the cat on the left"])
     assert torch.allclose(together.words[0, : alone.words.shape[1]], alone.words[0], atol=1e-6)
     assert torch.allclose(together.sentence[0], alone.sentence[0], atol=1e-6)
     assert together.padding[0].sum() == together.words.shape[1] - alone.words.shape[1]
@@ -234,7 +234,7 @@ def test_frozen_means_no_gradient_no_optimiser_and_evaluation_mode() -> None:
     system = torch.nn.ModuleDict({"tower": small_tower(), "head": torch.nn.Linear(64, 1)}).train()
     tower: Any = system["tower"]
     assert not any(part.training for part in tower.modules())
-    levels, text = tower.see(torch.randn(1, 1, 3, 64, 64)), tower.listen(["dog"])
+    levels, text = tower.encode_image(torch.randn(1, 1, 3, 64, 64)), tower.encode_text(["dog"])
     assert not any(x.requires_grad for x in (*levels, text.words, tower.picture(torch.randn(1, 3, 64, 64))))
     trained = {id(p) for group in parameter_groups(system) for p in group["params"]}
     assert trained == {id(p) for p in system["head"].parameters()}
@@ -246,7 +246,7 @@ def test_a_named_tower_is_not_saved_and_comes_back_from_its_place(tmp_path: Path
     again = ConvClip(tower.config)
     again.load_state_dict(tower.state_dict())
     fill_towers(again)
-    assert torch.equal(again.listen(["dog"]).sentence, tower.listen(["dog"]).sentence)
+    assert torch.equal(again.encode_text(["dog"]).sentence, tower.encode_text(["dog"]).sentence)
 
 
 def test_a_small_tower_trained_by_us_is_a_place_too_with_its_words(tmp_path: Path) -> None:
@@ -255,16 +255,16 @@ def test_a_small_tower_trained_by_us_is_a_place_too_with_its_words(tmp_path: Pat
     save_tower(tower, tmp_path / "tower.safetensors")
     again = ConvClip(replace(tower.config, place=str(tmp_path / "tower.safetensors")))
     again.fill()
-    assert again.listen(["the red dog"]).words.shape[1] == 5
-    assert torch.equal(again.listen(["the red dog"]).words, tower.listen(["the red dog"]).words)
+    assert again.encode_text(["the red dog"]).words.shape[1] == 5
+    assert torch.equal(again.encode_text(["the red dog"]).words, tower.encode_text(["the red dog"]).words)
 
 
 def test_a_body_that_is_set_to_train_gets_gradients_from_pictures_and_texts() -> None:
     tower = small_tower()
-    tower.whole.requires_grad_(True)
-    loss = tower.picture(torch.randn(2, 3, 32, 32)) @ tower.listen(["dog", "cat"]).sentence.t()
-    (loss * tower.whole.logit_scale.exp()).sum().backward()
-    assert [n for n, p in tower.whole.named_parameters() if p.grad is None] == []
+    tower.module.requires_grad_(True)
+    loss = tower.picture(torch.randn(2, 3, 32, 32)) @ tower.encode_text(["dog", "cat"]).sentence.t()
+    (loss * tower.module.logit_scale.exp()).sum().backward()
+    assert [n for n, p in tower.module.named_parameters() if p.grad is None] == []
 
 
 def test_the_spelling_tokenizer_needs_no_vocabulary() -> None:

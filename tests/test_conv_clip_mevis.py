@@ -91,7 +91,7 @@ def test_what_lies_in_the_padding_is_not_heard() -> None:
     noisy = [level.clone() for level in maps.levels]
     for level, stride in zip(noisy, maps.strides, strict=True):
         level[1, :, :, 32 // stride :] += 1.0
-    text = model.listen([Expression("dog"), Expression("cat")])
+    text = model.encode_text([Expression("dog"), Expression("cat")])
     scenes = [ClipTokens(maps), ClipTokens(replace(maps, levels=tuple(noisy)))]
     fused, fused_noisy = (model.fuse_part(scene, text) for scene in scenes)
     close(fused_noisy[1].words, fused[1].words)
@@ -649,7 +649,7 @@ def test_from_the_small_recipe_to_a_model_that_segments(tmp_path: Path) -> None:
 def test_the_small_recipe_takes_a_tower_file_and_leaves_it_out_of_its_model(towers: Path, tmp_path: Path) -> None:
     run = find_recipe("conv_clip_mevis_world")({"tower": towers / "conv.safetensors"}, overrides=TINY)
     model: Any = run.system().train()
-    assert model.tower.listen(["the red square"]).words.shape[1] == 5  # the tower's own tokenizer: a token a word
+    assert model.tower.encode_text(["the red square"]).words.shape[1] == 5  # the tower's own tokenizer: a token a word
     sum(run.losses(model, run.collate([run.samples(0), run.samples(1)])).values()).backward()
     assert all(p.grad is None for p in model.tower.parameters())
     run.export(model.eval(), tmp_path / "model.safetensors")

@@ -45,7 +45,7 @@ class Eye(FrozenTower):
         return read_own(path, "Eye", self.config) or TowerWeights(read_tensors(path))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.whole(x)
+        return self.module(x)
 
 
 class System(nn.Module):

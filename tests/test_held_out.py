@@ -16,12 +16,12 @@ from deixis.metrics.evaluate import score_benchmark
 from deixis.predict import predict
 from deixis.systems.soc import SocConfig
 from deixis.training import sources
-from deixis.training.calibration import Told, fitted
+from deixis.training.calibration import PresenceSample, fitted
 from deixis.training.generated import generated_video
 from deixis.training.loop import train
 from deixis.training.measure import answers
 from deixis.training.recipes import find_recipe
-from deixis.training.recipes.held_out import HeldOut, told_by_benchmark, validate
+from deixis.training.recipes.held_out import HeldOut, samples_of_benchmark, validate
 from deixis.types import DeixisError
 
 SPLIT = {"data.split": "train_without_holdout"}
@@ -105,18 +105,18 @@ def test_validation_is_a_fixed_part_of_the_split(place: Path) -> None:
     scores = validate(held, small())
     assert next(iter(scores)) == "J&F"
     assert 0 <= scores["J&F"] <= 1
-    told = told_by_benchmark(held, small())
+    told = samples_of_benchmark(held, small())
     assert sum(t.there for t in told) == 3
 
 
 # --- presence --------------------------------------------------------------------------------------------------------
 
 
-def told(apart: float, count: int = 200) -> list[Told]:
+def told(apart: float, count: int = 200) -> list[PresenceSample]:
     """Probabilities of present and absent objects whose logits are so far apart, in units of their spread."""
     draws = torch.randn(2 * count, generator=torch.Generator().manual_seed(0)).sub(2)
     rows = [(float((z + apart * (i % 2)).sigmoid()), bool(i % 2), i // 2 % 2) for i, z in enumerate(draws)]
-    return [Told(presence=p, there=there, half=half) for p, there, half in rows]
+    return [PresenceSample(presence=p, there=there, half=half) for p, there, half in rows]
 
 
 def test_a_score_that_knows_presence_gets_a_threshold_and_says_what_it_is_worth() -> None:
@@ -131,7 +131,7 @@ def test_a_score_that_knows_presence_gets_a_threshold_and_says_what_it_is_worth(
 
 
 @pytest.mark.parametrize("rows", [told(0.5), told(4.0, 10)], ids=["scores that do not know", "too few"])
-def test_else_the_checkpoint_states_that_it_always_answers(rows: list[Told]) -> None:
+def test_else_the_checkpoint_states_that_it_always_answers(rows: list[PresenceSample]) -> None:
     config = fitted(SocConfig(presence_threshold=0.4), "films", rows)
     assert config.presence_threshold is None
     assert config.presence_from.startswith("always answers: ")

@@ -122,7 +122,7 @@ def test_what_lies_in_the_padding_is_not_attended_to(name: str) -> None:
     for level in changed[1:]:
         level[..., level.shape[-1] // 2 :] += 5.0
     other = replace(maps, levels=tuple(changed))
-    one, two = model.meet(maps, text), model.meet(other, text)
+    one, two = model.fuse(maps, text), model.fuse(other, text)
     close(two.queries, one.queries)
     assert one.padding is not None
     if name == "slvp_debug":
@@ -271,8 +271,8 @@ def test_the_pixels_hear_the_caption_without_its_hidden_words(monkeypatch: pytes
     x = flow_batch(model.config)
     tokens, padding = model.text.tokens(x.captions)
     heard = []
-    plain = model.text.hear
-    monkeypatch.setattr(model.text, "hear", lambda t, p: (heard.append(t), plain(t, p))[1])
+    plain = model.text.encode_tokens
+    monkeypatch.setattr(model.text, "encode_tokens", lambda t, p: (heard.append(t), plain(t, p))[1])
     pretrain_losses(PretrainLoss(contrast=0.0), model, x)
     assert len(heard) == 1
     hidden = heard[0] != tokens
@@ -314,7 +314,7 @@ def test_where_language_asks_each_kernel_adds_flow_to_its_share_of_the_pixels() 
     reads[0, 3], reads[1, 5], reads[1, -1] = 1.5, -2.0, 0.5  # dx is 1.5 of channel 3, dy 0.5 less 2 of channel 5
     model.flow.kernel.last.bias.copy_(reads.flatten() * (channels + 1) ** 0.5)
     x = flow_batch(model.config, 1)
-    flow, fused = model.foresee(model.encode(x.frames, x.padding), model.text(["dog"]))
+    flow, fused = model.predict_flow(model.encode(x.frames, x.padding), model.text(["dog"]))
     assert torch.allclose(flow[:, :, 0], 1.5 * fused.pixels[:, :, 3], atol=1e-5)  # whatever the shares, they sum to 1
     assert torch.allclose(flow[:, :, 1], 0.5 - 2 * fused.pixels[:, :, 5], atol=1e-5)
 

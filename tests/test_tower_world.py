@@ -63,7 +63,7 @@ def test_what_is_written_is_a_frozen_tower_for_other_systems(trained: tuple[str,
     tower = tower_at(kind, path)
     assert not any(p.requires_grad for p in tower.parameters())
     texts = ["the red circle", "a blue star moving to the left"]
-    heard = tower.hear(texts) if isinstance(tower, ClipVit) else tower.listen(texts)  # type: ignore[attr-defined]
+    heard = tower.encode_text(texts)  # type: ignore[attr-defined]
     assert heard.words.isfinite().all()
     assert not torch.allclose(heard.sentence[0], heard.sentence[1])
     assert tower.tokenizer is not None

@@ -52,7 +52,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> None:
 
 @torch.no_grad()
 def test_pictures_go_through_the_blocks_as_the_formula_says(tower: Vlmo) -> None:
-    body, side = tower.whole, 3
+    body, side = tower.module, 3
     pictures = torch.randn(2, 3, 24, 24)
     cells = F.conv2d(
         pictures, body.transformer.patch_embed.proj.weight, body.transformer.patch_embed.proj.bias, stride=8
@@ -71,12 +71,12 @@ def test_pictures_go_through_the_blocks_as_the_formula_says(tower: Vlmo) -> None
                     row = (dy + side - 1) * (2 * side - 1) + dx + side - 1
                 bias[:, a, b] = table[row, i]
         x = plain_block(block, x, bias, "imag", 2)
-    close(tower.see(pictures)[0], x, 2e-6)
+    close(tower.encode_image(pictures)[0], x, 2e-6)
 
 
 @torch.no_grad()
 def test_texts_go_through_the_same_attention_and_their_own_networks(tower: Vlmo) -> None:
-    body, named = tower.whole, tower.whole.text_embeddings
+    body, named = tower.module, tower.module.text_embeddings
     ids, padding = tower.tokens(TEXTS[:1], 12)
     assert not padding.any()
     length = ids.shape[1]
@@ -95,7 +95,7 @@ def test_texts_go_through_the_same_attention_and_their_own_networks(tower: Vlmo)
                 bias[:, a, b] = table[row, i]
         x = plain_block(block, x, bias, "text", 2)
     x = F.layer_norm(x, (16,), body.transformer.norm.weight, body.transformer.norm.bias, 1e-6)
-    heard = tower.hear(TEXTS[:1])
+    heard = tower.encode_text(TEXTS[:1])
     close(heard.words, x, 2e-6)
     close(heard.sentence, x[:, 0], 2e-6)
 
@@ -103,8 +103,8 @@ def test_texts_go_through_the_same_attention_and_their_own_networks(tower: Vlmo)
 @torch.no_grad()
 def test_a_text_is_heard_alike_alone_and_beside_a_longer_one_with_prompts_or_without(tower: Vlmo) -> None:
     for prompts in (None, torch.randn(3, 16)):
-        together = tower.hear(TEXTS, prompts)
-        alone = tower.hear(TEXTS[:1], prompts)
+        together = tower.encode_text(TEXTS, prompts)
+        alone = tower.encode_text(TEXTS[:1], prompts)
         close(together.sentence[:1], alone.sentence, 1e-5)
         close(together.words[:1, : alone.words.shape[1]], alone.words, 1e-5)
 
@@ -118,7 +118,7 @@ def test_appended_tokens_get_no_bias_and_other_sizes_a_resized_one(tower: Vlmo) 
     assert mask[..., :10, :10].any()
     (wide, _) = tower.layers(2, 5)
     assert wide.mask(0).shape == (1, 2, 11, 11)
-    assert torch.isfinite(tower.see(torch.randn(1, 3, 16, 40))[0]).all()
+    assert torch.isfinite(tower.encode_image(torch.randn(1, 3, 16, 40))[0]).all()
 
 
 def published_file(folder: Path, config: VlmoConfig, **more: Tensor) -> Path:
@@ -150,8 +150,8 @@ def test_a_file_of_the_published_layout_is_read_strictly(tmp_path: Path, words: 
     tower = Vlmo(replace(config, place=str(path)))
     tower.fill()
     torch.manual_seed(1)
-    assert torch.equal(tower.whole.transformer.cls_token, VlmoBody(config).transformer.cls_token)
-    assert torch.isfinite(tower.hear(TEXTS).sentence).all()
+    assert torch.equal(tower.module.transformer.cls_token, VlmoBody(config).transformer.cls_token)
+    assert torch.isfinite(tower.encode_text(TEXTS).sentence).all()
     path = published_file(tmp_path, config, **{"transformer.surprise": torch.zeros(1)})
     with pytest.raises(DeixisError, match=r"1 keys left over, such as transformer\.surprise"):
         Vlmo(replace(config, place=str(path))).fill()

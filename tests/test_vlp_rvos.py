@@ -186,10 +186,10 @@ def test_without_prompts_and_with_gates_shut_the_tower_is_what_it_was(changes: d
     model = make(prompts=False, capture=False, history=False, **changes).eval()
     frames, texts = clip(1), ["the red cat"]
     maps = model.encode(frames, torch.zeros(1, 4, 64, 64, dtype=torch.bool))
-    text = model.tower.hear(texts, model.prompts().language)
-    assert torch.equal(text.sentence, model.tower.hear(texts).sentence)
+    text = model.tower.encode_text(texts, model.prompts().language)
+    assert torch.equal(text.sentence, model.tower.encode_text(texts).sentence)
     taps = model.config.taps
-    plain = [x[:, 1:] for x in model.tower.see(frames[0], taps)]
+    plain = [x[:, 1:] for x in model.tower.encode_image(frames[0], taps)]
     for gate, equal in ((0.5, False), (0.0, True)):
         model.guide.gate.data.fill_(gate)
         seen = model.look(maps.levels[0], text, model.prompts(), None)
@@ -213,7 +213,7 @@ def test_frames_hear_of_each_other_inside_the_tower_through_temporal_prompts_alo
     frames, other = clip(1), clip(1)
     other[:, 3] = clip(2)[:, 3]
     nothing = torch.zeros(1, 4, 64, 64, dtype=torch.bool)
-    text, prompts = model.tower.hear(["dog"]), model.prompts()
+    text, prompts = model.tower.encode_text(["dog"]), model.prompts()
     a, b = (model.look(model.encode(x, nothing).levels[0], text, prompts, None) for x in (frames, other))
     assert torch.equal(a[0][:, :3], b[0][:, :3])  # the first layer has not been told yet
     assert torch.equal(a[-1][:, :3], b[-1][:, :3]) is not hears

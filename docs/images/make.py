@@ -171,7 +171,7 @@ def data_path() -> None:
     top, h = 50, 92
     svg.box(20, top, 120, h, "disk", "film", "a file, or a", "folder of frames")
     svg.box(205, top, 130, h, "noun", "Clip", "8 frames, uint8", "(T, 3, H, W)")
-    svg.box(410, top, 150, h, "noun", "FeatureMaps", "what the eyes saw;", "knows no words")
+    svg.box(410, top, 150, h, "noun", "FeatureMaps", "what the encoder returns;", "knows no words")
     svg.box(640, top, 150, h, "noun", "Prediction", "masks and scores", "of every candidate")
     svg.box(860, top, 120, h, "noun", "MaskTrack", "RLE a frame,", "presence 0..1")
     middle = top + h // 2

@@ -697,7 +697,7 @@ def main() -> None:
     """Run the command line; what a user caused ends in one line on stderr and exit status 2."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # what libraries warn of is for programmers
-    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what does not decode is told in our words
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # errors of decoding are reported in our own words
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal, or a file's name, may not be UTF-8

@@ -106,8 +106,8 @@ class Output(AbstractContextManager["Output"]):
             place.mkdir(parents=True, exist_ok=True)
             self._recover()
             if self.inside and not self.overwrite and any(results_in(self.out)):
-                told = "".join(f" ({note})" for note in self.notes)
-                raise DeixisError(f"{self.out} exists and is not empty; give another folder, or --overwrite{told}")
+                noted = "".join(f" ({note})" for note in self.notes)
+                raise DeixisError(f"{self.out} exists and is not empty; give another folder, or --overwrite{noted}")
             self.scratch = Path(tempfile.mkdtemp(prefix=self._prefix(), dir=place))
             self._lock = lock(self.scratch)
         except OSError as error:

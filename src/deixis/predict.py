@@ -257,7 +257,7 @@ class Every:
 def _ask_frames(benchmark: Benchmark, samples: Sequence[Sample], results: Path, setup: Setup) -> Iterator[int]:
     """A window around each labelled frame; the masks of all queries in that frame, with their scores there.
 
-    The system is told which frame is wanted, as in training: what comes after its backbone may then get that one alone.
+    The system gets the wanted frame, as in training: what comes after its backbone may then get that one alone.
     """
     system = setup.system
     by_frame: dict[int, list[Sample]] = {}

@@ -180,7 +180,7 @@ class Target:
 class Batch:
     """B clips with one expression each.
 
-    frames: (B, T, 3, H, W) float, normalised as the system's eyes want them.  padding: (B, T, H, W) bool.
+    frames: (B, T, 3, H, W) float, normalised as the image encoder expects.  padding: (B, T, H, W) bool.
     sizes: B pairs (height, width) of the picture inside the padding.
     wanted: the frame indices masks are wanted for, in 0..T-1 (default: all).  targets: B Targets (of the wanted
     frames) or None.
@@ -217,7 +217,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class FeatureMaps:
-    """What eyes return. levels: list of (B, T, C, h, w).  strides: pixels a cell, one a level.
+    """Visual features of a clip. levels: list of (B, T, C, h, w).  strides: pixels a cell, one a level.
     padding: (B, T, H, W) bool at the size of the frames.  size: (H, W) of the frames.
     """
 
@@ -235,7 +235,7 @@ class FeatureMaps:
 
 @dataclass(frozen=True, eq=False)
 class TextFeatures:
-    """What ears return. words: (B, L, C).  padding: (B, L) bool.  sentence: (B, C)."""
+    """Text features. words: (B, L, C).  padding: (B, L) bool.  sentence: (B, C)."""
 
     words: Tensor
     padding: Tensor

@@ -353,7 +353,7 @@ def _check_fit(path: Path, kind: type, config: Any, entries: Mapping[str, Any]) 
 
     def count(module: nn.Module, name: str, value: Any) -> None:
         nonlocal most
-        most -= get_ident() == here  # the hooks hear of other threads too
+        most -= get_ident() == here  # the hooks are called from other threads too
         if most < 0:  # a lying count of layers would be built for minutes before it is found not to fit
             raise ValueError(f"it asks for more tensors than the {len(entries)} that the file holds")
 

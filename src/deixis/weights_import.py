@@ -141,7 +141,7 @@ def import_checkpoint(
     """The authors' checkpoint ``path`` (.pth) of "soc" or "soc_plus_plus", with the official behaviours on.
 
     T or B and the number of classes are read from shapes. tokenizer: a folder or hub name, to be put into the model;
-    without it, the model looks for roberta-base's when it hears its first text.  settings: fields of USES to their
+    without it, the model looks for roberta-base's when it encodes its first text.  settings: fields of USES to their
     values as text, such as {"short_side": "320"} for a checkpoint trained on A2D.
     Raises DeixisError for a file that is missing, cut off, not weights, or whose keys or shapes do not all fit.
     """
@@ -319,7 +319,7 @@ def _numpy_scalars() -> list[Any]:
 
 
 def load_roberta(text: TextEncoder, place: str) -> list[str]:
-    """Start the ears from roberta-base: a folder, or a name on the hub or in its cache; the tokenizer comes along.
+    """Start the text encoder from roberta-base: a folder, or a name on the hub or in its cache; with its tokenizer.
 
     Returns the keys that the files do not have: published ones commonly lack the pooler, which then stays random.
     Raises DeixisError where nothing is found, and where anything but the pooler is missing or does not fit.

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from deixis.blocks.attention import PackedAttention, ResidualFeedForward
 from deixis.blocks.deformable import DeformableAttention, refine_box
-from deixis.blocks.fusion import hear_words, mean_of_words, text_for
-from deixis.blocks.levels import ClipTokens, FramesFound, find_in_frames
+from deixis.blocks.fusion import gate_with_text, mean_of_words, text_for
+from deixis.blocks.levels import ClipTokens, FrameDetections, detect_in_frames
 from deixis.blocks.mask_head import _split, _widths
 from deixis.blocks.positions import map_positions
 from deixis.blocks.query_heads import QueryHeads, join, score_logits
@@ -159,7 +159,7 @@ class PlainQueryHeads(QueryHeads):
         queries: Tensor,
         clip_queries: Tensor,
         sentence: Tensor,
-        frames: FramesFound,
+        frames: FrameDetections,
         size_xy: Tensor,
         painted: int | None = None,
     ) -> Prediction:
@@ -212,9 +212,9 @@ class PlainSoc(Soc):
 
     def answer(self, scene: ClipTokens, text: TextFeatures) -> Prediction:
         words = [self.see(text, scene, level) for level in range(3)][-1]  # only the last is used
-        frames = find_in_frames(
+        frames = detect_in_frames(
             scene,
-            lambda part: [hear_words(self.vision_gate, part, i, text) for i in range(4)],
+            lambda part: [gate_with_text(self.vision_gate, part, i, text) for i in range(4)],
             self.find,
             self.heads.box,
             self.pixels,

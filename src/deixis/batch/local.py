@@ -64,9 +64,9 @@ class Local:
                 for worker in staff:
                     if worker.ready and worker.item is None and waiting:
                         worker.give(waiting.popleft(), items)
-                heard = connection.wait([worker.pipe for worker in staff])
-                for worker in [worker for worker in staff if worker.pipe in heard]:
-                    said, content = worker.hear()
+                ready = connection.wait([worker.pipe for worker in staff])
+                for worker in [worker for worker in staff if worker.pipe in ready]:
+                    said, content = worker.receive()
                     if said == START_REFUSED:
                         raise DeixisError(content)
                     elif said == READY:
@@ -124,7 +124,7 @@ class WorkerProcess:
         with suppress(OSError):  # it has just died; the pipe's end tells of it
             self.pipe.send(items[index])
 
-    def hear(self) -> tuple[str, Any]:
+    def receive(self) -> tuple[str, Any]:
         """What it says; ("", None) when it is dead."""
         try:
             return self.pipe.recv()
@@ -180,7 +180,7 @@ def _threads_in_environment(threads: int) -> Iterator[None]:
 
 @contextmanager
 def _ctrl_c_kept_back() -> Iterator[None]:
-    """Processes started meanwhile never hear Ctrl-C (a terminal tells all of a group): their parent ends them."""
+    """Processes started meanwhile never get Ctrl-C (a terminal sends it to the whole group): their parent ends them."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

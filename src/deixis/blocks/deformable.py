@@ -118,8 +118,8 @@ class EncoderLayer(nn.Module):
         self, tokens: Tensor, places: Tensor, points: Tensor, shapes: Sequence[Shape], padding: Tensor | None
     ) -> Tensor:
         """(N, S, D) -> (N, S, D). points: (N or 1, S, levels, 2), each token's own place."""
-        heard = self.sample(tokens + places, points, self.sample.values(tokens, padding), shapes)
-        return self.feed(self.norm(tokens + self.dropout(heard)))
+        attended = self.sample(tokens + places, points, self.sample.values(tokens, padding), shapes)
+        return self.feed(self.norm(tokens + self.dropout(attended)))
 
 
 class DecoderLayer(nn.Module):
@@ -146,8 +146,8 @@ class DecoderLayer(nn.Module):
         """(N, Q, D) -> (N, Q, D). reference: (N, Q, levels, 2 or 4).  value: what ``values`` made of the memory."""
         placed = x + position
         x = self.among_norm(x + self.dropout(self.among(placed, placed, x)))
-        heard = self.sample(x + position, reference, value, shapes)
-        return self.feed(self.sample_norm(x + self.dropout(heard)))
+        attended = self.sample(x + position, reference, value, shapes)
+        return self.feed(self.sample_norm(x + self.dropout(attended)))
 
 
 class DeformableAttention(nn.Module):

@@ -1,6 +1,6 @@
-"""Gates: one side hears the other and is multiplied by what it heard (SOC, arXiv:2305.17011, multi-modal fusion).
+"""Gates: one side attends to the other and is multiplied by the result (SOC, arXiv:2305.17011, multi-modal fusion).
 
-N sequences, L tokens that listen, S tokens that are heard, D width; B clips, T frames, h w cells of a level.
+N sequences, L queries, S keys, D width; B clips, T frames, h w cells of a level.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from deixis.types import DeixisError, TextFeatures
 
 
 class CrossGate(nn.Module):
-    """x * attention(x, heard): no residual, no norm, no dropout, as published."""
+    """x * attention(x, source): no residual, no norm, no dropout, as published."""
 
     def __init__(self, width: int, heads: int = 8) -> None:
         super().__init__()
@@ -25,8 +25,8 @@ class CrossGate(nn.Module):
         return listener * self.attention(listener, keys, values, padding)
 
 
-def hear_words(gate: CrossGate, scene: ClipTokens, level: int, text: TextFeatures) -> Tensor:
-    """A level (B T, h, w, D), multiplied by what it heard of the words."""
+def gate_with_text(gate: CrossGate, scene: ClipTokens, level: int, text: TextFeatures) -> Tensor:
+    """A level (B T, h, w, D), multiplied by its attention to the words."""
     tokens = scene.tokens(level)
     words = text.words.to(tokens.dtype)
     keys = words + word_positions(text.padding, words.shape[-1]).to(words.dtype)

@@ -137,7 +137,7 @@ class ClipTokens:
 
 
 @dataclass(frozen=True, eq=False)
-class FramesFound:
+class FrameDetections:
     """Objects of all frames of a clip; lists run over decoder layers.
 
     queries: (B, T, Q, D).  references: what entered the layer, (B, T, Q, 2 or 4).  boxes: what left it, (B, T, Q, 4).
@@ -150,26 +150,26 @@ class FramesFound:
     pixels: Tensor
 
 
-def find_in_frames(
+def detect_in_frames(
     scene: ClipTokens,
-    hear: Callable[[ClipTokens], Sequence[Tensor]],
-    find: DeformableTransformer,
+    fuse: Callable[[ClipTokens], Sequence[Tensor]],
+    transformer: DeformableTransformer,
     refine: nn.ModuleList,
     pixels: FeaturePyramid,
     frames_at_once: int,
     content: Tensor | None = None,
-) -> FramesFound:
+) -> FrameDetections:
     """Objects and mask features of every frame. Frames do not see each other here, so a part of them goes at a time.
 
-    hear: gives a part's four levels (N, h, w, D), having heard the words.  content: (B, D), what queries start from.
+    fuse: gives a part's four levels (N, h, w, D), fused with the words.  content: (B, D), what queries start from.
     """
     done: list[tuple[Found, Tensor]] = []
     for part in scene.parts(frames_at_once):
         paddings = [part.padding(i) for i in range(4)] if part.padded else None
         start = None
         if content is not None:
-            start = content[:, None, None].expand(-1, part.frames, find.queries, -1).flatten(0, 1)
-        found = find(hear(part), [part.positions(i) for i in range(4)], paddings, refine, start)
+            start = content[:, None, None].expand(-1, part.frames, transformer.queries, -1).flatten(0, 1)
+        found = transformer(fuse(part), [part.positions(i) for i in range(4)], paddings, refine, start)
         painted = pixels(found.memory[:3], part.fine)
         done.append((found, painted.unflatten(0, (part.clips, part.frames))))
 
@@ -177,7 +177,7 @@ def find_in_frames(
         parts = zip(*(getattr(found, name) for found, _ in done), strict=True)  # one tuple of parts a layer
         return tuple(torch.cat([p.unflatten(0, (scene.clips, -1)) for p in layer], dim=1) for layer in parts)
 
-    return FramesFound(  # fp32, like everything after it
+    return FrameDetections(  # fp32, like everything after it
         over_time("queries"),
         over_time("references"),
         over_time("boxes"),

@@ -34,7 +34,7 @@ class FeaturePyramid(nn.Module):
     def forward(self, levels: tuple[Tensor, Tensor, Tensor], fine: Tensor) -> Tensor:
         """(N, out, h, w) from levels (N, D, ., .) at strides 8, 16, 32 and ``fine`` = self.fine(raw) (N, D/8, h, w).
 
-        The lateral of the raw stride-4 map hears no words: its caller computes it once a clip.
+        The lateral of the raw stride-4 map is not fused with words: its caller computes it once a clip.
         """
         x = self.steps[0](self.start(levels[2]))
         x = self.steps[1](_add_upsampled(self.laterals[0](levels[1]), x))

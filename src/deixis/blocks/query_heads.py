@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from deixis.blocks.attention import Mlp
 from deixis.blocks.deformable import refine_box
-from deixis.blocks.levels import FramesFound
+from deixis.blocks.levels import FrameDetections
 from deixis.blocks.mask_head import kernel_numbers, predict_masks
 from deixis.types import Prediction
 
@@ -51,7 +51,7 @@ class QueryHeads(nn.Module):
         queries: Tensor,
         clip_queries: Tensor,
         sentence: Tensor,
-        frames: FramesFound,
+        frames: FrameDetections,
         size_xy: Tensor,
         painted: int | None = None,
     ) -> Prediction:

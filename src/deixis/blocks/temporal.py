@@ -32,10 +32,10 @@ class TokenEncoder(nn.Module):
         self.attention = nn.ModuleList(ResidualAttention(width, heads, dropout) for _ in range(layers))
         self.feed = nn.ModuleList(ResidualFeedForward(width, hidden, dropout) for _ in range(layers))
 
-    def forward(self, tokens: Tensor, heard: Tensor | None = None) -> Tensor:
-        """(N, M, D) -> (N, M, D). With ``heard`` (N, M, D) each layer attends to that instead of to the tokens."""
+    def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
+        """(N, M, D) -> (N, M, D). With ``context`` (N, M, D) each layer attends to that instead of to the tokens."""
         for attend, feed in zip(self.attention, self.feed, strict=True):
-            source = tokens if heard is None else heard
+            source = tokens if context is None else context
             tokens = feed(attend(tokens, tokens, source, source))
         return tokens
 

@@ -1,1 +1,1 @@
-"""Pretrained eyes and ears: they return FeatureMaps and TextFeatures."""
+"""Pretrained image and text encoders: they return FeatureMaps and TextFeatures."""

@@ -27,7 +27,7 @@ from deixis.encoders.tokenizers import published_tokenizer, roberta_letter_token
 from deixis.types import DeixisError, TextFeatures, bounded
 
 _CONSTANTS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")  # in files of old releases
-_PAD = 0  # any id will do: attention is causal, so nothing hears what follows the end
+_PAD = 0  # any id will do: attention is causal, so nothing attends to what follows the end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +136,8 @@ class OpenLayer:
             project(x).unflatten(-1, (own.num_heads, -1)).transpose(1, 2)
             for project, x in ((own.q_proj, queries), (own.k_proj, keys), (own.v_proj, keys))
         )  # (N, heads, S or K, C / heads)
-        heard = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
-        return own.out_proj(heard.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+        return own.out_proj(attended.transpose(1, 2).flatten(2))
 
     def feed(self, x: Tensor) -> Tensor:
         """The two-layer network's branch, its norm included."""
@@ -151,7 +151,8 @@ class OpenLayer:
 
 
 class ClipVit(FrozenTower):
-    """Both towers. ``see`` and ``hear`` are the plain passes; who adds tokens to pictures goes layer by layer."""
+    """Both towers. ``encode_image`` and ``encode_text`` are the plain passes; callers that append tokens iterate over
+    ``layers()``."""
 
     def __init__(self, config: ClipVitConfig) -> None:
         super().__init__(config.place, partial(make_clip, config), partial(read_clip_weights, config))
@@ -163,16 +164,16 @@ class ClipVit(FrozenTower):
 
     def layers(self, height: int, width: int) -> list[OpenLayer]:
         """The vision layers for pictures of height x width patches (the same for all), in order."""
-        return [OpenLayer(layer) for layer in self.whole.vision_model.encoder.layers]
+        return [OpenLayer(layer) for layer in self.module.vision_model.encoder.layers]
 
     def start(self, height: int, width: int) -> Tensor:
         """(C,): the CLS token as the first layer gets it; the same for every picture."""
-        body = self.whole.vision_model
+        body = self.module.vision_model
         return body.pre_layrnorm(body.embeddings.class_embedding + body.embeddings.position_embedding.weight[0])
 
     def patches(self, pictures: Tensor) -> Tensor:
         """(N, C, h, w), what the first layer gets, from (N, 3, H, W) whose sides are multiples of the patch."""
-        body = self.whole.vision_model
+        body = self.module.vision_model
         cells = body.embeddings.patch_embedding(pictures)  # (N, C, h, w)
         placed = cells.permute(0, 2, 3, 1) + self._places(*cells.shape[-2:]).to(cells.dtype)
         return body.pre_layrnorm(placed).permute(0, 3, 1, 2)
@@ -180,7 +181,7 @@ class ClipVit(FrozenTower):
     def _places(self, height: int, width: int) -> Tensor:
         """(h, w, C): the position embeddings of patches, resized bicubically where the map is not the trained one's."""
         side = self.config.image // self.config.patch
-        grid = self.whole.vision_model.embeddings.position_embedding.weight[1:].unflatten(0, (side, side))
+        grid = self.module.vision_model.embeddings.position_embedding.weight[1:].unflatten(0, (side, side))
         if (height, width) == (side, side):
             return grid
         grid = F.interpolate(
@@ -188,7 +189,7 @@ class ClipVit(FrozenTower):
         )
         return grid[0].permute(1, 2, 0)
 
-    def see(self, pictures: Tensor, taps: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
+    def encode_image(self, pictures: Tensor, taps: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
         """The tokens (N, 1 + h w, C) that leave each of the layers ``taps``; no norm after the last."""
         cells, left = self.patches(pictures), []
         h, w = cells.shape[-2:]
@@ -198,24 +199,24 @@ class ClipVit(FrozenTower):
             left.append(x)
         return tuple(left[tap] for tap in taps)
 
-    def pictures_in_joint(self, tokens: Tensor) -> Tensor:
+    def project_image(self, tokens: Tensor) -> Tensor:
         """(..., joint) of CLS tokens, and by custom of patches too, (..., C) after the last layer. Not normalised."""
-        return self.whole.visual_projection(self.whole.vision_model.post_layernorm(tokens))
+        return self.module.visual_projection(self.module.vision_model.post_layernorm(tokens))
 
     # --- texts
 
     def tokens(self, texts: Sequence[str], room: int) -> tuple[Tensor, Tensor]:
         """Token ids (B, L) of at most ``room`` tokens, start and end among them, and their padding (B, L)."""
-        tokenizer = self.ears()
+        tokenizer = self.checked_tokenizer()
         tokenizer.no_padding()
         tokenizer.enable_truncation(room)
         ids = [torch.tensor(e.ids) for e in tokenizer.encode_batch([" ".join(t.split()) for t in texts])]
-        device = self.whole.text_projection.weight.device
+        device = self.module.text_projection.weight.device
         tokens = nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=_PAD).to(device)
         lengths = torch.tensor([len(i) for i in ids], device=device)
         return tokens, torch.arange(tokens.shape[1], device=device) >= lengths[:, None]
 
-    def ears(self) -> Tokenizer:
+    def checked_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises DeixisError where there is none, or one of another vocabulary."""
         found = self.tokenizer
         size = 0 if found is None else found.get_vocab_size()
@@ -223,13 +224,14 @@ class ClipVit(FrozenTower):
             raise DeixisError(f"the tower's tokenizer has {size} entries, its word table {self.config.vocabulary}")
         return found
 
-    def hear(self, texts: Sequence[str], prompts: Tensor | None = None) -> TextFeatures:
+    def encode_text(self, texts: Sequence[str], prompts: Tensor | None = None) -> TextFeatures:
         """Words from start to end (B, L, C) after the final norm, and the end's as the sentence (B, C).
 
-        prompts: (n, C) or (B, n, C), put between start and words, since attention is causal: later ones hear them. They
-        are not among the words returned, and take their room away: texts are cut off after ``positions - n`` tokens.
+        prompts: (n, C) or (B, n, C), put between start and words, since attention is causal: later ones attend to them.
+        They are not among the words returned, and take their room away: texts are cut off after
+        ``positions - n`` tokens.
         """
-        body, count = self.whole.text_model, 0 if prompts is None else prompts.shape[-2]
+        body, count = self.module.text_model, 0 if prompts is None else prompts.shape[-2]
         ids, padding = self.tokens(texts, self.config.positions - count)
         x = body.embeddings.token_embedding(ids)  # (B, L, C)
         if prompts is not None:
@@ -242,6 +244,6 @@ class ClipVit(FrozenTower):
         ends = (~padding).sum(1) - 1
         return TextFeatures(words, padding, words[torch.arange(len(words), device=words.device), ends])
 
-    def texts_in_joint(self, sentences: Tensor) -> Tensor:
+    def project_text(self, sentences: Tensor) -> Tensor:
         """(B, joint) from sentences (B, C). Not normalised."""
-        return self.whole.text_projection(sentences)
+        return self.module.text_projection(sentences)

@@ -1,5 +1,6 @@
-"""ConvNeXt CLIP as open_clip trains it (arXiv:2212.07143): frozen eyes and ears in one space. Built from transformers'
-ConvNeXt and CLIP text layers; open_clip's files load strictly through the table below.
+"""ConvNeXt CLIP as open_clip trains it (arXiv:2212.07143): frozen image and text encoders in one space.
+
+Built from transformers' ConvNeXt and CLIP text layers; open_clip's files load strictly through the table below.
 
 B clips or texts, T frames, L words, E width of the joint space. Used frozen, as FC-CLIP does (arXiv:2308.02487): a
 convolutional CLIP's features keep their meaning at sizes it was not trained at.
@@ -71,49 +72,50 @@ class ConvClip(FrozenTower):
             return own
         return TowerWeights(rename_open_clip(read_tensors(path), path))
 
-    def see(self, frames: Tensor) -> tuple[Tensor, ...]:
+    def encode_image(self, frames: Tensor) -> tuple[Tensor, ...]:
         """(B, T, C, h, w) at strides 4, 8, 16, 32 of frames (B, T, 3, H, W), each by itself.
 
         H and W are best multiples of 32: what is left over at the right and below is not seen.
         """
-        body = self.whole
+        body = self.module
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains(body)):
-            x = body.eyes.embeddings(frames.flatten(0, 1))
+            x = body.vision.embeddings(frames.flatten(0, 1))
             levels = []
-            for stage in body.eyes.encoder.stages:
+            for stage in body.vision.encoder.stages:
                 x = stage(x)
                 levels.append(x.unflatten(0, frames.shape[:2]))
         return tuple(levels)
 
     def picture(self, frames: Tensor) -> Tensor:
         """(N, E): whole pictures (N, 3, H, W) in the joint space, not normalised."""
-        body = self.whole
+        body = self.module
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains(body)):
-            return body.picture_head(body.eyes(pixel_values=frames).pooler_output)
+            return body.picture_head(body.vision(pixel_values=frames).pooler_output)
 
-    def listen(self, texts: Sequence[str]) -> TextFeatures:
+    def encode_text(self, texts: Sequence[str]) -> TextFeatures:
         """Every token of the texts in the joint space, start and end included; the sentence is the end's. C = E."""
-        body = self.whole
-        tokens, padding = ids_of(self.ears_tokenizer(), texts, self.config.positions)
+        body = self.module
+        tokens, padding = ids_of(self.checked_tokenizer(), texts, self.config.positions)
         device = body.word_projection.weight.device
         tokens, padding = tokens.to(device), padding.to(device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains(body)):
-            x = body.ears.embeddings(input_ids=tokens)
+            x = body.text_model.embeddings(input_ids=tokens)
             before = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=device).tril()[None, None]
-            for layer in body.ears.encoder.layers:
-                x = layer(x, before)  # a token hears those before it, so padding behind the end changes nothing
-            words = body.word_projection(body.ears.final_layer_norm(x))
+            for layer in body.text_model.encoder.layers:
+                x = layer(x, before)  # a token attends to those before it, so padding behind the end changes nothing
+            words = body.word_projection(body.text_model.final_layer_norm(x))
         ends = (~padding).sum(1) - 1
         return TextFeatures(words, padding, words[torch.arange(len(words), device=device), ends])
 
-    def ears_tokenizer(self):  # type: ignore[no-untyped-def]
-        """The tokenizer, looked for when the first text is heard. Raises DeixisError where none is found."""
+    def checked_tokenizer(self):  # type: ignore[no-untyped-def]
+        """The tokenizer, looked for when the first text is encoded. Raises DeixisError where none is found."""
         if self.tokenizer is None:
             self.tokenizer = clip_tokenizer(self.config.tokenizer or vocabulary_near(self.place))
         size = self.tokenizer.get_vocab_size()
         if size > self.config.vocabulary or (self.place and self.config.tokenizer and size != self.config.vocabulary):
             raise DeixisError(
-                f"the tokenizer has {size} entries, but the ears {self.config.vocabulary}; they belong to two models"
+                f"the tokenizer has {size} entries, but the text encoder {self.config.vocabulary}; "
+                "they belong to two models"
             )
         return self.tokenizer
 
@@ -126,7 +128,7 @@ class ConvClipBody(nn.Module):
         from transformers import CLIPTextConfig, CLIPTextModel, ConvNextConfig, ConvNextModel
 
         super().__init__()
-        self.eyes = ConvNextModel(
+        self.vision = ConvNextModel(
             ConvNextConfig(
                 hidden_sizes=list(config.channels), depths=list(config.depths), layer_norm_eps=1e-6,
                 layer_scale_init_value=1e-6, drop_path_rate=0.0,
@@ -145,7 +147,7 @@ class ConvClipBody(nn.Module):
             bos_token_id=config.vocabulary - 2, eos_token_id=config.vocabulary - 1,
             attn_implementation="sdpa",  # type: ignore[call-arg]
         )  # fmt: skip
-        self.ears = CLIPTextModel(text)
+        self.text_model = CLIPTextModel(text)
         self.word_projection = nn.Linear(config.text_width, joint, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(2.6592))  # log 14.3, where CLIP starts; read only in training
 
@@ -164,26 +166,26 @@ def vocabulary_near(place: str) -> str:
 
 # (open_clip's key, ours): "#" stands for a number, "*" for the rest, in the same order on both sides. First match wins.
 KEYS: tuple[tuple[str, str], ...] = (
-    ("visual.trunk.stem.0.*", "eyes.embeddings.patch_embeddings.*"),
-    ("visual.trunk.stem.1.*", "eyes.embeddings.layernorm.*"),
-    ("visual.trunk.stages.#.downsample.#.*", "eyes.encoder.stages.#.downsampling_layer.#.*"),
-    ("visual.trunk.stages.#.blocks.#.conv_dw.*", "eyes.encoder.stages.#.layers.#.dwconv.*"),
-    ("visual.trunk.stages.#.blocks.#.norm.*", "eyes.encoder.stages.#.layers.#.layernorm.*"),
-    ("visual.trunk.stages.#.blocks.#.mlp.fc1.*", "eyes.encoder.stages.#.layers.#.pwconv1.*"),
-    ("visual.trunk.stages.#.blocks.#.mlp.fc2.*", "eyes.encoder.stages.#.layers.#.pwconv2.*"),
-    ("visual.trunk.stages.#.blocks.#.gamma", "eyes.encoder.stages.#.layers.#.layer_scale_parameter"),
-    ("visual.trunk.head.norm.*", "eyes.layernorm.*"),
+    ("visual.trunk.stem.0.*", "vision.embeddings.patch_embeddings.*"),
+    ("visual.trunk.stem.1.*", "vision.embeddings.layernorm.*"),
+    ("visual.trunk.stages.#.downsample.#.*", "vision.encoder.stages.#.downsampling_layer.#.*"),
+    ("visual.trunk.stages.#.blocks.#.conv_dw.*", "vision.encoder.stages.#.layers.#.dwconv.*"),
+    ("visual.trunk.stages.#.blocks.#.norm.*", "vision.encoder.stages.#.layers.#.layernorm.*"),
+    ("visual.trunk.stages.#.blocks.#.mlp.fc1.*", "vision.encoder.stages.#.layers.#.pwconv1.*"),
+    ("visual.trunk.stages.#.blocks.#.mlp.fc2.*", "vision.encoder.stages.#.layers.#.pwconv2.*"),
+    ("visual.trunk.stages.#.blocks.#.gamma", "vision.encoder.stages.#.layers.#.layer_scale_parameter"),
+    ("visual.trunk.head.norm.*", "vision.layernorm.*"),
     ("visual.head.proj.*", "picture_head.*"),
     ("visual.head.mlp.fc1.*", "picture_head.0.*"),
     ("visual.head.mlp.fc2.*", "picture_head.2.*"),
-    ("token_embedding.*", "ears.embeddings.token_embedding.*"),
-    ("positional_embedding", "ears.embeddings.position_embedding.weight"),
-    ("transformer.resblocks.#.ln_1.*", "ears.encoder.layers.#.layer_norm1.*"),
-    ("transformer.resblocks.#.ln_2.*", "ears.encoder.layers.#.layer_norm2.*"),
-    ("transformer.resblocks.#.attn.out_proj.*", "ears.encoder.layers.#.self_attn.out_proj.*"),
-    ("transformer.resblocks.#.mlp.c_fc.*", "ears.encoder.layers.#.mlp.fc1.*"),
-    ("transformer.resblocks.#.mlp.c_proj.*", "ears.encoder.layers.#.mlp.fc2.*"),
-    ("ln_final.*", "ears.final_layer_norm.*"),
+    ("token_embedding.*", "text_model.embeddings.token_embedding.*"),
+    ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    ("transformer.resblocks.#.ln_1.*", "text_model.encoder.layers.#.layer_norm1.*"),
+    ("transformer.resblocks.#.ln_2.*", "text_model.encoder.layers.#.layer_norm2.*"),
+    ("transformer.resblocks.#.attn.out_proj.*", "text_model.encoder.layers.#.self_attn.out_proj.*"),
+    ("transformer.resblocks.#.mlp.c_fc.*", "text_model.encoder.layers.#.mlp.fc1.*"),
+    ("transformer.resblocks.#.mlp.c_proj.*", "text_model.encoder.layers.#.mlp.fc2.*"),
+    ("ln_final.*", "text_model.final_layer_norm.*"),
     ("text_projection", "word_projection.weight"),
     ("logit_scale", "logit_scale"),
 )
@@ -203,7 +205,7 @@ def rename_open_clip(published: Mapping[str, Tensor], where: Path | str) -> dict
         ours = _renamed(key)
         if packed:
             for part, name in zip(value.chunk(3), "qkv", strict=True):
-                state[f"ears.encoder.layers.{packed[1]}.self_attn.{name}_proj.{packed[2]}"] = part
+                state[f"text_model.encoder.layers.{packed[1]}.self_attn.{name}_proj.{packed[2]}"] = part
         elif ours is None:
             unknown.append(key)
         else:

@@ -70,7 +70,7 @@ class FrozenTower(nn.Module):
         self.register_load_state_dict_pre_hook(_keep_own_weights)
 
     @property
-    def whole(self) -> Any:
+    def module(self) -> Any:
         """The body. Raises DeixisError where it was never filled."""
         if self.body is None:
             raise DeixisError(
@@ -254,7 +254,7 @@ def save_tower(tower: Any, path: Path) -> None:
         "kind": type(tower).__name__,
         "config": {**dataclasses.asdict(tower.config), "place": ""},
     }
-    tensors = {f"body.{key}": value.detach().cpu().clone() for key, value in tower.whole.state_dict().items()}
+    tensors = {f"body.{key}": value.detach().cpu().clone() for key, value in tower.module.state_dict().items()}
     tensors[_TOKENIZER] = tokenizer_bytes(tower.tokenizer)
     beside = path.with_name(f".{path.name}.part")
     try:

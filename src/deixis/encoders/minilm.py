@@ -1,4 +1,4 @@
-"""MiniLM-L6 (arXiv:2002.10957) as sentence ears, with its tokenizer inside the state dict. L words, C = 384.
+"""MiniLM-L6 (arXiv:2002.10957) as a sentence encoder, with its tokenizer inside the state dict. L words, C = 384.
 
 The encoder is frozen, so what it says of a text is kept and said again: a sentence asked of every window of a film,
 or of many training clips, is read once.
@@ -50,7 +50,7 @@ class MiniLm(nn.Module):
         self.bert = BertModel(bert, add_pooling_layer=False).requires_grad_(False)
         self.remember = config.remember
         self.tokenizer = wordpiece_letter_tokenizer()
-        self.heard: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
+        self.cache: OrderedDict[str, tuple[Tensor, Tensor]] = OrderedDict()
 
     def get_extra_state(self) -> Tensor:
         return torch.frombuffer(bytearray(self.tokenizer.to_str().encode()), dtype=torch.uint8)
@@ -64,10 +64,10 @@ class MiniLm(nn.Module):
                 f"the tokenizer has {self.tokenizer.get_vocab_size()} entries but the text encoder "
                 f"{self.bert.config.vocab_size}; the checkpoint mixes two models"
             )
-        self.heard.clear()
+        self.cache.clear()
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        self.heard.clear()  # what is remembered lies on the old device
+        self.cache.clear()  # what is remembered lies on the old device
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> MiniLm:
@@ -75,18 +75,18 @@ class MiniLm(nn.Module):
 
     @torch.no_grad()
     def forward(self, texts: Sequence[str]) -> TextFeatures:
-        unheard = list(dict.fromkeys(t for t in texts if t not in self.heard))
-        if unheard:
-            self._hear(unheard)
+        new = list(dict.fromkeys(t for t in texts if t not in self.cache))
+        if new:
+            self._hear(new)
         for text in texts:
-            self.heard.move_to_end(text)
-        words = [self.heard[t][0] for t in texts]
+            self.cache.move_to_end(text)
+        words = [self.cache[t][0] for t in texts]
         padded = nn.utils.rnn.pad_sequence(words, batch_first=True)
         lengths = torch.tensor([len(w) for w in words], device=padded.device)
         padding = torch.arange(padded.shape[1], device=padded.device) >= lengths[:, None]
-        features = TextFeatures(padded, padding, torch.stack([self.heard[t][1] for t in texts]))
-        while len(self.heard) > self.remember:
-            self.heard.popitem(last=False)
+        features = TextFeatures(padded, padding, torch.stack([self.cache[t][1] for t in texts]))
+        while len(self.cache) > self.remember:
+            self.cache.popitem(last=False)
         return features
 
     def _hear(self, texts: list[str]) -> None:
@@ -103,4 +103,4 @@ class MiniLm(nn.Module):
         sentences = nn.functional.normalize((words * weight).sum(1) / weight.sum(1), dim=-1)
         both = torch.cat([words, spelt], dim=-1)
         for text, i, word, sentence in zip(texts, ids, both, sentences, strict=True):
-            self.heard[text] = (word[: len(i)].clone(), sentence.clone())
+            self.cache[text] = (word[: len(i)].clone(), sentence.clone())

@@ -1,4 +1,4 @@
-"""RoBERTa (arXiv:1907.11692) with its pooler, as ears: words and one sentence vector, in a common width.
+"""RoBERTa (arXiv:1907.11692) with its pooler, as a text encoder: words and one sentence vector, in a common width.
 
 B expressions, L tokens, C width of the outside.
 """
@@ -30,7 +30,7 @@ class TextConfig:
     positions: int = 514  # the first two are never used, so 512 tokens fit
     dropout: float = 0.1
     frozen: bool = True  # no gradient and no dropout; False: trained along
-    # A hub name or a folder, read when the first text is heard by a model whose file holds no tokenizer;
+    # A hub name or a folder, read when the first text is encoded by a model whose file holds no tokenizer;
     # "letters": a built-in one that spells, for models whose weights are random.
     tokenizer: str = "FacebookAI/roberta-base"
 
@@ -59,15 +59,18 @@ class TextEncoder(nn.Module):
         self.tokenizer: Tokenizer | None = roberta_letter_tokenizer() if config.tokenizer == "letters" else None
 
     def forward(self, texts: Sequence[str]) -> TextFeatures:
-        return self.hear(*self.tokens(texts))
+        return self.encode_tokens(*self.tokens(texts))
 
-    def hear(self, tokens: Tensor, padding: Tensor) -> TextFeatures:
+    def encode_tokens(self, tokens: Tensor, padding: Tensor) -> TextFeatures:
         """The features of token ids (B, L) with their padding (B, L), as ``tokens`` gives them."""
         mask = (~padding).long()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
-            heard = self.encoder(input_ids=tokens, attention_mask=mask)
+            encoded = self.encoder(input_ids=tokens, attention_mask=mask)
         width = self.project[0].weight.dtype
-        words, sentence = self.project(heard.last_hidden_state.to(width)), self.project(heard.pooler_output.to(width))
+        words, sentence = (
+            self.project(encoded.last_hidden_state.to(width)),
+            self.project(encoded.pooler_output.to(width)),
+        )
         return TextFeatures(words, padding, sentence)
 
     def tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,7 @@ def _of_pieces(pieces: Sequence[str], split: list[Any]) -> Tokenizer:
     return tokenizer
 
 
-MAX_TOKENS = 64  # our choice: the longest sentence of the benchmarks has fewer; what follows is not heard
+MAX_TOKENS = 64  # our choice: the longest sentence of the benchmarks has fewer; what follows is left out
 
 
 def wordpiece_letter_tokenizer() -> Tokenizer:

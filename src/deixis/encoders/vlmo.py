@@ -176,8 +176,8 @@ class VlmoLayer:
             )
         )  # fmt: skip
         mask = mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype)
-        heard = F.scaled_dot_product_attention(q, k, v, mask)
-        return self.block.gamma_1 * own.proj(heard.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(q, k, v, mask)
+        return self.block.gamma_1 * own.proj(attended.transpose(1, 2).flatten(2))
 
     def feed(self, x: Tensor) -> Tensor:
         """The branch of the two-layer network of this kind, its norm and scale included."""
@@ -204,23 +204,23 @@ class Vlmo(FrozenTower):
 
     def layers(self, height: int, width: int) -> list[VlmoLayer]:
         """The layers for pictures of height x width patches, in order."""
-        c, table = self.config, self.whole.relative_position_bias_table
+        c, table = self.config, self.module.relative_position_bias_table
         side = c.image // c.patch
         rows = image_rows(table, side, height, width)[picture_index(height, width, table.device)]  # (S, S, A layers)
         biases = rows.permute(2, 0, 1).chunk(c.layers)
-        blocks = self.whole.transformer.blocks
+        blocks = self.module.transformer.blocks
         return [VlmoLayer(block, "imag", c.heads, bias) for block, bias in zip(blocks, biases, strict=True)]
 
     def start(self, height: int, width: int) -> Tensor:
         """(C,): the CLS token as the first layer gets it; the same for every picture."""
-        return self.whole.transformer.cls_token[0, 0] + self.whole.token_type_embeddings.weight[1]
+        return self.module.transformer.cls_token[0, 0] + self.module.token_type_embeddings.weight[1]
 
     def patches(self, pictures: Tensor) -> Tensor:
         """(N, C, h, w), what the first layer gets, from (N, 3, H, W) whose sides are multiples of the patch."""
-        cells = self.whole.transformer.patch_embed.proj(pictures)
-        return cells + self.whole.token_type_embeddings.weight[1][:, None, None].to(cells.dtype)
+        cells = self.module.transformer.patch_embed.proj(pictures)
+        return cells + self.module.token_type_embeddings.weight[1][:, None, None].to(cells.dtype)
 
-    def see(self, pictures: Tensor, taps: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
+    def encode_image(self, pictures: Tensor, taps: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
         """The tokens (N, 1 + h w, C) that leave each of the layers ``taps``; no norm after the last."""
         cells, left = self.patches(pictures), []
         h, w = cells.shape[-2:]
@@ -230,36 +230,36 @@ class Vlmo(FrozenTower):
             left.append(x)
         return tuple(left[tap] for tap in taps)
 
-    def pictures_in_joint(self, tokens: Tensor) -> Tensor:
+    def project_image(self, tokens: Tensor) -> Tensor:
         """(..., C) of CLS tokens, and by our choice of patches too, after the last layer. Not normalised."""
-        return self.whole.itc_image_proj["fc"](self.whole.transformer.norm(tokens))
+        return self.module.itc_image_proj["fc"](self.module.transformer.norm(tokens))
 
     # --- texts
 
     def tokens(self, texts: Sequence[str], room: int) -> tuple[Tensor, Tensor]:
         """Token ids (B, L) of at most ``room`` tokens, start and end among them, and their padding (B, L)."""
-        tokenizer = self.ears()
+        tokenizer = self.checked_tokenizer()
         tokenizer.no_padding()
         tokenizer.enable_truncation(room)
         ids = [torch.tensor(e.ids) for e in tokenizer.encode_batch([" ".join(t.split()) for t in texts])]
-        device = self.whole.token_type_embeddings.weight.device
+        device = self.module.token_type_embeddings.weight.device
         tokens = nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)  # 0 is BERT's [PAD]
         lengths = torch.tensor([len(i) for i in ids], device=device)
         return tokens, torch.arange(tokens.shape[1], device=device) >= lengths[:, None]
 
-    def ears(self) -> Tokenizer:
+    def checked_tokenizer(self) -> Tokenizer:
         """The tokenizer. Raises DeixisError where there is none, or one of another vocabulary."""
         size = 0 if self.tokenizer is None else self.tokenizer.get_vocab_size()
         if self.tokenizer is None or not 0 < size <= self.config.vocabulary:
             raise DeixisError(f"the tower's tokenizer has {size} entries, its word table {self.config.vocabulary}")
         return self.tokenizer
 
-    def hear(self, texts: Sequence[str], prompts: Tensor | None = None) -> TextFeatures:
+    def encode_text(self, texts: Sequence[str], prompts: Tensor | None = None) -> TextFeatures:
         """Words from start to end (B, L, C) after the final norm, and the start's as the sentence (B, C).
 
         prompts: (n, C) or (B, n, C), put behind the words, and not among the words returned.
         """
-        c, body, count = self.config, self.whole, 0 if prompts is None else prompts.shape[-2]
+        c, body, count = self.config, self.module, 0 if prompts is None else prompts.shape[-2]
         ids, padding = self.tokens(texts, c.positions)
         length, named = ids.shape[1], body.text_embeddings
         x = named.word_embeddings(ids) + named.position_embeddings.weight[:length]
@@ -275,9 +275,9 @@ class Vlmo(FrozenTower):
         x = body.transformer.norm(x)
         return TextFeatures(x[:, :length], padding, x[:, 0])
 
-    def texts_in_joint(self, sentences: Tensor) -> Tensor:
+    def project_text(self, sentences: Tensor) -> Tensor:
         """(B, C) from sentences (B, C). Not normalised."""
-        return self.whole.itc_text_proj["fc"](sentences)
+        return self.module.itc_text_proj["fc"](sentences)
 
 
 def image_rows(table: Tensor, side: int, height: int, width: int) -> Tensor:

@@ -14,7 +14,7 @@ from deixis.types import DeixisError
 AHEAD = 4  # frames read ahead of the one being scored (our choice)
 READERS = 1  # threads that decode PNGs ahead of a process that scores (measured: a second one only gets in the way)
 
-Element = TypeVar("Item")
+Element = TypeVar("Element")
 
 
 def read_ahead(read: Callable[[int], Element], count: int, pool: ThreadPoolExecutor) -> Iterator[Element]:

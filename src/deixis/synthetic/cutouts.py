@@ -229,10 +229,10 @@ class Library:
         folder = self.root / "davis_train"
         if not folder.is_dir():
             return []
-        told = json.loads((folder / "expressions.json").read_text())
+        entries = json.loads((folder / "expressions.json").read_text())
         return [
-            read_video(folder, name, told[name])
-            for name in sorted(told)
+            read_video(folder, name, entries[name])
+            for name in sorted(entries)
             if (name in HELD_OUT_VIDEOS) == (self.split == "held_out") and name not in SKIPPED_VIDEOS
         ]
 
@@ -357,17 +357,17 @@ class Library:
         return self._cache.get(key, lambda: (read_rgb(video.frames[index]), read_labels(video.masks[index]) > 0))
 
 
-def read_video(folder: Path, name: str, told: dict[str, Any]) -> MaskedVideo:
-    """A DAVIS video and what is known of it. ``told`` is its entry in expressions.json."""
+def read_video(folder: Path, name: str, entry: dict[str, Any]) -> MaskedVideo:
+    """A DAVIS video and what is known of it. ``entry``: its part in expressions.json."""
     alone = name not in CROWDED_VIDEOS
-    noun = NOUNS[told["class"]]
+    noun = NOUNS[entry["class"]]
     closed_groups = {"animal", "toy_thing"} | INDOOR_GROUPS
     unlabelled = {n for n, other in NOUNS.items() if not closed_groups & set(other.groups)} - (
         {noun.name} if alone else set()
     )
     if not alone:
         unlabelled |= {noun.name, *(("bird", "duck") if "wing" in noun.groups else ())}
-    written = told["expressions"]
+    written = entry["expressions"]
     return MaskedVideo(
         name,
         tuple(sorted((folder / "JPEGImages" / name).iterdir())),

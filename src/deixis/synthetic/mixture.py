@@ -1,8 +1,8 @@
 """Films from real pictures and clips, with sentences: what the default model learns from, and is measured on.
 
 A film is a pure function of (library, config, seed). Kinds of films: a real still under a moving camera; a composite of
-cut-outs on a real picture; twins (one cut-out several times, told apart by place or motion only); a DAVIS clip, with or
-without cut-outs pasted on it. T frames, N objects, H W pixels.
+cut-outs on a real picture; twins (one cut-out several times, distinguished by place or motion only); a DAVIS clip, with
+or without cut-outs pasted on it. T frames, N objects, H W pixels.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class Mixture:
         return finish_video(canvas, scene, self.config.sentences, rng, f"composite:{picture.image.stem}")
 
     def twin(self, rng: np.random.Generator, by: str | None = None) -> SyntheticVideo:
-        """One cut-out two or three times, told apart by one thing only. by: place, motion, colour; drawn where None."""
+        """One cut-out two or three times, distinguished by one thing: place, motion or colour (drawn where None)."""
         picture = self.library.background(rng)
         canvas, scene, _ = self._start(rng, picture, False, tight=0.8)
         present = {instance.noun.name for instance in picture.instances}
@@ -346,13 +346,13 @@ def twins(
     size: tuple[int, int] = (224, 384),
     frames: int = 8,
 ) -> Iterator[SyntheticVideo]:
-    """One cut-out two or three times, told apart by place or by motion; only the sentences that tell them apart."""
+    """One cut-out two or three times, distinguished by place or by motion; only the sentences that distinguish them."""
     mixture = Mixture(root, split=split, size=size, frames=frames)
     for index in range(films):
         film = mixture.twin(np.random.default_rng([seed, index, 3]), by=("place", "motion")[index % 2])
-        told = tuple(s for s in film.sentences if s.kind.startswith("twin_"))
-        if told:
-            yield replace(film, sentences=told)
+        entries = tuple(s for s in film.sentences if s.kind.startswith("twin_"))
+        if entries:
+            yield replace(film, sentences=entries)
 
 
 def long_films(
@@ -376,9 +376,9 @@ def long_films(
 def davis(root: Path | str, names: tuple[str, ...] = HELD_OUT_VIDEOS) -> Iterator[SyntheticVideo]:
     """Whole DAVIS videos at their own size with the sentences written for them (every second frame, 12 a second)."""
     folder = Path(root) / "davis_train"
-    told = json.loads((folder / "expressions.json").read_text())
+    entries = json.loads((folder / "expressions.json").read_text())
     for name in names:
-        video = read_video(folder, name, told[name])
+        video = read_video(folder, name, entries[name])
         frames = np.stack([read_rgb(path) for path in video.frames])
         masks = np.stack([read_labels(path) > 0 for path in video.masks])[:, None]
         sentences = tuple(Sentence(text, "written", (0,)) for text in video.written)

@@ -151,7 +151,7 @@ class SentenceSampler:
         return i if self.judge.referable[i] and self.judge.things[i].single else None
 
     def candidates(self, kind: str) -> list[tuple[Sentence, float]]:
-        """Sentences of a kind with a weight each (a word that class alone could have told apart weighs less)."""
+        """Sentences of a kind with a weight each (a word that the class alone would separate weighs less)."""
         return getattr(self, f"_{kind}")()
 
     def _class(self) -> list[tuple[Sentence, float]]:

@@ -119,19 +119,19 @@ class ConvClipMevis(nn.Module):
         ``wanted`` is for ``decode``, since all frames of a clip are watched.
         """
         step = frames.shape[1] if torch.is_grad_enabled() else self.config.frames_at_once
-        parts = [self.see(part) for part in frames.split(step, dim=1)]
+        parts = [self.project_levels(part) for part in frames.split(step, dim=1)]
         levels = tuple(torch.cat(same, dim=1) for same in zip(*parts, strict=True))
         return FeatureMaps(levels, CONV_CLIP_STRIDES, padding, (frames.shape[-2], frames.shape[-1]))
 
-    def see(self, frames: Tensor) -> tuple[Tensor, ...]:
+    def project_levels(self, frames: Tensor) -> tuple[Tensor, ...]:
         """(B, T, D, h, w) of frames (B, T, 3, H, W) at strides 4, 8, 16, 32."""
-        levels = zip(self.project, self.tower.see(frames), strict=True)
+        levels = zip(self.project, self.tower.encode_image(frames), strict=True)
         return tuple(project(level.flatten(0, 1)).unflatten(0, level.shape[:2]) for project, level in levels)
 
-    def listen(self, expressions: Sequence[Expression]) -> TextFeatures:
+    def encode_text(self, expressions: Sequence[Expression]) -> TextFeatures:
         """Words (B, L, D) and sentences (B, D) from the space that words share with pixels."""
-        heard = self.tower.listen([e.text for e in expressions])
-        return TextFeatures(self.project_words(heard.words), heard.padding, self.project_words(heard.sentence))
+        text = self.tower.encode_text([e.text for e in expressions])
+        return TextFeatures(self.project_words(text.words), text.padding, self.project_words(text.sentence))
 
     def decode(
         self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
@@ -140,7 +140,7 @@ class ConvClipMevis(nn.Module):
 
         All frames of the clip are watched; masks are given of the ``wanted`` ones.
         """
-        scene, text = ClipTokens(maps), self.listen(expressions)
+        scene, text = ClipTokens(maps), self.encode_text(expressions)
         return join([self.answer(scene, asked, wanted) for asked in text_for(scene.clips, text)])
 
     def forward(self, batch: Batch) -> Prediction:
@@ -195,7 +195,7 @@ class ConvClipMevis(nn.Module):
 
     def gather(self, maps: FeatureMaps, expressions: Sequence[Expression], memory: FilmMemory | None) -> FilmMemory:
         """First pass: a window's frame queries, which are all that the video queries need."""
-        memory = memory or FilmMemory(self.listen(expressions))
+        memory = memory or FilmMemory(self.encode_text(expressions))
         scene = ClipTokens(maps)
         found = [self.find_in_frames(scene, text)[0][-1] for text in one_by_one(memory.text)]  # (1, T, Q, D) each
         return replace(memory, queries=(*memory.queries, torch.cat(found)))
@@ -251,7 +251,7 @@ class Heads(nn.Module):
 
 
 class BiAttention(nn.Module):
-    """Pixels hear words and words hear pixels, by one similarity (GLIP, arXiv:2112.03857; sizes of DsHmp).
+    """Pixels attend to words and words to pixels, by one similarity (GLIP, arXiv:2112.03857; sizes of DsHmp).
 
     The residual is not normalised: DsHmp adds to the normalised input, which cuts the path past the block (our choice).
     PyTorch's softmax subtracts the largest score itself, so the published shift and clamp are not needed.
@@ -273,11 +273,11 @@ class BiAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(N, S, D) and (N, L, D) from the same; paddings (N, S) or None, and (N, L)."""
         p, w = self.pixel_norm(pixels), self.word_norm(words)
-        asks, told = self._heads(self.pixel_query(p)), self._heads(self.word_query(w))
-        heard_words = self._attend(asks, told, self._heads(self.word_value(w)), word_padding)
-        heard_pixels = self._attend(told, asks, self._heads(self.pixel_value(p)), pixel_padding)
-        pixels = pixels + self._drop(self.pixel_scale * self.pixel_out(heard_words))
-        return pixels, words + self._drop(self.word_scale * self.word_out(heard_pixels))
+        queries, keys = self._heads(self.pixel_query(p)), self._heads(self.word_query(w))
+        attended_words = self._attend(queries, keys, self._heads(self.word_value(w)), word_padding)
+        attended_pixels = self._attend(keys, queries, self._heads(self.pixel_value(p)), pixel_padding)
+        pixels = pixels + self._drop(self.pixel_scale * self.pixel_out(attended_words))
+        return pixels, words + self._drop(self.word_scale * self.word_out(attended_pixels))
 
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "n s (g d) -> n g s d", g=self.heads)
@@ -295,7 +295,7 @@ class BiAttention(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """Pixels and words meet, words hear each other, pixels sample each other (Grounding DINO, arXiv:2303.05499)."""
+    """Pixels and words are fused, words attend to each other, pixels sample each other (arXiv:2303.05499)."""
 
     def __init__(self, config: ConvClipMevisConfig) -> None:
         super().__init__()
@@ -338,12 +338,14 @@ class CrossModalEncoder(nn.Module):
             there = [p for p in paddings if p is not None]
             padding = torch.cat([p.flatten(1) for p in there], dim=1)
             valid = torch.stack([valid_share(p) for p in there], dim=1)
-        points, heard = references_of(shapes, valid, device), words.words.to(tokens.dtype)
+        points, tokens_of_words = references_of(shapes, valid, device), words.words.to(tokens.dtype)
         for layer in self.layers:
-            tokens, heard = layer(tokens, heard, words.padding, places.to(tokens.dtype), points, shapes, padding)
+            tokens, tokens_of_words = layer(
+                tokens, tokens_of_words, words.padding, places.to(tokens.dtype), points, shapes, padding
+            )
         split = tokens.split([h * w for h, w in shapes], dim=1)
         levels = tuple(level.unflatten(1, shape) for level, shape in zip(split, shapes, strict=True))
-        return levels, TextFeatures(heard, words.padding, words.sentence)
+        return levels, TextFeatures(tokens_of_words, words.padding, words.sentence)
 
 
 class MaskPixels(nn.Module):
@@ -366,7 +368,7 @@ class FrameQueryLayer(nn.Module):
         super().__init__()
         shape = (config.width, config.heads, config.dropout)
         self.look, self.among = ResidualAttention(*shape), ResidualAttention(*shape)
-        self.hear = ResidualAttention(*shape) if config.words == "everywhere" else None
+        self.attend_text = ResidualAttention(*shape) if config.words == "everywhere" else None
         self.feed = ResidualFeedForward(config.width, config.hidden, config.dropout)
 
     def forward(
@@ -374,9 +376,9 @@ class FrameQueryLayer(nn.Module):
     ) -> Tensor:
         """(N, Q, D) from x (N, Q, D), its positions, keys and values (N, S, D), padding (N, S) or (N, Q, S) of them."""
         x = self.look(x, x + position, keys, values, padding)
-        if self.hear is not None:
+        if self.attend_text is not None:
             words = text.words.to(x.dtype)
-            x = self.hear(x, x + position, words, words, text.padding)
+            x = self.attend_text(x, x + position, words, words, text.padding)
         placed = x + position
         return self.feed(self.among(x, placed, placed, x))
 

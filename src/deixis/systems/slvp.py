@@ -110,7 +110,7 @@ class Slvp(nn.Module):
         """frames: (B, T, 3, H, W); padding: (B, T, H, W). No words yet: encode once, ask many.
 
         With ``wanted`` the backbone sees all frames, and everything after it the wanted ones only. The first level is
-        the pixel decoder's lateral, or, where language asks, its finished pixels: they hear no words.
+        the pixel decoder's lateral, or, where language asks, its finished pixels: they are not fused with words.
         """
         levels = self.vision(frames)  # (B, T, C, h, w) each
         if wanted is not None:
@@ -124,8 +124,8 @@ class Slvp(nn.Module):
         fine, *projected = [
             near(x, h) for near, x, h in zip(self.neighbours, (fine, *projected), hidden, strict=True)
         ]
-        projected = [x + places(x, h) for x, h in zip(projected, hidden[1:], strict=True)]  # where and when, told once
-        projected[1] = self.see_other_frames(projected[1])
+        projected = [x + places(x, h) for x, h in zip(projected, hidden[1:], strict=True)]  # where and when, added once
+        projected[1] = self.compare_frames(projected[1])
         if self.config.fusion == "language":
             fine = self.pixels(fine, projected)
         return FeatureMaps((fine, *projected), MAP_STRIDES, padding, (frames.shape[-2], frames.shape[-1]))
@@ -151,24 +151,24 @@ class Slvp(nn.Module):
 
     def answer(self, maps: FeatureMaps, text: TextFeatures) -> Prediction:
         """Masks and scores are fp32, also under autocast."""
-        fused = self.meet(maps, text)
+        fused = self.fuse(maps, text)
         with torch.autocast(fused.pixels.device.type, enabled=False):
             return self.mask(fused)
 
-    def meet(self, maps: FeatureMaps, text: TextFeatures) -> Fused:
+    def fuse(self, maps: FeatureMaps, text: TextFeatures) -> Fused:
         """Where pixels and words meet: the one place in which the two fusions differ."""
         if isinstance(self.fuse, VisionAsQuery):
             return self.fuse(maps, text, self.pixels)
         return self.fuse(maps, text)
 
-    def foresee(self, maps: FeatureMaps, text: TextFeatures) -> tuple[Tensor, Fused]:
+    def predict_flow(self, maps: FeatureMaps, text: TextFeatures) -> tuple[Tensor, Fused]:
         """Pre-training: the flow (B, T, 2, h, w) from each frame to the next, camera motion taken out, dx and dy in
         units of ``flow_unit`` times the frame's diagonal (the last frame's is a guess at what nobody has seen)."""
-        fused = self.meet(maps, text)
+        fused = self.fuse(maps, text)
         with torch.autocast(fused.pixels.device.type, enabled=False):
             return self.flow(fused), fused
 
-    def see_other_frames(self, level: Tensor) -> Tensor:
+    def compare_frames(self, level: Tensor) -> Tensor:
         """(B, T, D, h, w): every cell attends to its own place in the other frames."""
         b, _, _, h, w = level.shape
         tokens = rearrange(level, "b t d h w -> (b h w) t d")
@@ -283,7 +283,7 @@ class VisionAsQuery(nn.Module):
     def __init__(self, config: SlvpConfig) -> None:
         super().__init__()
         self.levels = nn.ModuleList(
-            nn.ModuleList(HearingBlock(config, space=stride in config.space) for _ in range(config.blocks))
+            nn.ModuleList(FusionBlock(config, space=stride in config.space) for _ in range(config.blocks))
             for stride in MAP_STRIDES[1:]
         )
 
@@ -299,8 +299,8 @@ class VisionAsQuery(nn.Module):
         return Fused(pixels, tokens, padding, text.sentence[:, None].float(), None)
 
 
-class HearingBlock(nn.Module):
-    """Cells hear the words, then their own place over time, then (where it is affordable) their frame; pre-norm."""
+class FusionBlock(nn.Module):
+    """Cells attend to the words, to their own place over time, and (where affordable) to their frame; pre-norm."""
 
     def __init__(self, config: SlvpConfig, space: bool) -> None:
         super().__init__()
@@ -315,12 +315,12 @@ class HearingBlock(nn.Module):
         x = self.time(rearrange(x, "b (t h w) d -> (b h w) t d", t=t, h=h, w=w))
         x = rearrange(x, "(b h w) t d -> (b t) (h w) d", b=b, h=h, w=w)
         if self.space is not None:
-            x = self.space(x, seen_somewhere(hidden))
+            x = self.space(x, never_all_masked(hidden))
         x = x + self.feed(x)
         return rearrange(x, "(b t) (h w) d -> b t d h w", b=b, t=t, h=h, w=w)
 
 
-def seen_somewhere(hidden: Tensor | None) -> Tensor | None:
+def never_all_masked(hidden: Tensor | None) -> Tensor | None:
     """(B T, h w) from (B, T, h, w); a frame that is padding throughout is let be, since it must attend to something."""
     if hidden is None:
         return None
@@ -348,7 +348,7 @@ class LanguageAsQuery(nn.Module):
         d, heads = config.width, config.heads
         self.offsets = nn.Parameter(torch.randn(config.queries, d))
         self.norm_tokens, self.norm = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.layers = nn.ModuleList(AskingLayer(d, heads) for _ in range(config.layers))
+        self.layers = nn.ModuleList(LanguageQueryLayer(d, heads) for _ in range(config.layers))
         self.kernel = Mlp(d, d, d, config.pixel_channels + 1)  # the last number is a bias
 
     def forward(self, maps: FeatureMaps, text: TextFeatures) -> Fused:
@@ -366,7 +366,7 @@ class LanguageAsQuery(nn.Module):
         return Fused(pixels, tokens, padding, queries, layers)
 
 
-class AskingLayer(nn.Module):
+class LanguageQueryLayer(nn.Module):
     """Queries ask the words, then the pixels, then each other; pre-norm."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -445,7 +445,7 @@ class LayeredFlow(nn.Module):
 
 
 class Compare(nn.Module):
-    """Clip and sentence in one space. What a clip shows is read before it heard any words, where it is seen to move."""
+    """Clip and sentence in one space. Clip features are read before fusion with words, at cells that move."""
 
     def __init__(self, config: SlvpConfig) -> None:
         super().__init__()
@@ -465,7 +465,7 @@ class Compare(nn.Module):
 
 
 class Recall(nn.Module):
-    """Hidden words, guessed from the other words and from pixels that have heard no more than those."""
+    """Masked words, predicted from the other words and from pixels fused with no more than those."""
 
     def __init__(self, config: SlvpConfig) -> None:
         super().__init__()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from deixis.blocks.deformable import DeformableTransformer
-from deixis.blocks.fusion import CrossGate, hear_words, mean_of_words, text_for
-from deixis.blocks.levels import ClipTokens, ProjectLevels, find_in_frames
+from deixis.blocks.fusion import CrossGate, gate_with_text, mean_of_words, text_for
+from deixis.blocks.levels import ClipTokens, ProjectLevels, detect_in_frames
 from deixis.blocks.pixel_decoder import FeaturePyramid
 from deixis.blocks.query_heads import QueryHeads, join
 from deixis.blocks.temporal import ClipDecoder, TokenEncoder
@@ -64,13 +64,13 @@ class Soc(nn.Module):
     def __init__(self, config: SocConfig) -> None:
         super().__init__()
         self.config, d = config, config.width
-        self.vision: VideoSwin | TowerEyes
-        self.text: TextEncoder | TowerEars
+        self.vision: VideoSwin | ConvClipVision
+        self.text: TextEncoder | ConvClipText
         if config.tower is None:
             self.vision, self.text = VideoSwin(config.vision), TextEncoder(config.text, d)
         else:
-            self.vision = TowerEyes(config.tower)
-            self.text = TowerEars(self.vision.tower, d, config.dropout)
+            self.vision = ConvClipVision(config.tower)
+            self.text = ConvClipText(self.vision.tower, d, config.dropout)
         self.project = ProjectLevels(self.vision.channels[1:], d, config.norm_groups)
         self.vision_gate, self.text_gate = CrossGate(d, config.heads), CrossGate(d, config.heads)  # the paper's MMF
         self.find = DeformableTransformer(
@@ -103,9 +103,9 @@ class Soc(nn.Module):
 
     def answer(self, scene: ClipTokens, text: TextFeatures) -> Prediction:
         """Training predicts from every decoder level, evaluation from one; the mathematics is the same."""
-        words = self.see(text, scene)  # (B, L, D)
-        frames = find_in_frames(
-            scene, lambda part: [hear_words(self.vision_gate, part, i, text) for i in range(4)],
+        words = self.attend_text(text, scene)  # (B, L, D)
+        frames = detect_in_frames(
+            scene, lambda part: [gate_with_text(self.vision_gate, part, i, text) for i in range(4)],
             self.find, self.heads.box, self.pixels, self.config.frames_at_once,
         )  # fmt: skip
         sentence = mean_of_words(words, text.padding)  # (B, D)
@@ -113,13 +113,15 @@ class Soc(nn.Module):
         with torch.autocast(sentence.device.type, enabled=False):  # scores, and the choice among queries, in fp32
             clips = self.gather_clips([frames.queries[read] for read, _ in levels], text.sentence.float())  # (B, Q, D)
             *aux, last = [
-                self.heads(i, self.tell(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, painted)
+                self.heads(
+                    i, self.add_clip_context(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, painted
+                )
                 for (_, i), clip in zip(levels, clips, strict=True)
             ]
         return replace(last, aux=tuple(aux))
 
-    def see(self, text: TextFeatures, scene: ClipTokens) -> Tensor:
-        """(B, L, D): the words, multiplied by what they saw of the whole clip at stride 32, before that heard them."""
+    def attend_text(self, text: TextFeatures, scene: ClipTokens) -> Tensor:
+        """(B, L, D): text gated by attention to the unfused stride-32 features of the whole clip."""
         level = scene.tokens(2)
         keys = level + scene.clip_positions(2).to(level.dtype)
         return self.text_gate(text.words.to(level.dtype), keys, level, scene.clip_padding(2))
@@ -137,12 +139,12 @@ class Soc(nn.Module):
             return [x.mean(1) for x in queries]
         return self.cluster(torch.cat(list(queries)), sentence.repeat(len(queries), 1)).chunk(len(queries))
 
-    def tell(self, queries: Tensor, clip: Tensor) -> Tensor:
+    def add_clip_context(self, queries: Tensor, clip: Tensor) -> Tensor:
         """(B, T, Q, D): every frame knows the clip; without the cluster, frames know themselves alone."""
         return queries if self.cluster is None else queries + clip[:, None]
 
 
-class TowerEyes(nn.Module):
+class ConvClipVision(nn.Module):
     """The four levels of a frozen ConvNeXt CLIP."""
 
     def __init__(self, config: ConvClipConfig) -> None:
@@ -150,22 +152,22 @@ class TowerEyes(nn.Module):
         self.tower, self.channels = ConvClip(config), config.channels
 
     def forward(self, frames: Tensor) -> Sequence[Tensor]:
-        return self.tower.see(frames)
+        return self.tower.encode_image(frames)
 
 
-class TowerEars(nn.Module):
+class ConvClipText(nn.Module):
     """A frozen tower's words and sentence, brought to the width as RoBERTa's are."""
 
     def __init__(self, tower: ConvClip, out: int, dropout: float) -> None:
         super().__init__()
-        self.listen = tower.listen  # the tower itself belongs to the eyes
+        self.encode_text = tower.encode_text  # the tower itself belongs to the image encoder
         self.project = nn.Sequential(
             nn.Linear(tower.config.joint, out), nn.LayerNorm(out, eps=1e-12), nn.Dropout(dropout)
         )
 
     def forward(self, texts: Sequence[str]) -> TextFeatures:
-        heard = self.listen(texts)
-        return TextFeatures(self.project(heard.words), heard.padding, self.project(heard.sentence))
+        text = self.encode_text(texts)
+        return TextFeatures(self.project(text.words), text.padding, self.project(text.sentence))
 
 
 class QueryClusterer(nn.Module):

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from deixis.blocks.attention import ResidualFeedForward
 from deixis.blocks.deformable import DeformableTransformer
-from deixis.blocks.fusion import CrossGate, hear_words, mean_of_words, text_for
-from deixis.blocks.levels import ClipTokens, ProjectLevels, find_in_frames
+from deixis.blocks.fusion import CrossGate, gate_with_text, mean_of_words, text_for
+from deixis.blocks.levels import ClipTokens, ProjectLevels, detect_in_frames
 from deixis.blocks.pixel_decoder import FeaturePyramid
 from deixis.blocks.query_heads import QueryHeads, join
 from deixis.blocks.temporal import ClipDecoder, ResidualAttention, TokenEncoder
@@ -106,12 +106,12 @@ class SocPlusPlus(nn.Module):
 
     def answer(self, scene: ClipTokens, text: TextFeatures) -> Prediction:
         """Training predicts from every decoder level, evaluation from the last; the mathematics is the same."""
-        heard = scene.with_grids([hear_words(self.vision_gate, scene, i, text) for i in range(4)])
-        proxies = self.see(heard)  # (B, P, D)
+        fused = scene.with_grids([gate_with_text(self.vision_gate, scene, i, text) for i in range(4)])
+        proxies = self.attend_levels(fused)  # (B, P, D)
         words = self.text_gate(text.words.to(proxies.dtype), proxies, proxies)  # (B, L, D)
         sentence = mean_of_words(words, text.padding)  # (B, D)
-        frames = find_in_frames(
-            heard, lambda part: [part.grid(i) for i in range(4)],
+        frames = detect_in_frames(
+            fused, lambda part: [part.grid(i) for i in range(4)],
             self.find, self.heads.box, self.pixels, self.config.frames_at_once, proxies.float().mean(1),
         )  # fmt: skip
         levels = range(self.config.layers) if self.training else [self.config.layers - 1]
@@ -119,21 +119,23 @@ class SocPlusPlus(nn.Module):
         with torch.autocast(sentence.device.type, enabled=False):  # scores, and the choice among queries, in fp32
             clips = self.cluster(frames.queries, sentence, levels)  # (B, Q, D) a level
             *aux, last = [
-                self.heads(i, self.tell(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, painted)
+                self.heads(
+                    i, self.add_clip_context(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, painted
+                )
                 for i, clip in zip(levels, clips, strict=True)
             ]
         return replace(last, aux=tuple(aux))
 
-    def see(self, heard: ClipTokens) -> Tensor:
-        """(B, P, D): the proxies, having seen strides 8, 16 and 32 of the whole clip in turn, as it heard the words."""
-        proxies = self.proxies.expand(heard.clips, -1, -1).to(heard.tokens(0).dtype)
+    def attend_levels(self, fused: ClipTokens) -> Tensor:
+        """(B, P, D): proxies after cross-attention to the text-fused levels at strides 8, 16 and 32."""
+        proxies = self.proxies.expand(fused.clips, -1, -1).to(fused.tokens(0).dtype)
         for i in range(3):
-            level = heard.tokens(i)  # (B, T h w, D)
-            added = level if self.config.proxy_key == "official" else heard.clip_positions(i).to(level.dtype)
-            proxies = self.proxy_gate(proxies, level + added, level, heard.clip_padding(i)) + proxies
+            level = fused.tokens(i)  # (B, T h w, D)
+            added = level if self.config.proxy_key == "official" else fused.clip_positions(i).to(level.dtype)
+            proxies = self.proxy_gate(proxies, level + added, level, fused.clip_padding(i)) + proxies
         return proxies
 
-    def tell(self, queries: Tensor, clip: Tensor) -> Tensor:
+    def add_clip_context(self, queries: Tensor, clip: Tensor) -> Tensor:
         """(B, T, Q, D): frame queries that know the clip: what a random walk spreads, read by an attention."""
         tokens = queries.flatten(1, 2)
         spread = random_walk(clip, tokens, self.config.walk)
@@ -162,7 +164,7 @@ class RelevanceClusterer(nn.Module):
         so_far = frames.cumsum(1) / torch.arange(1, frames.shape[1] + 1, device=x.device)[:, None]
         relevance = self.presence(frames) + match + 0.5 * self.change(frames - so_far)  # (levels B, T)
         tokens = x.flatten(1, 2)
-        tokens = self.encoder(tokens, heard=(x * relevance[..., None, None]).flatten(1, 2))
+        tokens = self.encoder(tokens, context=(x * relevance[..., None, None]).flatten(1, 2))
         start = sentence[:, None] + self.start  # (B, Q, D)
         return self.decoder(start.repeat(len(levels), 1, 1), tokens).chunk(len(levels))
 

@@ -2,7 +2,7 @@
 Vision-Language Pre-trained Models", arXiv:2405.10610).
 
 The paper's models were never published. What is public fixes the skeleton; what a number rests on stands beside it.
-One dense mask a frame, so Q = 1; the eyes listen to the words, so ``encode`` gives no more than patch embeddings.
+One dense mask a frame, so Q = 1; the image encoder attends to the words, so ``encode`` stops at patch embeddings.
 
 B clips (or expressions asked of one clip), T frames, h w patches (N of them), L words, S tokens of a frame (CLS, then N
 patches, then what is appended), C width of the tower, D width of what is trained.
@@ -61,7 +61,7 @@ class VlpRvosConfig(SystemConfig):
     layers: int = bounded(1, least=0)  # of a reasoning stage (our choice)
     cube: bool = True  # attention in cubes of T x m x m patches; False leaves it out (ablation)
     frame: bool = True  # attention over the patches of a frame; False leaves it out (ablation)
-    words_in_reasoning: bool = True  # False: skips hear no words (ablation)
+    words_in_reasoning: bool = True  # False: skips are not fused with words (ablation)
     cube_side: int = bounded(7, most=1024)  # m, patches: a third of 21 (our choice)
     order: Literal["cube", "frame", "parallel"] = "cube"  # which of the two comes first, or both at once (our choice)
     frames: int = bounded(8, most=1024)  # T up to which positions in a cube differ (inferred)
@@ -149,28 +149,28 @@ class VlpRvos(nn.Module):
     ) -> tuple[Prediction, Tensor]:
         """The answer for a clip, and what to tell the next one: (B, T, D), without gradient.
 
-        memory: what the clip before told, for the same expressions; None for the first clip.
+        memory: what the previous clip passed on, for the same expressions; None for the first clip.
         """
         patches, texts = maps.levels[0], [e.text for e in expressions]
         if len(patches) > 1:
             if len(texts) != len(patches):
                 raise DeixisError(f"{len(patches)} clips take {len(patches)} expressions, one each, got {len(texts)}")
             return self.answer(patches, texts, memory, wanted)
-        answers, told = [], []
+        answers, carried = [], []
         for first in range(0, len(texts), self.config.asked_at_once):
             part = slice(first, first + self.config.asked_at_once)
             asked, before = texts[part], None if memory is None else memory[part]
             answered, tells = self.answer(patches.expand(len(asked), -1, -1, -1, -1), asked, before, wanted)
             answers.append(answered)
-            told.append(tells)
-        return join(answers), torch.cat(told)
+            carried.append(tells)
+        return join(answers), torch.cat(carried)
 
     def answer(
         self, patches: Tensor, texts: Sequence[str], memory: Tensor | None, wanted: Sequence[int] | None
     ) -> tuple[Prediction, Tensor]:
         """patches: (B, T, C, h, w); as many texts."""
         prompts = self.prompts()
-        text = self.tower.hear(texts, prompts.language)
+        text = self.tower.encode_text(texts, prompts.language)
         before = None if self.history is None else self.history(memory, len(patches))  # (B, n, C)
         *skips, seen = self.look(patches, text, prompts, before)  # (B, T, h, w, C) each
         cells, language, padding = self.fuse(seen, text)  # (B, T, h, w, D), (B, L + 1, D), (B, L + 1)
@@ -180,7 +180,7 @@ class VlpRvos(nn.Module):
         with torch.autocast(masks.device.type, enabled=False):
             memory = pool_by_mask(cells.detach().float(), masks.detach())  # (B, T, D)
             similarity = self.compare(
-                self.tower.pictures_in_joint(seen.float()), self.tower.texts_in_joint(text.sentence.float())
+                self.tower.project_image(seen.float()), self.tower.project_text(text.sentence.float())
             )  # (B, T, h, w)
         if wanted is not None:
             masks, similarity = masks[:, list(wanted)], similarity[:, list(wanted)]
@@ -310,16 +310,16 @@ class Guidance(nn.Module):
     def forward(self, i: int, layer: Any, x: Tensor, words: Tensor, padding: Tensor, own: int) -> Tensor:
         """(B T, S, C) through layer i, from tokens (B T, S, C), ``own`` of them the picture's; words (B, L, .)."""
         y = layer.norm(x)
-        heard = layer.attend(y, y, layer.mask(x.shape[1] - own))
+        attended = layer.attend(y, y, layer.mask(x.shape[1] - own))
         if self.kind != "none":
             # Words are the same in all frames of a clip: one attention for all of them.
             asking = rearrange(y, "(b t) s c -> b (t s) c", b=len(words))
-            told = self.listen(i, layer, asking, words, ~padding[:, None, None])
-            heard = heard + self.gate[i] * rearrange(told, "b (t s) c -> (b t) s c", s=y.shape[1])
-        x = x + heard
+            carried = self.attend_words(i, layer, asking, words, ~padding[:, None, None])
+            attended = attended + self.gate[i] * rearrange(carried, "b (t s) c -> (b t) s c", s=y.shape[1])
+        x = x + attended
         return x + layer.feed(x)
 
-    def listen(self, i: int, layer: Any, asking: Tensor, words: Tensor, there: Tensor) -> Tensor:
+    def attend_words(self, i: int, layer: Any, asking: Tensor, words: Tensor, there: Tensor) -> Tensor:
         """(B, M, C) from normed tokens (B, M, C); there: (B, 1, 1, L)."""
         if self.kind == "reuse":
             return layer.attend(asking, layer.norm(words), there)
@@ -346,13 +346,13 @@ class TemporalCapture(nn.Module):
         asked = rearrange(keys, "(b t) s c -> b t s c", t=frames) + code.to(keys.dtype)
         y = layer.norm(asked)
         asking = rearrange(y[:, :, : temporal.shape[1]], "b t n c -> b (t n) c")
-        heard = layer.attend(asking, rearrange(y, "b t s c -> b (t s) c"))
-        x = temporal + rearrange(heard, "b (t n) c -> (b t) n c", t=frames)
+        attended = layer.attend(asking, rearrange(y, "b t s c -> b (t s) c"))
+        x = temporal + rearrange(attended, "b (t n) c -> (b t) n c", t=frames)
         return x + layer.feed(x)
 
 
 class HistoricalPrompt(nn.Module):
-    """What the clip before told, as tokens for every frame of this one; a learned token where nothing was before."""
+    """Tokens pooled from the previous clip, for every frame of this one; a learned token for the first clip."""
 
     def __init__(self, width: int, tower_width: int) -> None:
         super().__init__()
@@ -381,7 +381,7 @@ def frame_code(frames: int, width: int, device: torch.device) -> Tensor:
 # --- fusion and reasoning --------------------------------------------------------------------------------------------
 
 
-class Hear(nn.Module):
+class TextAttention(nn.Module):
     """x + attention(norm(x), norm(source))."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -405,14 +405,14 @@ class Feed(nn.Module):
 
 
 class DualFusion(nn.Module):
-    """Words hear the whole cube of patches, then patches hear those words; and the sentence multiplies them."""
+    """Words attend to the whole cube of patches, then patches to those words; and the sentence multiplies them."""
 
     def __init__(self, config: VlpRvosConfig) -> None:
         super().__init__()
         d, tower = config.width, config.tower
         self.reduce, self.resizer = nn.Linear(tower.width, d), nn.Linear(tower.text_width, d)
-        self.words_hear = Hear(d, config.heads, config.dropout)
-        self.patches_hear = Hear(d, config.heads, config.dropout)
+        self.words_attend = TextAttention(d, config.heads, config.dropout)
+        self.patches_attend = TextAttention(d, config.heads, config.dropout)
         self.mix = nn.Linear(2 * d, d)
 
     def forward(self, seen: Tensor, text: TextFeatures) -> tuple[Tensor, Tensor, Tensor]:
@@ -424,22 +424,22 @@ class DualFusion(nn.Module):
         patches = cells.flatten(1, 3)  # (B, T N, D)
         language = self.resizer(torch.cat([text.words, text.sentence[:, None]], dim=1))
         padding = F.pad(text.padding, (0, 1))
-        language = self.words_hear(language, patches)
-        patches = self.patches_hear(patches, language, padding)
+        language = self.words_attend(language, patches)
+        patches = self.patches_attend(patches, language, padding)
         patches = self.mix(torch.cat([patches, patches * language[:, -1:]], dim=-1)) + patches
         return patches.view_as(cells), language, padding
 
 
 class ReasoningStage(nn.Module):
-    """Cells think in cubes and in frames; beside them the patches of a shallower layer hear the words; then the sum."""
+    """Cells attend within cubes and frames; patches of a shallower layer attend to the words; then the sum."""
 
     def __init__(self, config: VlpRvosConfig) -> None:
         super().__init__()
         d, heads, dropout = config.width, config.heads, config.dropout
         self.encoder = nn.ModuleList(CubeFrameLayer(config) for _ in range(config.layers))
         self.skip = nn.Linear(config.tower.width, d)
-        self.hear = nn.ModuleList(
-            Hear(d, heads, dropout) for _ in range(config.layers if config.words_in_reasoning else 0)
+        self.attend_text = nn.ModuleList(
+            TextAttention(d, heads, dropout) for _ in range(config.layers if config.words_in_reasoning else 0)
         )
         self.feed = nn.ModuleList(Feed(d, config.expand, dropout) for _ in range(config.layers))
 
@@ -449,7 +449,7 @@ class ReasoningStage(nn.Module):
             cells = layer(cells)
         x = self.skip(skip).flatten(1, 3)
         for i, feed in enumerate(self.feed):
-            x = feed(self.hear[i](x, language, padding) if len(self.hear) else x)
+            x = feed(self.attend_text[i](x, language, padding) if len(self.attend_text) else x)
         return cells + x.view_as(cells)
 
 
@@ -516,8 +516,8 @@ class CubeAttention(nn.Module):
         if below or right:
             nothing = cube_padding(t, h, w, m, x.device)  # (cubes of a clip, l)
             bias = bias.masked_fill(nothing[:, None, None], float("-inf")).repeat(b, 1, 1, 1)
-        heard = F.scaled_dot_product_attention(q, k, v, bias)
-        y = self.out(rearrange(heard, "c a l d -> c l (a d)"))
+        attended = F.scaled_dot_product_attention(q, k, v, bias)
+        y = self.out(rearrange(attended, "c a l d -> c l (a d)"))
         y = rearrange(y, "(b i j) (t m n) d -> b t (i m) (j n) d", b=b, t=t, m=m, i=(h + below) // m)
         return y[:, :, :h, :w]
 

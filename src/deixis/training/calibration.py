@@ -26,7 +26,7 @@ LEAST = 20  # present and absent ones, each, in each half
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class PresenceSample:
     """A probability that a system gave, uncalibrated. there: whether the object is.  half: 0 fits, 1 checks."""
 
     presence: float
@@ -34,7 +34,7 @@ class Told:
     half: int
 
 
-def calibrated(system: Any, data: str, ask: Callable[[Any], Sequence[Told]]) -> Any:
+def calibrated(system: Any, data: str, ask: Callable[[Any], Sequence[PresenceSample]]) -> Any:
     """The system's config with presence as held-out data has it.
 
     Args:
@@ -52,31 +52,31 @@ def calibrated(system: Any, data: str, ask: Callable[[Any], Sequence[Told]]) -> 
     config = system.config
     try:
         system.config = replace(config, presence_threshold=None, presence_temperature=1.0, presence_shift=0.0)
-        told = list(ask(system))
+        samples = list(ask(system))
     finally:
         system.config = config
-    return fitted(config, data, told)
+    return fitted(config, data, samples)
 
 
-def fitted(config: SystemConfig, data: str, told: Sequence[Told]) -> SystemConfig:
+def fitted(config: SystemConfig, data: str, samples: Sequence[PresenceSample]) -> SystemConfig:
     """The config with temperature, shift and threshold of the first half, if the second half bears them out."""
     always = replace(config, presence_threshold=None, presence_temperature=1.0, presence_shift=0.0)
-    counts = [sum(t.there == there and t.half == half for t in told) for there in (True, False) for half in (0, 1)]
+    counts = [sum(t.there == there and t.half == half for t in samples) for there in (True, False) for half in (0, 1)]
     if min(counts) < LEAST:
         return replace(always, presence_from=f"always answers: {data} holds too few to calibrate on {counts}")
-    first = [t for t in told if t.half == 0]
+    first = [t for t in samples if t.half == 0]
     temperature, shift = fit_presence(
         np.array([t.presence for t in first]), np.array([t.there for t in first]), 1.0, 0.0
     )
 
-    def probability(t: Told) -> float:
+    def probability(t: PresenceSample) -> float:
         p = min(max(t.presence, 1e-7), 1 - 1e-7)
         return float(sigmoid(np.log(p / (1 - p)) / temperature + shift))
 
     threshold = float(np.quantile([probability(t) for t in first if t.there], 1 - SHOWN))
     threshold = min(max(threshold, 1e-6), 1 - 1e-6)
     shown, empty = (
-        float(np.mean([(probability(t) >= threshold) == there for t in told if t.half == 1 and t.there == there]))
+        float(np.mean([(probability(t) >= threshold) == there for t in samples if t.half == 1 and t.there == there]))
         for there in (True, False)
     )
     worth = f"shows {shown:.2f} of present objects, leaves {empty:.2f} of absent ones empty"

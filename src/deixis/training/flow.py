@@ -2,7 +2,7 @@
 
 An entry of the cache belongs to a film's *content* and to the settings that it was made with; its name is their hash.
 It is checked when it is read (version, content, settings, shapes, a checksum of the numbers); what does not pass is
-told, forgotten and made anew. Flow is of frames sampled at a fixed rate and brought to a fixed size.
+reported, dropped and made anew. Flow is of frames sampled at a fixed rate and brought to a fixed size.
 
 N frames, H W pixels of a frame, h w cells of the stored flow. Flow is (dx, dy) in pixels of the frame.
 """
@@ -323,7 +323,7 @@ def fill_cache(
     """Estimate the flow of every film of a list that the cache does not hold yet. A film that is broken is counted.
 
     What is done stays done, whatever ends this. workers: processes; a few films each are under way at a time, however
-    long the list.  progress: hears (rows done, rows in all).
+    long the list.  progress: called with (rows done, rows in all).
     """
     if workers < 1:
         raise DeixisError(f"the number of processes must be 1 or more, got {workers}")

@@ -108,7 +108,7 @@ def flow_clip(
     films: VideoCaptions, cache: FlowCache, model: SlvpConfig, config: PretrainData, seed: int, index: int
 ) -> FlowClip:
     """The clip of a sample index; every epoch has its own order. A film that is broken is passed over for the next one
-    in that order, told in the log, and counted. Raises DeixisError after IN_A_ROW of them."""
+    in that order, logged, and counted. Raises DeixisError after IN_A_ROW of them."""
     epoch, turn = divmod(index, len(films))
     for skipped in range(IN_A_ROW):
         number = shuffled((turn + skipped) % len(films), len(films), seed, epoch)

@@ -33,7 +33,7 @@ def flow_pixels(system: nn.Module, frames: np.ndarray, caption: str) -> np.ndarr
     clip = FlowClip(torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2), caption,
                     torch.zeros(0), torch.zeros(0))  # fmt: skip
     batch = collate_flow(model.config, [clip]).to(device)
-    flow, _ = model.foresee(model.encode(batch.frames, batch.padding), model.text([caption]))
+    flow, _ = model.predict_flow(model.encode(batch.frames, batch.padding), model.text([caption]))
     size = (frames.shape[1], frames.shape[2])
     grown = F.interpolate(flow[0, :-1].float(), size=size, mode="bilinear", align_corners=False)
     return grown.permute(0, 2, 3, 1).cpu().numpy() * model.config.flow_unit * float(np.hypot(*size))

@@ -235,8 +235,8 @@ class _Trainer:
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
         # One transfer a step: the numbers, and whether to stop, of all processes.
         asked = torch.tensor(float(asked_to_stop()), device=world.device)
-        told = torch.tensor(list(counted.values()), device=world.device)
-        numbers = world.mean(torch.cat([torch.stack([asked, norm.float(), *sums.values()]), told])).tolist()
+        totals = torch.tensor(list(counted.values()), device=world.device)
+        numbers = world.mean(torch.cat([torch.stack([asked, norm.float(), *sums.values()]), totals])).tolist()
         parts = dict(zip(sums, numbers[2 : 2 + len(sums)], strict=True))
         for name, number in zip(counted, numbers[2 + len(sums) :], strict=True):
             self.counts[name] = self.counts.get(name, 0) + round(number * world.size)

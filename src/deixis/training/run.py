@@ -136,7 +136,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What ``report`` is told after every step. step: finished ones.  waiting: share of the time without a batch.
+    """What ``report`` gets after every step. step: finished ones.  waiting: share of the time without a batch.
     scores: of a validation that just ran, or empty.  logged: this step went to metrics.jsonl."""
 
     step: int

@@ -90,7 +90,7 @@ class LearningTower(nn.Module):
         self.config = config
         self.tower: FrozenTower = ClipVit(config.vit) if config.kind == "vit" else ConvClip(config.conv)
         self.tower.tokenizer = word_tokenizer(world_words(), getattr(config, config.kind).vocabulary)
-        body: nn.Module = self.tower.whole
+        body: nn.Module = self.tower.module
         body.requires_grad_(True)
         # Of a ViT the patches go where its CLS goes. A ConvNeXt's own way into the joint space starts at stride 32, too
         # coarse for small objects, so each level has a map of its own here; it is not kept.
@@ -100,54 +100,54 @@ class LearningTower(nn.Module):
             start_from_scratch(body)
             self.levels.extend(nn.Sequential(nn.LayerNorm(c), nn.Linear(c, joint)) for c in config.conv.channels)
 
-        # Stills give the ears no reason to tell what moves left from what moves right; being asked for its words does.
-        heard = config.vit.text_width if config.kind == "vit" else joint
-        self.name_word = nn.Linear(heard, self.tower.config.vocabulary)
+        # Stills give the text encoder no reason to separate left from right in motion; predicting its words does.
+        width = config.vit.text_width if config.kind == "vit" else joint
+        self.name_word = nn.Linear(width, self.tower.config.vocabulary)
 
     def look(self, frames: Tensor) -> tuple[list[Tensor], Tensor]:
         """Maps (N, E, h, w), one a level, and the whole pictures (N, E), from (N, 3, H, W). Unit vectors."""
         if isinstance(self.tower, ClipVit):
             patch = self.tower.config.patch
-            (tokens,) = self.tower.see(frames)
-            joint = F.normalize(self.tower.pictures_in_joint(tokens), dim=-1)  # (N, 1 + h w, E)
+            (tokens,) = self.tower.encode_image(frames)
+            joint = F.normalize(self.tower.project_image(tokens), dim=-1)  # (N, 1 + h w, E)
             grid = (frames.shape[-2] // patch, frames.shape[-1] // patch)
             return [joint[:, 1:].mT.unflatten(-1, grid)], joint[:, 0]
         assert isinstance(self.tower, ConvClip)
-        levels = [level[:, 0] for level in self.tower.see(frames[:, None])]  # (N, C, h, w)
-        body = self.tower.whole
-        whole = body.picture_head(body.eyes.layernorm(levels[-1].mean((-2, -1))))
+        levels = [level[:, 0] for level in self.tower.encode_image(frames[:, None])]  # (N, C, h, w)
+        body = self.tower.module
+        whole = body.picture_head(body.vision.layernorm(levels[-1].mean((-2, -1))))
         maps = [
             F.normalize(bring(level.permute(0, 2, 3, 1)), dim=-1).permute(0, 3, 1, 2)
             for bring, level in zip(self.levels, levels, strict=True)
         ]
         return maps, F.normalize(whole, dim=-1)
 
-    def hear(self, texts: Sequence[str]) -> Tensor:
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
         """(B, E), unit vectors."""
-        return self.in_joint(self.listen(texts))
+        return self.in_joint(self.encode_text(texts))
 
-    def listen(self, texts: Sequence[str]) -> TextFeatures:
+    def encode_text(self, texts: Sequence[str]) -> TextFeatures:
         """What other systems get of texts."""
         if isinstance(self.tower, ClipVit):
-            return self.tower.hear(texts)
+            return self.tower.encode_text(texts)
         assert isinstance(self.tower, ConvClip)
-        return self.tower.listen(texts)
+        return self.tower.encode_text(texts)
 
-    def in_joint(self, heard: TextFeatures) -> Tensor:
+    def in_joint(self, text: TextFeatures) -> Tensor:
         """(B, E), unit vectors."""
-        sentence = heard.sentence
-        return F.normalize(self.tower.texts_in_joint(sentence) if isinstance(self.tower, ClipVit) else sentence, dim=-1)
+        sentence = text.sentence
+        return F.normalize(self.tower.project_text(sentence) if isinstance(self.tower, ClipVit) else sentence, dim=-1)
 
     def scale(self) -> Tensor:
         """What cosines are multiplied by; at most 100, as in CLIP."""
-        return self.tower.whole.logit_scale.exp().clamp(max=100.0)
+        return self.tower.module.logit_scale.exp().clamp(max=100.0)
 
 
 @torch.no_grad()
 def start_from_scratch(body: nn.Module) -> None:
     """Give a small ConvNeXt a start that it learns from in minutes: its published one (deviation 0.02, branches scaled
     by 1e-6) is for long runs."""
-    for part in body.eyes.modules():  # type: ignore[union-attr]
+    for part in body.vision.modules():  # type: ignore[union-attr]
         if isinstance(part, nn.Conv2d | nn.Linear):
             part.reset_parameters()
     for name, parameter in body.named_parameters():
@@ -162,8 +162,8 @@ def tower_losses(config: TowerData, system: nn.Module, batch: TowerBatch) -> dic
     """Regions and their phrases; pictures and all their phrases as one sentence. Negatives are those of the batch."""
     assert isinstance(system, LearningTower)
     maps, whole = system.look(batch.frames)
-    heard = system.listen(batch.phrases)
-    phrases = system.in_joint(heard)
+    text = system.encode_text(batch.phrases)
+    phrases = system.in_joint(text)
     per_level = [
         region_loss(regions_of(x, batch), backgrounds_of(x, batch), phrases, batch.fits, system.scale()) for x in maps
     ]
@@ -171,26 +171,26 @@ def tower_losses(config: TowerData, system: nn.Module, batch: TowerBatch) -> dic
         " and ".join(text for text, i in zip(batch.phrases, batch.which.tolist(), strict=True) if i == n)
         for n in range(len(batch.frames))
     ]
-    logits = system.scale() * whole @ system.hear(sentences).t()
+    logits = system.scale() * whole @ system.embed_text(sentences).t()
     index = torch.arange(len(logits), device=logits.device)
     picture = (F.cross_entropy(logits, index) + F.cross_entropy(logits.t(), index)) / 2
     return {
         "region": config.region * torch.stack(per_level).mean(), "picture": config.picture * picture,
-        "words": config.words * words_loss(system, batch.phrases, heard),
+        "words": config.words * words_loss(system, batch.phrases, text),
     }  # fmt: skip
 
 
 def named_words(system: LearningTower, texts: Sequence[str]) -> Tensor:
     """(n,): 1 for every word of the texts, start and end included, that is read off its own feature, else 0."""
-    heard = system.listen(texts)
-    tokens, there = tokens_of(system, texts, heard)
-    return (system.name_word(heard.words).argmax(-1) == tokens)[there].float()
+    text = system.encode_text(texts)
+    tokens, there = tokens_of(system, texts, text)
+    return (system.name_word(text.words).argmax(-1) == tokens)[there].float()
 
 
-def words_loss(system: LearningTower, texts: Sequence[str], heard: TextFeatures) -> Tensor:
+def words_loss(system: LearningTower, texts: Sequence[str], text: TextFeatures) -> Tensor:
     """(): how badly the words are read off their own features, in nats a word."""
-    tokens, there = tokens_of(system, texts, heard)
-    return F.cross_entropy(system.name_word(heard.words)[there], tokens[there])
+    tokens, there = tokens_of(system, texts, text)
+    return F.cross_entropy(system.name_word(text.words)[there], tokens[there])
 
 
 def regions_of(cells: Tensor, batch: TowerBatch) -> Tensor:
@@ -224,9 +224,9 @@ def region_loss(regions: Tensor, backgrounds: Tensor, phrases: Tensor, fits: Ten
     return (to_phrase + to_region) / 2
 
 
-def tokens_of(system: LearningTower, texts: Sequence[str], heard: TextFeatures) -> tuple[Tensor, Tensor]:
-    """Token ids (B, L), and where there are any (B, L), of what was heard."""
+def tokens_of(system: LearningTower, texts: Sequence[str], text: TextFeatures) -> tuple[Tensor, Tensor]:
+    """Token ids (B, L), and where there are any (B, L), of the encoded texts."""
     tokenizer = system.tower.tokenizer
     assert tokenizer is not None
-    tokens, padding = ids_of(tokenizer, texts, heard.words.shape[1])
-    return tokens.to(heard.words.device), ~padding.to(heard.words.device)
+    tokens, padding = ids_of(tokenizer, texts, text.words.shape[1])
+    return tokens.to(text.words.device), ~padding.to(text.words.device)

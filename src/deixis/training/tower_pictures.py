@@ -42,7 +42,7 @@ KNOWN_SHAPES = tuple(shape for shape in SHAPES if shape not in HELD_OUT_SHAPES)
 
 @dataclass(frozen=True, kw_only=True)
 class TowerData:
-    """What the towers see and hear."""
+    """A batch of pictures and phrases."""
 
     size: tuple[int, int] = (64, 96)  # H, W in pixels
     pictures: int = 4000  # different pictures; their phrases are drawn anew every time
@@ -150,8 +150,8 @@ def _place(rng: np.random.Generator, labels: np.ndarray, reach: float) -> np.nda
 def phrase_of(thing: PlacedShape, rng: np.random.Generator) -> Phrase:
     """A phrase that is true of the thing: its class, its colour, both, or its class in words of motion.
 
-    A still shows no motion: such words are only there so that the ears have met them, learn to hear the rest, and are
-    asked for them (``words_loss``).
+    A still shows no motion: such words are only there so that the text encoder has met them and learns to
+    read the rest; it is trained to predict them (``words_loss``).
     """
     noun = SHAPES[thing.shape]
     words = [word for word in noun.true if word != "shape"]

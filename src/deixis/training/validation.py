@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deixis.metrics.choice import right_object
-from deixis.training.calibration import Told, calibrated
+from deixis.training.calibration import PresenceSample, calibrated
 from deixis.training.clips import TrainingClip, collate
 from deixis.training.generated import WorldData, generated_video
 from deixis.training.measure import answers
@@ -65,16 +65,16 @@ def export_world(data: WorldData, system: nn.Module, path: Path) -> None:
     """Calibrate presence on held-out films, of which half are used to check it, and write the model."""
     model: Any = system
     if data.calibration_films:
-        model.config = calibrated(model, "held-out generated films", partial(told_by_films, data))
+        model.config = calibrated(model, "held-out generated films", partial(samples_of_films, data))
     save(model, path)
 
 
-def told_by_films(data: WorldData, system: Any, first: int = CALIBRATION_FILMS) -> list[Told]:
+def samples_of_films(data: WorldData, system: Any, first: int = CALIBRATION_FILMS) -> list[PresenceSample]:
     """Presence of sentences whose objects are, and are not, in films of their own; every second film checks."""
-    told = []
+    found = []
     device = str(next(system.parameters()).device)
     for half in (0, 1):
         films = (generated_video(data, "valid_u", first + i, 0.5) for i in range(half, data.calibration_films, 2))
         for one in answers(system, films, precision="fp32", device=device):
-            told.append(Told(presence=one.presence, there=one.there, half=half))
-    return told
+            found.append(PresenceSample(presence=one.presence, there=one.there, half=half))
+    return found

@@ -15,7 +15,7 @@ from deixis.types import DeixisError, Size
 log = logging.getLogger(__name__)
 
 MAX_PIXELS = 50_000_000  # our choice: pixels of one frame; 8K film holds 33 million
-MAX_COUNTED = 100_000  # things of one kind that are told apart in a note (our choice: bounds memory)
+MAX_COUNTED = 100_000  # things of one kind that are kept apart in a note (our choice: bounds memory)
 
 
 @dataclass(frozen=True, eq=False)

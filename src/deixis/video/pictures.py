@@ -111,7 +111,7 @@ class Pictures:
         return ordered(self._without_beside(pictures))
 
     def _without_beside(self, pictures: list[Path]) -> list[Path]:
-        """Frames alone: what tools lay beside them is left out, and what cannot be told apart is refused."""
+        """Frames alone: what tools lay beside them is left out, and what is ambiguous is refused."""
         stems = {f.stem for f in pictures}
         beside = [f for f in pictures if belongs_to_another(f.stem, stems)]
         for file in sorted(beside):

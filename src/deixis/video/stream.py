@@ -176,7 +176,7 @@ class Stream:
             return False
 
     def _decode(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-        """Frames in order; damaged packets are passed over and told of, a damaged container ends the film."""
+        """Frames in order; damaged packets are passed over and noted, a damaged container ends the film."""
         packets = container.demux(stream)
         decoded = damaged = 0
         while True:

@@ -60,7 +60,7 @@ def serve(
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            # An open page is a question that never ends; that the end cuts it off is no error to be told.
+            # An open page is a request that never ends; cutting it off at the end is no error.
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             await super().shutdown(sockets)
 
@@ -293,7 +293,7 @@ def shareable(queue: Queue, job: Job) -> Mapping[str, Path]:
 
 
 def facts(queue: Queue, job: Job) -> dict[str, Any]:
-    """What a program is told: state, then ahead, or stage, frames, of and seconds_left, or objects and warnings."""
+    """What a program gets: state, then ahead, or stage, frames, of and seconds_left, or objects and warnings."""
     known: dict[str, Any] = {"state": job.state}
     if job.state == "waiting":
         known["ahead"] = queue.ahead(job)

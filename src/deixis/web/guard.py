@@ -74,7 +74,7 @@ class Guard:
                 else:
                     await self._app(scope, await self._question(body), _with_headers(scope, send))
             except Refused as refused:
-                await body.drain(2 * self._queue.limits.bytes)  # who still sends would not hear the answer
+                await body.drain(2 * self._queue.limits.bytes)  # a client that still sends would not read the answer
                 await _say(send, refused.status, str(refused))
 
     def _check(self, scope: Scope) -> None:
@@ -103,13 +103,13 @@ class Guard:
             if len(body) > LARGEST_QUESTION:
                 raise Refused(413, f"a question may hold {LARGEST_QUESTION:,} bytes")
         self._check_question(body)
-        told = False
+        answered = False
 
         async def again() -> dict[str, Any]:
-            nonlocal told
-            if told:
+            nonlocal answered
+            if answered:
                 return await receive()
-            told = True
+            answered = True
             return {"type": "http.request", "body": body, "more_body": False}
 
         return again

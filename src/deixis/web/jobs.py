@@ -45,7 +45,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What the worker is told. film, out: paths.  name: the film's, as the visitor knows it."""
+    """One task for the worker. film, out: paths.  name: the film's, as the visitor knows it."""
 
     film: str
     name: str

@@ -56,7 +56,7 @@ def receive(pipe: Connection) -> dict[str, Any]:
 
 
 def work(pipe: Connection, stop: Event) -> None:
-    """Do tasks until the server is gone. What a visitor caused is told; on anything else the process ends."""
+    """Do tasks until the server is gone. What a visitor caused is reported; on anything else the process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
     logging.basicConfig(level=logging.ERROR)
     model: tuple[str, Any] = ("", None)

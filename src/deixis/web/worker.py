@@ -46,14 +46,14 @@ class Worker:
         while True:
             try:
                 if self._pipe.poll(0.1):
-                    told = receive(self._pipe)
-                    if "state" in told:
-                        job.rows, job.length = told.get("rows", []), told.get("length", 0.0)
-                        job.warnings = told.get("warnings", [])
-                        return told["state"], told.get("message", "")
-                    if told["stage"] != job.stage:
-                        job.stage, job.stage_began = told["stage"], time.monotonic()
-                    job.frames, job.of = told["frames"], told["of"]
+                    report = receive(self._pipe)
+                    if "state" in report:
+                        job.rows, job.length = report.get("rows", []), report.get("length", 0.0)
+                        job.warnings = report.get("warnings", [])
+                        return report["state"], report.get("message", "")
+                    if report["stage"] != job.stage:
+                        job.stage, job.stage_began = report["stage"], time.monotonic()
+                    job.frames, job.of = report["frames"], report["of"]
             except (EOFError, ConnectionError):
                 self._process.join(5)
                 log.error("job %s: the worker ended with status %s", job.token, self._process.exitcode)

@@ -139,7 +139,7 @@ class Sound:
                 self._mux(packet)
 
     def end(self) -> None:
-        """Nothing more is heard."""
+        """No more sound is written."""
         self._packets = self._held = None
 
     def _time(self, packet: Any) -> float:

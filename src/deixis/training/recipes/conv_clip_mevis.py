@@ -49,7 +49,7 @@ class MevisData(Selecting):
     frames: int = 8  # T (read: DsHmp; LMPM 6)
     reach: int = 10  # frames on either side of a reference frame that the others are drawn from (read: DsHmp; LMPM 8)
     flip: float = 0.5  # chance of a mirror, of the clip and of its words (the words: our choice; LMPM leaves them)
-    short_sides: tuple[int, ...] = (288, 320, 352, 384, 416, 448, 480, 512)  # pixels, one a clip by lot (read)
+    short_sides: tuple[int, ...] = (288, 320, 352, 384, 416, 448, 480, 512)  # pixels, sampled per clip (read)
     long_side: int = 768  # pixels, at most (read)
     crop: float = 0.5  # chance that a clip is first cut (read)
     crop_from: tuple[int, ...] = (400, 500, 600)  # short side before the cut, pixels (from memory)
@@ -148,7 +148,7 @@ def referred_only(clip: TrainingClip) -> TrainingClip:
 def scaled(
     clip: TrainingClip, model: ConvClipMevisConfig, config: MevisData, rng: np.random.Generator
 ) -> tuple[TrainingClip, tuple[int, int]]:
-    """The clip at a size drawn by lot, with its size; perhaps cut first."""
+    """The clip at a sampled size, with its size; perhaps cut first."""
     if rng.random() < config.crop:
         before = replace(model, short_side=int(rng.choice(config.crop_from)), long_side=1 << 14, multiple=1)
         clip = cut(shrink(clip, before)[0], config.crop_sides, rng)
@@ -218,7 +218,7 @@ def build_small_conv_clip_mevis(config: ConvClipMevisConfig, films: MevisWorldDa
     model = ConvClipMevis(config)
     if config.tower.place:
         return fill_towers(model)
-    start_from_scratch(model.tower.whole)
+    start_from_scratch(model.tower.module)
     model.tower.tokenizer = word_tokenizer(first_sentences(films), config.tower.vocabulary)
     return model
 

@@ -377,10 +377,10 @@ def export_light(place: str, data: LightFolderData, system: nn.Module, path: Pat
     if "valid" in splits_of("folder", Path(place)):
         films = held_out_videos(place, data.held_out_frames, data.skip_bad)
         device = str(next(system.parameters()).device)
-        told = list(answers(system, films, threshold=ALWAYS, device=device))
-        there = sum(answer.there for answer in told)
-        if min(there, len(told) - there) >= LEAST_TO_FIT:
-            system.config = with_fitted_presence(system.config, told)
+        judged = list(answers(system, films, threshold=ALWAYS, device=device))
+        there = sum(answer.there for answer in judged)
+        if min(there, len(judged) - there) >= LEAST_TO_FIT:
+            system.config = with_fitted_presence(system.config, judged)
         else:
             log.info("presence stays as it was: too few held-out sentences of things that are and are not there")
     if system.config.train_vision:

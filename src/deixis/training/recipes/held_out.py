@@ -22,7 +22,7 @@ from deixis.benchmarks.samples import Benchmark
 from deixis.inference import finish_tracks, follow_film, prepare
 from deixis.metrics.evaluate import score_opened
 from deixis.predict import film_of, predict
-from deixis.training.calibration import Told, calibrated
+from deixis.training.calibration import PresenceSample, calibrated
 from deixis.training.run import export_model
 from deixis.training.sources import Selecting
 from deixis.types import DeixisError, Expression
@@ -101,16 +101,16 @@ def validate(held: HeldOut, system: nn.Module) -> dict[str, float]:
 def export_with_presence(held: HeldOut, system: nn.Module, path: Path) -> None:
     """Calibrate presence on the held-out samples, then write the model. What is not there are other videos' objects."""
     model: Any = system
-    model.config = calibrated(model, f"{held.benchmark} {held.split}", partial(told_by_benchmark, held))
+    model.config = calibrated(model, f"{held.benchmark} {held.split}", partial(samples_of_benchmark, held))
     save(model, path)
 
 
-def told_by_benchmark(held: HeldOut, system: Any) -> list[Told]:
+def samples_of_benchmark(held: HeldOut, system: Any) -> list[PresenceSample]:
     """Presence of every held-out expression in its own video, and of one from another video that shares no word."""
     benchmark = held.opened()
     groups = list(benchmark.by_video().values())
     setup = prepare(system, device=str(next(system.parameters()).device), precision="fp32")
-    told = []
+    found = []
     for number, samples in enumerate(groups):
         said = {word for sample in samples for word in sample.text.split()}
         others = [s.text for group in groups[number + 1 :] + groups[:number] for s in group]
@@ -118,7 +118,8 @@ def told_by_benchmark(held: HeldOut, system: Any) -> list[Told]:
         texts = [sample.text for sample in samples] + absent
         with film_of(samples[0].video) as film:
             tracks = finish_tracks(follow_film(setup, film, [Expression(text) for text in texts]), setup)
-        told += [
-            Told(presence=track.presence, there=i < len(samples), half=number % 2) for i, track in enumerate(tracks)
+        found += [
+            PresenceSample(presence=track.presence, there=i < len(samples), half=number % 2)
+            for i, track in enumerate(tracks)
         ]
-    return told
+    return found

@@ -46,24 +46,24 @@ from deixis.weights_import import load_kinetics, load_roberta
 
 
 def pretrain_losses(config: PretrainLoss, system: nn.Module, batch: FlowBatch) -> dict[str, Tensor]:
-    """Flow; which sentence belongs to which clip; hidden words. The pixels hear the caption without its hidden words,
-    so that these cannot be read off them; clips are compared before they heard any words. Negatives of the contrast are
-    the clips and sentences of the same micro-batch."""
+    """Flow; which sentence belongs to which clip; hidden words. The pixels are fused with the caption without its
+    hidden words, so that these cannot be read off them; clips are compared before any fusion with words. Negatives of
+    the contrast are the clips and sentences of the same micro-batch."""
     model: Any = system
     maps = model.encode(batch.frames, batch.padding)
     tokens, padding = model.text.tokens(batch.captions)
-    heard, hidden = tokens, torch.zeros_like(padding)
+    visible, hidden = tokens, torch.zeros_like(padding)
     if config.words:
         mask_token, special = special_tokens(model, tokens, padding)
         draw = torch.rand(tokens.shape, device="cpu").to(tokens.device)  # the CPU's, so that devices agree
-        heard, hidden = hide_words(tokens, special, mask_token, config.hide, draw)
-    text = model.text.hear(heard, padding)
-    flow, fused = model.foresee(maps, text)
+        visible, hidden = hide_words(tokens, special, mask_token, config.hide, draw)
+    text = model.text.encode_tokens(visible, padding)
+    flow, fused = model.predict_flow(maps, text)
     found = flow[:, : batch.flow.shape[1]]  # nobody has seen where the last frame's pixels go
     measured = flow_loss(found, batch.flow, batch.valid, config.epsilon, config.gradient, config.moving)
     losses = {"flow": config.flow * measured}
     if config.contrast:
-        whole = model.text.hear(tokens, padding) if config.words else text
+        whole = model.text.encode_tokens(tokens, padding) if config.words else text
         clips, sentences = model.compare(maps, found_everywhere(flow, found), whole.sentence)
         same = torch.tensor([[a == b for b in batch.captions] for a in batch.captions], device=clips.device)
         losses["contrast"] = config.contrast * info_nce(clips, sentences, same, config.temperature)
@@ -81,7 +81,7 @@ def found_everywhere(flow: Tensor, found: Tensor) -> Tensor:
 def pretrain(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, model: SlvpConfig) -> Run:
     """Pre-train on any list of (film, caption). data: ``videos``, the CSV; ``flow``, the cache that `deixis data flow`
     fills (what it does not hold is estimated on the way, and kept there); ``kinetics``, a Video Swin checkpoint to
-    start the eyes from; ``roberta`` (default: the hub's roberta-base), a folder for the ears.
+    start the image encoder from; ``roberta`` (default: the hub's roberta-base), a folder for the text encoder.
     """
     if "videos" not in data:
         raise DeixisError(f"the recipe {name} needs --data videos=FILE.csv with the columns film and caption")
@@ -110,7 +110,7 @@ def pretrain(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: st
 
 
 def start_pretraining(config: SlvpConfig, data: Mapping[str, Path]) -> nn.Module:
-    """Random weights but for the eyes and ears that were given."""
+    """Random weights but for the encoders that were given."""
     model = Slvp(config)
     if "kinetics" in data:
         load_kinetics(model.vision, data["kinetics"])
@@ -133,7 +133,7 @@ class TransferData(Selecting):
     frames: int = 6  # T of a clip
     flip: float = 0.5  # chance of a mirror
     epochs: int = 6
-    encoders: float = 0.2  # learning rate of eyes and ears, as a share of the others'
+    encoders: float = 0.2  # learning rate of both encoders, as a share of the others'
     loss: MaskLossConfig = field(default_factory=MaskLossConfig)
 
 

@@ -91,8 +91,9 @@ def published_soc(
     sources: Sequence[ClipSource],
     model: Config,
 ) -> Run:
-    """A published run. data: the benchmarks' folders; ``kinetics``, a Video Swin checkpoint to start the eyes from;
-    ``roberta`` (default: the hub's roberta-base), a folder for the ears; or ``start``, one of our checkpoints instead.
+    """A published run. data: the benchmarks' folders; ``kinetics``, a Video Swin checkpoint for the image
+    encoder; ``roberta`` (default: the hub's roberta-base), a folder for the text encoder; or ``start``, one of our
+    checkpoints instead.
     """
     for needed in {source.data for source in sources}:
         if needed not in data:
@@ -162,7 +163,7 @@ SMALL_SOC: dict[str, Any] = {
 
 def soc_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, model: Config) -> Run:
     """A small system, trained from scratch on films made as it goes. data: nothing is needed; ``tower`` (SOC only), a
-    file of a small frozen ConvNeXt CLIP, such as the recipe tower_world makes, in place of eyes and ears."""
+    file of a small frozen ConvNeXt CLIP, such as the recipe tower_world makes, in place of both encoders."""
     configs = apply_overrides(
         overrides,
         model=soc_with_tower(model, data["tower"]) if "tower" in data else model,
@@ -190,7 +191,7 @@ def soc_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: s
 
 
 def soc_with_tower(config: Config, place: Path) -> SocConfig:
-    """The config with a tower file of ours in place of eyes and ears."""
+    """The config with a tower file of ours in place of both encoders."""
     facts = tower_facts(place) if place.is_file() else None
     if not isinstance(config, SocConfig) or facts is None or facts["kind"] != "ConvClip":
         raise DeixisError(f"--data tower={place}: SOC, and SOC alone, takes a tower file of kind ConvClip here")

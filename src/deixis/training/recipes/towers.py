@@ -82,7 +82,7 @@ def validate_tower(data: TowerData, system: nn.Module) -> dict[str, float]:
         "shape": ([f"the {shape}" for shape in KNOWN_SHAPES], lambda thing: KNOWN_SHAPES.index(thing.shape)),
         "colour": ([f"the {colour} object" for colour in COLOUR_NAMES], lambda thing: COLOUR_NAMES.index(thing.colour)),
     }
-    heard = {name: system.hear(texts) for name, (texts, _) in tables.items()}
+    embedded = {name: system.embed_text(texts) for name, (texts, _) in tables.items()}
     hits: dict[str, list[float]] = {name: [] for name in (*tables, "pointing", "pointing_chance")}
     for start in range(0, data.held_out_pictures, 25):
         chosen = range(start, min(start + 25, data.held_out_pictures))
@@ -94,10 +94,10 @@ def validate_tower(data: TowerData, system: nn.Module) -> dict[str, float]:
         maps, _ = system.look(batch.frames)
         regions = [regions_of(x, batch) for x in maps]
         for name, (_, right) in tables.items():
-            best = torch.stack([x @ heard[name].t() for x in regions]).mean(0).argmax(1).tolist()
+            best = torch.stack([x @ embedded[name].t() for x in regions]).mean(0).argmax(1).tolist()
             hits[name] += [float(found == right(thing)) for found, thing in zip(best, things, strict=True)]
         size = grid_of(maps[0])
-        phrases = system.hear(batch.phrases)
+        phrases = system.embed_text(batch.phrases)
         alike = torch.stack(
             [F.interpolate(torch.einsum("rehw,re->rhw", x[batch.which], phrases)[:, None], size=size) for x in maps]
         ).mean(0)  # (R, 1, h, w)

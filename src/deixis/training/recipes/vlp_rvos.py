@@ -1,8 +1,8 @@
 """Recipes of VLP-RVOS: the published runs as far as they are known, and a small one on generated films.
 
-Two clips with history: the authors step after the first clip, then run the second one with what the first has told,
+Two clips with history: the authors step after the first clip, then run the second one with what the first passed on,
 detached. Here both clips make one step, of the mean of their losses, since nothing may be carried from step to step: a
-resumed run must equal an uncut one. What the second clip hears is detached all the same, so the gradients are those of
+resumed run must equal an uncut one. What the second clip gets is detached all the same, so the gradients are those of
 the two clips; only the step between them is missing.
 
 B clips, T frames of a clip, H W pixels.
@@ -55,7 +55,7 @@ class VlpData(Selecting):
     """How clips are made of a benchmark's videos."""
 
     frames: int = 8  # T of a clip (inferred)
-    clips: int = 2  # successive ones of a sample; the second hears of the first (read); 1: no history is trained
+    clips: int = 2  # successive ones of a sample; the second gets the first's memory (read); 1: no history is trained
     flip: float = 0.5  # chance of a mirror (our choice)
     loss: DenseLossConfig = field(default_factory=DenseLossConfig)
 
@@ -167,7 +167,7 @@ def vlp_rvos_groups(system: nn.Module) -> list[dict[str, Any]]:
 
 
 def vlp_rvos_losses(clips: int, config: DenseLossConfig, system: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Of successive clips of the batch's frames; each hears, without gradient, what the one before told."""
+    """Of successive clips of the batch's frames; each gets, without gradient, the memory of the one before."""
     assert batch.targets is not None
     model: Any = system
     size = (batch.frames.shape[-2], batch.frames.shape[-1])
