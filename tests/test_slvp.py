@@ -122,7 +122,7 @@ def test_what_lies_in_the_padding_is_not_attended_to(name: str) -> None:
     for level in changed[1:]:
         level[..., level.shape[-1] // 2 :] += 5.0
     other = replace(maps, levels=tuple(changed))
-    one, two = model.fuse(maps, text), model.fuse(other, text)
+    one, two = model.fuse_text(maps, text), model.fuse_text(other, text)
     close(two.queries, one.queries)
     assert one.padding is not None
     if name == "slvp_debug":

@@ -151,12 +151,12 @@ class Slvp(nn.Module):
 
     def answer(self, maps: FeatureMaps, text: TextFeatures) -> Prediction:
         """Masks and scores are fp32, also under autocast."""
-        fused = self.fuse(maps, text)
+        fused = self.fuse_text(maps, text)
         with torch.autocast(fused.pixels.device.type, enabled=False):
             return self.mask(fused)
 
-    def fuse(self, maps: FeatureMaps, text: TextFeatures) -> Fused:
-        """Where pixels and words meet: the one place in which the two fusions differ."""
+    def fuse_text(self, maps: FeatureMaps, text: TextFeatures) -> Fused:
+        """Features fused with the text: the one place in which the two fusions differ."""
         if isinstance(self.fuse, VisionAsQuery):
             return self.fuse(maps, text, self.pixels)
         return self.fuse(maps, text)
@@ -164,7 +164,7 @@ class Slvp(nn.Module):
     def predict_flow(self, maps: FeatureMaps, text: TextFeatures) -> tuple[Tensor, Fused]:
         """Pre-training: the flow (B, T, 2, h, w) from each frame to the next, camera motion taken out, dx and dy in
         units of ``flow_unit`` times the frame's diagonal (the last frame's is a guess at what nobody has seen)."""
-        fused = self.fuse(maps, text)
+        fused = self.fuse_text(maps, text)
         with torch.autocast(fused.pixels.device.type, enabled=False):
             return self.flow(fused), fused
 
