@@ -105,50 +105,60 @@ class Stream:
 
     def frames(self, start: float, end: float) -> Iterator[Frame]:
         """Frames at or after ``start`` and before ``end`` seconds, with the numbers they have in the whole film."""
-        before = self._count_before(start) if start > 0 else None
+        yield from self._read(start, end, seek=start > 0)
+
+    def _read(self, start: float, end: float, *, seek: bool) -> Iterator[Frame]:
+        """As ``frames``; where nothing can be sought or counted, the film is read from its beginning."""
         with self._open() as container:
             stream = self._video(container)
             stream.codec_context.options = {"max_pixels": str(self.max_pixels)}
             stream.thread_type = "AUTO"
-            sought = before is not None and self._seek(container, stream, start)
-            number, last = before if sought and before is not None else 0, None
+            sought = seek and self._seek(container, stream, start)
+            number, last = None if sought else 0, None
             index = 0
             for decoded, frame in enumerate(self._decode(container, stream)):
-                seconds = decoded / self.rate if frame.time is None else max(0.0, frame.time - self._origin)
+                # Rounded: 1.9999999999999998 s is 2 s to whoever names them.
+                seconds = decoded / self.rate if frame.time is None else max(0.0, round(frame.time - self._origin, 9))
                 last = seconds
+                if sought and not decoded and seconds >= start:
+                    break  # the key frame that was found lies too late, as in MPEG-TS
                 if seconds >= end:
                     return
                 if seconds < start:
-                    number += not sought
+                    number = None if number is None else number + 1
                     continue
+                if number is None:
+                    number = self._count_before(frame.pts)
+                    if number is None:
+                        break
                 self._note(frame, stream.codec_context)
                 convert = partial(self._convert, frame, self.colours, self._turn)
                 yield Frame(index, f"{number:05d}", seconds, convert, number)
                 index, number = index + 1, number + 1
-            self._check_whole(last)
+            else:
+                self._check_whole(last)
+                return
+        yield from self._read(start, end, seek=False)
 
-    def _count_before(self, start: float) -> int | None:
-        """How many frames come before ``start`` seconds, by the packets' times; None where these do not say."""
+    def _count_before(self, pts: int | None) -> int | None:
+        """How many frames come before a time, by the packets' times; None where these do not say."""
         times: set[int] = set()
         with self._open() as container:
             stream = self._video(container)
-            if stream.time_base is None or stream.start_time is None:
-                return None
-            limit = (start + self._origin) / float(stream.time_base)
             try:
-                for packet in container.demux(stream):
+                for packet in container.demux(stream) if pts is not None else ():
                     if packet.size == 0 or packet.is_discard:
                         continue
                     if packet.pts is None or packet.dts is None:
                         return None
-                    if packet.pts < limit:
+                    if packet.pts < pts:
                         times.add(packet.pts)
-                    elif packet.dts >= limit:
+                    elif packet.dts >= pts:
                         break
             except (FFmpegError, ValueError) as error:
                 log.debug("%s: counting: %s", self.path, error)
                 return None
-        return len(times)
+        return len(times) if pts is not None else None
 
     def _note(self, frame: av.VideoFrame, context: av.VideoCodecContext) -> None:
         """Learn a frame's colours and how it is turned, and tell what cannot be done by them."""
@@ -165,7 +175,8 @@ class Stream:
 
     def _seek(self, container: av.container.InputContainer, stream: av.VideoStream, start: float) -> bool:
         """Go to a key frame before ``start``; False where that is not possible: then it is read from the beginning."""
-        assert stream.time_base is not None
+        if stream.time_base is None or stream.start_time is None:
+            return False  # without times nothing can be sought
         try:
             # A second early: with frames out of order the sought key frame may otherwise be shown after ``start``.
             wanted = (stream.start_time or 0) + int(max(0.0, start - 1) / stream.time_base)
