@@ -39,6 +39,7 @@ def small() -> Any:
     return systems.PRESETS["soc_debug"]()
 
 
+@pytest.mark.slow
 def test_training_without_the_holdout_validates_on_it_and_keeps_the_best(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

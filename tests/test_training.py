@@ -219,6 +219,7 @@ def test_the_exported_model_and_the_validated_one_have_the_averaged_weights(tmp_
     assert not torch.equal(tensors["model/last.weight"], tensors["ema/last.weight"])
 
 
+@pytest.mark.slow
 def test_training_makes_the_loss_smaller_also_in_bf16(tmp_path):
     for precision in ("fp32", "bf16"):
         run = toy(config=ToyConfig(dropout=0), steps=60, global_batch=16, batch=16, precision=precision, log_every=1)

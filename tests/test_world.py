@@ -59,6 +59,7 @@ def test_a_film_is_the_same_in_another_process(films: dict[str, list[SyntheticVi
     assert out.stdout.split() == [digest(films["train"][3]), digest(films["valid"][4])]
 
 
+@pytest.mark.slow
 def test_films_have_the_promised_shapes_and_sentences(films: dict[str, list[SyntheticVideo]]) -> None:
     seen = set()
     for film in (f for split in films.values() for f in split):
