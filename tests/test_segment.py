@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -394,3 +395,15 @@ def test_a_system_that_wants_squares_gets_multiples_of_its_patch(film: Path) -> 
     (track,) = segment(film, "red", model=Colours(config))
     assert track.masks[0].shape == SHAPE
     assert overlap(np.asarray(track.masks), red(moving(23, colours=("red", "green")))) > 0.88
+
+
+def test_a_film_whose_waiting_masks_do_not_fit_is_refused_in_one_line(film: Path, monkeypatch: Any) -> None:
+    from shutil import disk_usage
+
+    full = disk_usage("/")._replace(free=10)
+    monkeypatch.setattr("deixis.waiting.shutil.disk_usage", lambda _: full)
+    with pytest.raises(DeixisError, match="masks wait there until the film has ended") as caught:
+        segment(film, "red", model=colours())
+    assert "\n" not in str(caught.value)
+    (track,) = segment(film, "red", model=colours(), selection="official")  # nothing waits
+    assert track.present

@@ -246,6 +246,34 @@ def mirrored(clip: TrainingClip) -> TrainingClip:
     return TrainingClip(clip.frames.flip(-1), words, target, clip.wanted)
 
 
+def cut(clip: TrainingClip, sides: tuple[int, int], rng: np.random.Generator) -> TrainingClip:
+    """A random part of the picture, the same in all frames; its height and width within ``sides`` pixels."""
+    height, width = clip.frames.shape[-2:]
+    h, w = (int(rng.integers(min(n, sides[0]), min(n, sides[1]) + 1)) for n in (height, width))
+    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    inside = (..., slice(top, top + h), slice(left, left + w))
+    target = make_target(np.ascontiguousarray(clip.target.masks[inside].numpy()), clip.target.referred.numpy())
+    return replace(clip, frames=clip.frames[inside], target=target)
+
+
+def distorted(clip: TrainingClip, rng: np.random.Generator) -> TrainingClip:
+    """The clip in other colours, the same in all frames: brightness, contrast, saturation, hue, each with chance 0.5
+    (read: ReferFormer, after SSD)."""
+    chance = rng.random(4) < 0.5
+    brightness, contrast = rng.uniform(-32, 32), rng.uniform(0.5, 1.5)
+    saturation, hue = rng.uniform(0.5, 1.5), rng.uniform(-18, 18)
+    frames = []
+    for frame in clip.frames:
+        pixels = frame.permute(1, 2, 0).numpy().astype(np.float32)
+        pixels = pixels + brightness if chance[0] else pixels
+        pixels = pixels * contrast if chance[1] else pixels
+        hsv = cv2.cvtColor(pixels.clip(0, 255).astype(np.uint8), cv2.COLOR_RGB2HSV).astype(np.float32)
+        hsv[..., 1] = (hsv[..., 1] * saturation if chance[2] else hsv[..., 1]).clip(0, 255)
+        hsv[..., 0] = (hsv[..., 0] + hue / 2) % 180 if chance[3] else hsv[..., 0]  # OpenCV's hue has 180 steps
+        frames.append(cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB))
+    return replace(clip, frames=torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2))
+
+
 def shrink(clip: TrainingClip, model: SystemConfig) -> tuple[TrainingClip, tuple[int, int]]:
     """The clip at the size that the model sees. Masks are resized to the nearest pixel, as published."""
     h, w = model_size((clip.frames.shape[-2], clip.frames.shape[-1]), model)

@@ -17,24 +17,29 @@ from deixis.benchmarks.samples import Benchmark
 from deixis.losses.set_loss import SetLossConfig
 from deixis.training.clips import (
     TrainingClip,
+    anchored_frames,
     consecutive_windows,
+    cut,
+    distorted,
     make_target,
     mirrored,
     pseudo_clip,
     shrink,
     training_clip,
 )
-from deixis.types import DeixisError
+from deixis.types import DeixisError, SystemConfig
 
-How = Literal["windows", "labelled", "still", "pseudo"]
+CROP_FROM, CROP_SIDES = (400, 500, 600), (384, 600)  # pixels: short side before a cut, its least and most side (read)
+How = Literal["windows", "anchored", "labelled", "still", "pseudo"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSource:
     """A split to train on. data: its name under --data.  benchmark, split: as ``deixis data`` names them.
 
-    how: ``windows`` of 8 frames side by side; a window around a ``labelled`` frame; ``still``, one frame; ``pseudo``,
-    a still set in motion.
+    how: ``windows`` of 8 frames side by side; ``anchored``, a frame, two near it and others from the whole video
+    (ReferFormer's choice; a clip is kept where any referred object shows in any frame); a window around a ``labelled``
+    frame; ``still``, one frame; ``pseudo``, a still set in motion.
     """
 
     data: str
@@ -69,6 +74,8 @@ class SocData(Selecting):
 
     frames: int = 8  # T of a clip, as published
     flip: float = 0.5  # chance of a mirror (the authors' code reaches 0.31 on videos, by a slip)
+    colours: float = 0.0  # chance of other colours
+    crop: float = 0.0  # chance that a clip is first cut
     loss: SetLossConfig = field(default_factory=SetLossConfig)
 
 
@@ -87,6 +94,8 @@ def list_clips(source: ClipSource, place: str, frames: int) -> list[tuple[int, t
     for i, one in enumerate(opened_benchmark(source, place).samples):
         if source.how == "windows":
             found += [(i, tuple(window)) for window in consecutive_windows(len(one.video.names), frames)]
+        elif source.how == "anchored":
+            found += [(i, (anchor,)) for anchor in range(0, len(one.video.names), frames)]
         elif source.how == "labelled":
             assert one.scored is not None
             found.append((i, tuple(centred_window(film_index(one, one.scored[0]), frames))))
@@ -114,7 +123,8 @@ def sample_clip(
                 clip = read_clip(source, place, table[number], config, np.random.default_rng([seed, index, step]))
                 break
             number -= len(table)
-        if bool(clip.target.visible[:, clip.target.referred].any(0).all()):
+        shows = clip.target.visible[:, clip.target.referred].any(0)
+        if bool(shows.any() if source.how == "anchored" else shows.all()):
             return shrink(clip, model)
     raise DeixisError("a hundred clips in a row do not show their objects; are the benchmark's masks all there?")
 
@@ -128,10 +138,19 @@ def read_clip(
     source: ClipSource, place: str, found: tuple[int, tuple[int, ...]], config: SocData, rng: np.random.Generator
 ) -> TrainingClip:
     benchmark = opened_benchmark(source, place)
-    clip = training_clip(benchmark, benchmark.samples[found[0]], found[1])
+    sample, indices = benchmark.samples[found[0]], list(found[1])
+    if source.how == "anchored":
+        indices = anchored_frames(indices[0], len(sample.video.names), config.frames, rng)
+    clip = training_clip(benchmark, sample, indices)
     if source.how == "pseudo":
         image, masks = clip.frames[0].permute(1, 2, 0).numpy(), clip.target.masks[0].numpy()
         frames, moved = pseudo_clip(image, masks, config.frames, rng)
         target = make_target(moved.reshape(len(frames), *masks.shape), clip.target.referred.numpy())
         clip = TrainingClip(torch.from_numpy(frames).permute(0, 3, 1, 2), clip.expression, target)
-    return mirrored(clip) if rng.random() < config.flip else clip
+    clip = mirrored(clip) if rng.random() < config.flip else clip
+    if config.colours and rng.random() < config.colours:
+        clip = distorted(clip, rng)
+    if config.crop and rng.random() < config.crop:
+        before = SystemConfig(short_side=int(rng.choice(CROP_FROM)), long_side=1 << 14, multiple=1)
+        clip = cut(shrink(clip, before)[0], CROP_SIDES, rng)
+    return clip

@@ -25,6 +25,7 @@ from deixis.systems.conv_clip_mevis import ConvClipMevis, ConvClipMevisConfig
 from deixis.training.clips import (
     TrainingClip,
     collate,
+    cut,
     make_target,
     mirrored,
     shrink,
@@ -154,16 +155,6 @@ def scaled(
         clip = cut(shrink(clip, before)[0], config.crop_sides, rng)
     size = replace(model, short_side=int(rng.choice(config.short_sides)), long_side=config.long_side)
     return shrink(clip, size)
-
-
-def cut(clip: TrainingClip, sides: tuple[int, int], rng: np.random.Generator) -> TrainingClip:
-    """A random part of the picture, the same in all frames; its height and width within ``sides`` pixels."""
-    height, width = clip.frames.shape[-2:]
-    h, w = (int(rng.integers(min(n, sides[0]), min(n, sides[1]) + 1)) for n in (height, width))
-    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-    inside = (..., slice(top, top + h), slice(left, left + w))
-    target = make_target(np.ascontiguousarray(clip.target.masks[inside].numpy()), clip.target.referred.numpy())
-    return replace(clip, frames=clip.frames[inside], target=target)
 
 
 # --- generated films, small models -----------------------------------------------------------------------------------

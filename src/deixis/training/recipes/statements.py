@@ -66,7 +66,7 @@ ROWS = {
 }
 VLP_DIFFERS = (
     "epochs, drops and clip length are inferred, no configuration being public; both clips of a sample make one step"
-    " instead of two; windows side by side and a mirror instead of ReferFormer's anchored frames, crops and colours;"
+    " instead of two; frames, crops and colours are drawn as in ReferFormer (inferred);"
     " the tower's own pixel statistics instead of ImageNet's"
 )
 OWN = "our own recipe"

@@ -57,6 +57,8 @@ class VlpData(Selecting):
     frames: int = 8  # T of a clip (inferred)
     clips: int = 2  # successive ones of a sample; the second gets the first's memory (read); 1: no history is trained
     flip: float = 0.5  # chance of a mirror (our choice)
+    colours: float = 0.5  # chance of other colours (inferred: ReferFormer's family)
+    crop: float = 0.5  # chance that a clip is first cut (inferred)
     loss: DenseLossConfig = field(default_factory=DenseLossConfig)
 
     def __post_init__(self) -> None:
@@ -75,12 +77,14 @@ class Stage:
     start: bool = False  # whether it goes on from another run
 
 
+# ReferFormer's sampling, from whose family the authors' loaders come (inferred).
+ANCHORED_YOUTUBE_VOS, ANCHORED_MEVIS = replace(REF_YOUTUBE_VOS, how="anchored"), replace(MEVIS, how="anchored")
 STAGES: dict[str, Stage] = {
     "refcoco": Stage(sources=STILLS, epochs=12, drops=(8, 10), clips=1),
-    "ref_youtube_vos": Stage(sources=(REF_YOUTUBE_VOS,), epochs=12, drops=(8,), clips=2),
-    "ref_youtube_vos_finetune": Stage(sources=(REF_YOUTUBE_VOS,), epochs=6, drops=(3, 5), clips=2, start=True),
+    "ref_youtube_vos": Stage(sources=(ANCHORED_YOUTUBE_VOS,), epochs=12, drops=(8,), clips=2),
+    "ref_youtube_vos_finetune": Stage(sources=(ANCHORED_YOUTUBE_VOS,), epochs=6, drops=(3, 5), clips=2, start=True),
     "a2d": Stage(sources=(A2D,), epochs=6, drops=(3, 5), clips=1, start=True),
-    "mevis": Stage(sources=(MEVIS,), epochs=12, drops=(8,), clips=2),
+    "mevis": Stage(sources=(ANCHORED_MEVIS,), epochs=12, drops=(8,), clips=2),
 }
 BATCH = 4  # samples a step, over all GPUs (inferred)
 
@@ -119,7 +123,8 @@ def published_vlp_rvos(
         name=name,
         system=partial(build_vlp_rvos, config, dict(data)),
         samples=partial(
-            sample_clip, places, config, SocData(frames=made.frames * made.clips, flip=made.flip),
+            sample_clip, places, config,
+            SocData(frames=made.frames * made.clips, flip=made.flip, colours=made.colours, crop=made.crop),
             configs["train"].seed,
         ),
         collate=partial(collate, config),
