@@ -152,7 +152,19 @@ class Film:
         return [self._source.number_of(name) for name in names]
 
     def file_name(self, name: str) -> str:
-        """What the picture of a frame is called: its file in a folder; of a film, what ffmpeg's ``%05d.jpg`` makes."""
+        """Return the name that the picture of a frame has.
+
+        Args:
+            name: Name of a frame.
+
+        Returns:
+            The frame's own file in a folder; for a video file, what ffmpeg's `%05d.jpg` makes.
+
+        Example:
+            >>> import deixis
+            >>> deixis.Film("film.mp4").file_name("00003")
+            '00003.jpg'
+        """
         return self._source.file_name(name)
 
     def frames(self) -> Iterator[Frame]:
