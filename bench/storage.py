@@ -3,7 +3,7 @@
     python bench/storage.py --pictures ../shared/data --weights ../shared/weights [--films 80] [--threads 1]
 
 The vision encoders (published as fp16) and the text encoder (fp32) of ``light`` are stored as int8 rows. Prints the
-shares of right objects by kind of sentence on held-out films for both.
+shares of right objects by kind of sentence on development films for both.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def main() -> None:
     missing, unknown = whole.load_state_dict(trained, strict=False)
     assert not unknown
     assert all(k.startswith(FROZEN) for k in missing)
-    data = LightData(held_out_films=chosen.films)
+    data = LightData(development_films=chosen.films)
     with torch.inference_mode():
         scores = [validate(chosen.pictures, data, system) for system in (whole, stored)]
-    print(f"{chosen.films} held-out films of 8 frames, torch {torch.__version__}")
+    print(f"{chosen.films} development films of 8 frames, torch {torch.__version__}")
     print("| share of right objects | frozen parts as published | as int8 rows |")
     print("|---|---|---|")
     for name in scores[0]:

@@ -26,7 +26,7 @@ FLOORS = {
     "systems": 3, "benchmarks": 3,
     "weights": 4, "weights_import": 4, "metrics/by_expression": 4, "metrics/by_annotator": 4, "metrics/by_frame": 4,
     "inference": 5, "metrics/evaluate": 5, "metrics/folders": 5, "benchmarks/checking": 5,
-    "metrics/report": 6, "predict": 6, "training": 6, "__init__": 6,
+    "metrics/report": 6, "predict": 6, "choosing": 6, "training": 6, "__init__": 6,
     "progress": 7, "batch": 7, "web": 7, "training/recipes": 7,
     "cli": 8, "__main__": 8,
 }  # fmt: skip

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from deixis.blocks.proposals import peaks, suppress_duplicates
 from deixis.encoders.efficientnet_lite import EfficientNetLite, efficient_net_state
 from deixis.encoders.tiny_vit import TinyVit, fold, tiny_vit_state
 from deixis.losses.proposals import ProposalWeights as Weights
-from deixis.losses.proposals import assign, heat_loss, mask_losses, middle_cells, truth_of
-from deixis.systems.light import colours_named, head_phrase, light_debug, link, peaks
-from deixis.types import Batch, DeixisError, Expression, Target
+from deixis.losses.proposals import centre_cells, choice_loss, frame_truth, objectness_loss, proposal_losses
+from deixis.systems.light import Proposals, colours_named, filled, head_phrase, light_debug, link, trajectories
+from deixis.types import Batch, DeixisError, Expression
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +45,14 @@ def test_a_batch_of_two_clips_equals_each_alone(system):
         torch.testing.assert_close(one.scores[0], both.scores[i], atol=1e-4, rtol=1e-4)
 
 
-def test_no_query_comes_from_the_padding(system):
+def test_no_proposal_comes_from_the_padding(system):
     frames, padding = clips(b=1)
     padding[..., 64:] = True
-    maps = system.encode(frames, padding)
-    columns = maps.heat.shape[-1]
-    hottest = maps.heat.flatten(2).argmax(-1) % columns
-    assert (hottest < 4).all()
-    assert (maps.heat[..., 4:] == -20).all()
+    features = system.encode_frames(frames[0])
+    found = system.propose(features, frames[0], padding[0])
+    real = found.scores > 0
+    assert real.any()
+    assert (found.cells[real] % 12 < 8).all()
 
 
 def test_only_wanted_frames_are_returned(system):
@@ -64,12 +65,19 @@ def test_every_trained_parameter_gets_a_gradient_and_frozen_ones_none():
     torch.manual_seed(0)
     system = light_debug().train()
     maps = system.encode(*clips())
-    scores, similarity, none = system.hear_texts(maps, ["a dog", "a cat"], torch.arange(2))
-    (maps.masks.sum() + maps.heat.sum() + maps.seen.sum() + scores.sum() + similarity.sum() + none.sum()).backward()
-    for name, parameter in system.named_parameters():
-        frozen = name.startswith(("tiny_vit.", "efficient_net.", "text."))
-        assert parameter.requires_grad != frozen, name
-        assert (parameter.grad is None) == frozen, name
+    similarity, none = system.score_texts(maps.tracks, maps.embedding, ["a dog", "a cat"], torch.arange(2))
+    frames, padding = clips()
+    features = system.encode_frames(frames.flatten(0, 1))
+    cells, pixels, objectness = system.pixel_decoder(features, frames.flatten(0, 1), padding.flatten(0, 1))
+    truth = frame_truth(square(), torch.zeros(64, 96, dtype=torch.bool))
+    terms = proposal_losses(system.kernels, 8, cells[:1], pixels[:1], objectness[:1], truth, Weights())
+    names = system.namer.log_probabilities(maps.embedding).sum()
+    (sum(terms.values()) + similarity.sum() + none.sum() + names).backward()
+    without = {n for n, p in system.named_parameters() if p.requires_grad and p.grad is None}
+    assert not without
+    frozen = [p for n, p in system.named_parameters() if n.startswith(("tiny_vit.", "efficient_net.", "text."))]
+    assert frozen
+    assert all(p.grad is None for p in frozen)
 
 
 def test_a_tiny_frame_with_fewer_cells_than_queries_still_answers(system):
@@ -102,64 +110,95 @@ def test_peaks_are_local_maxima_first():
     assert peaks(heat, 2).tolist() == [[7, 22]]  # the neighbour of the highest is no peak
 
 
-def test_linking_gives_one_index_to_one_object_when_queries_are_shuffled():
-    torch.manual_seed(0)
-    masks = torch.full((1, 2, 3, 16, 16), -9.0)
-    for q, (y, x) in enumerate([(0, 0), (0, 9), (9, 4)]):
-        masks[0, 0, q, y : y + 5, x : x + 5] = 9.0
-        masks[0, 1, (q + 1) % 3, y + 1 : y + 6, x + 1 : x + 6] = 9.0
-    inside = torch.eye(3)[None].repeat(2, 1, 1)
-    inside[1] = inside[0].roll(1, 0)
-    geometry = torch.zeros(2, 3, 5)
-    order, spare = link(masks, {"inside": inside, "geometry": geometry}, torch.zeros(1, 2, 3))
-    assert order[0].tolist() == [[0, 1, 2], [1, 2, 0]]
-    assert not spare.any()
+def test_of_two_masks_that_overlap_the_better_one_is_kept():
+    masks = torch.full((1, 3, 8, 8), -5.0)
+    masks[0, 0, :4, :4] = masks[0, 1, :4, :5] = masks[0, 2, 5:, 5:] = 5.0
+    kept, scores = suppress_duplicates(masks, torch.tensor([[0.5, 0.9, 0.3]]), 3, limit=0.6, least=0.1)
+    assert kept[0, :2].tolist() == [1, 2]
+    assert scores[0].tolist() == pytest.approx([0.9, 0.3, 0.0])
 
 
-def square(size=(64, 96), top=16, left=32, side=32, frames=2):
-    masks = torch.zeros(frames, 1, *size, dtype=torch.bool)
-    masks[:, :, top : top + side, left : left + side] = True
-    return Target(masks, torch.zeros(frames, 1, 4), masks.flatten(2).any(2), torch.tensor([True]))
+def moving_squares(order):
+    """Proposals of frames in which three squares move a little; ``order``: which proposal shows which, by frame."""
+    masks = torch.full((len(order), 3, 16, 16), -9.0)
+    for i, places in enumerate(order):
+        for square_number, proposal in enumerate(places):
+            if proposal is not None:
+                y, x = ((0, 0), (0, 9), (9, 4))[square_number]
+                masks[i, proposal, y + i : y + 5 + i, x + i : x + 5 + i] = 9.0
+    scores = (masks > 0).flatten(2).any(2).float() * 0.8
+    return Proposals(torch.zeros(len(order), 3, dtype=torch.long), masks, scores)
 
 
-def test_the_middle_of_a_ring_lies_on_the_ring():
+def deep_map(frames):
+    return torch.randn(1, 7, 8, 8, generator=torch.Generator().manual_seed(0)).expand(frames, -1, -1, -1)
+
+
+def test_one_object_keeps_one_index_whatever_the_order_of_the_proposals():
+    found = moving_squares([(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+    masks, scores = link(found, deep_map(3), 1)
+    assert (scores > 0).all()
+    for track in range(3):
+        centres = [(masks[0, i, track] > 0).nonzero().float().mean(0) - i for i in range(3)]
+        torch.testing.assert_close(centres[0], centres[1])
+        torch.testing.assert_close(centres[0], centres[2])
+
+
+def test_an_object_that_is_not_proposed_in_one_frame_comes_back_under_its_index():
+    masks, scores = link(moving_squares([(0, 1, 2), (None, 0, 1), (2, 0, 1)]), deep_map(3), 1)
+    assert scores[0, 1, 0] == 0
+    assert (masks[0, 1, 0] < 0).all()
+    assert masks[0, 2, 0, 2:7, 2:7].min() > 0
+
+
+def test_geometry_of_frames_without_the_track_is_that_of_the_nearest_before():
+    geometry = torch.arange(4.0).view(1, 4, 1, 1).expand(1, 4, 1, 5)
+    alive = torch.tensor([False, True, False, True]).view(1, 4, 1)
+    assert filled(geometry, alive)[0, :, 0, 0].tolist() == [1, 1, 1, 3]
+    assert trajectories(geometry, alive)[1][0, 0, -1] == 0.5  # share of the clip in which it is there
+
+
+def square(top=16, left=32, side=32):
+    masks = torch.zeros(1, 64, 96)
+    masks[:, top : top + side, left : left + side] = 1
+    return masks
+
+
+def test_the_centre_of_a_ring_lies_on_the_ring():
     ring = torch.zeros(1, 8, 8)
     ring[0, 1:7, 1:7], ring[0, 3:5, 3:5] = 1.0, 0.0
-    cell = middle_cells(ring).item()
-    assert ring.flatten()[cell] == 1
+    assert ring.flatten()[centre_cells(ring).item()] == 1
 
 
-def test_heat_loss_prefers_the_middle_to_anywhere_else():
-    truth = truth_of([square()])
-    losses = []
-    for cell in (truth.middles[0, 0, 0].item(), 0):
-        heat = torch.full((1, 2, 4, 6), -5.0)
-        heat.view(1, 2, -1)[..., cell] = 5.0
-        losses.append(heat_loss(heat, truth).item())
+def test_objectness_is_best_at_the_centre():
+    truth = frame_truth(square(), torch.zeros(64, 96, dtype=torch.bool))
+    cells = torch.nn.functional.avg_pool2d(truth.masks[:, None], 2)[:, 0]
+    centre, losses = centre_cells(cells), []
+    for cell in (centre.item(), 0):
+        logits = torch.full((8, 12), -5.0)
+        logits.view(-1)[cell] = 5.0
+        losses.append(objectness_loss(logits, cells, centre, truth.weights, truth.unknown).item())
     assert losses[0] < losses[1] / 5
 
 
-def test_mask_losses_vanish_for_the_true_mask_and_only_for_it():
-    truth = truth_of([square()])
+def test_what_is_not_labelled_is_no_mistake_where_the_truth_is_unknown():
+    known, unknown = (frame_truth(square(), torch.full((64, 96), u)) for u in (False, True))
+    cells = torch.nn.functional.avg_pool2d(known.masks[:, None], 2)[:, 0]
+    logits = torch.full((8, 12), -5.0)
+    logits[7, 0] = 5.0
+    centre = centre_cells(cells)
+    losses = [objectness_loss(logits, cells, centre, t.weights, t.unknown).item() for t in (known, unknown)]
+    assert losses[1] < losses[0] / 2
 
-    def painted(sign):
-        return lambda cells: (truth.quarter[0, :, :1].expand(-1, cells.shape[1], -1, -1) * 2 - 1) * 12 * sign
 
-    good, bad = mask_losses(painted(1), truth), mask_losses(painted(-1), truth)
-    assert max(good).item() < 0.02
-    assert min(bad).item() > 0.8
-
-
-def test_a_query_answers_for_the_object_it_lies_on_and_overlaps_best():
-    truth = truth_of([square()])
-    logits = truth.quarter[:, :, :1] * 20 - 10
-    masks = torch.cat([logits, torch.full_like(logits, -10.0), logits], dim=2)
-    chosen = truth.middles.repeat(1, 1, 3)
-    chosen[..., 2] = 0  # the third paints the object from a cell that lies elsewhere
-    right, doubtful, by_frame = assign(masks, chosen, truth, Weights())
-    assert right[0, :, 0].tolist() == [True, False, False]
-    assert doubtful[0, :, 0].tolist() == [False, True, True]
-    torch.testing.assert_close(by_frame[0, 0, :, 0], torch.tensor([1.0, 0.0, 1.0]))
+def test_the_choice_is_right_where_a_right_track_or_for_absent_things_none_is_best():
+    right = torch.tensor([[True, False], [False, False]])
+    absent, one = torch.tensor([False, True]), torch.ones(2)
+    ignored = torch.zeros(2, 2, dtype=torch.bool)
+    good = choice_loss(torch.tensor([[9.0, 0.0], [0.0, 0.0]]), torch.tensor([0.0, 9.0]), right, ignored, absent, one)
+    bad = choice_loss(torch.tensor([[0.0, 9.0], [0.0, 9.0]]), torch.tensor([0.0, 0.0]), right, ignored, absent, one)
+    assert good.item() < 0.01
+    assert bad.item() > 5
 
 
 def test_folding_a_batch_norm_changes_nothing():

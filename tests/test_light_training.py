@@ -1,4 +1,4 @@
-"""Training light: each film takes several turns, and what the frozen encoders saw in it is remembered."""
+"""Training light: each film takes several turns, and what the frozen encoders gave for it is remembered."""
 
 from __future__ import annotations
 
@@ -43,17 +43,18 @@ def test_sizes_that_do_not_fit_the_frames_are_refused() -> None:
         LightData(frames=(2, 3), sizes=(64, 64))
 
 
-def test_what_is_remembered_is_what_the_encoders_would_see_again() -> None:
+def test_what_is_remembered_is_what_the_encoders_would_give_again() -> None:
     torch.manual_seed(0)
     system = light_debug()
     pixels = torch.randint(0, 255, (2, 3, 3, 64, 64), dtype=torch.uint8)
     frames = pixels.float() / 255
     memory = Memory(8)
-    first, again = memory.look(system, frames, pixels), memory.look(system, frames.flip(0), pixels.flip(0))
-    plain = system.look(frames.flatten(0, 1))
-    assert torch.allclose(first[0], plain[0], atol=1e-5)
-    assert torch.equal(first[0].unflatten(0, (2, 3)), again[0].unflatten(0, (2, 3)).flip(0))
-    assert len(memory.seen) == 2
+    first = memory.encode_frames(system, frames, pixels).deep
+    again = memory.encode_frames(system, frames.flip(0), pixels.flip(0)).deep
+    plain = system.encode_frames(frames.flatten(0, 1)).deep
+    assert torch.allclose(first, plain, atol=1e-5)
+    assert torch.equal(first.unflatten(0, (2, 3)), again.unflatten(0, (2, 3)).flip(0))
+    assert len(memory.known) == 2
 
 
 def test_only_so_many_films_are_remembered() -> None:
@@ -61,13 +62,13 @@ def test_only_so_many_films_are_remembered() -> None:
     for seed in range(4):
         torch.manual_seed(seed)
         pixels = torch.randint(0, 255, (1, 1, 3, 64, 64), dtype=torch.uint8)
-        memory.look(system, pixels.float(), pixels)
-    assert len(memory.seen) == 2
+        memory.encode_frames(system, pixels.float(), pixels)
+    assert len(memory.known) == 2
 
 
-def test_encoders_that_train_are_asked_anew_and_get_gradients() -> None:
+def test_encoders_that_train_run_anew_and_get_gradients() -> None:
     system, memory = Light(replace(light_debug_config(), train_vision=True)), Memory(4)
     pixels = torch.randint(0, 255, (1, 1, 3, 64, 64), dtype=torch.uint8)
-    memory.look(system, pixels.float() / 255, pixels)[0].sum().backward()
-    assert not memory.seen
+    memory.encode_frames(system, pixels.float() / 255, pixels).deep.sum().backward()
+    assert not memory.known
     assert any(p.grad is not None for p in system.tiny_vit.parameters())

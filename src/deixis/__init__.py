@@ -14,6 +14,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library is si
 
 _HOMES = {
     "segment": "inference",
+    "choose": "choosing",
+    "Choice": "choosing",
     "load": "weights",
     "Film": "video",
     "Clip": "types",
@@ -22,9 +24,12 @@ _HOMES = {
     "DeixisError": "types",
 }
 
-__all__ = ["Clip", "DeixisError", "Expression", "Film", "MaskTrack", "__version__", "load", "segment"]
+__all__ = [
+    "Choice", "Clip", "DeixisError", "Expression", "Film", "MaskTrack", "__version__", "choose", "load", "segment"
+]  # fmt: skip
 
 if TYPE_CHECKING:
+    from deixis.choosing import Choice, choose
     from deixis.inference import segment
     from deixis.types import Clip, DeixisError, Expression, MaskTrack
     from deixis.video import Film

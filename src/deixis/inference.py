@@ -35,6 +35,7 @@ from deixis.selection import SELECTIONS, Enlarge, PublishedTracks, choose, proba
 from deixis.sentences import plain, remarks
 from deixis.tracks import TrackBuilder, select
 from deixis.types import (
+    Accelerated,
     Clip,
     DeixisError,
     Expression,
@@ -156,6 +157,8 @@ def prepare(
         raise DeixisError(f"unknown selection {selection!r}; expected one of {', '.join(SELECTIONS)}")
     module = model if isinstance(model, nn.Module) else weights.load(model)
     system = cast(System, module.to(where).eval())
+    if where.type == "cpu" and isinstance(system, Accelerated):
+        system.accelerate()
     several = system.config.several
     linked = (selection or ("linked" if linking is not None else system.config.selection)) == "linked"
     return Setup(

@@ -298,6 +298,15 @@ class System(Protocol):
 
 
 @runtime_checkable
+class Accelerated(Protocol):
+    """A system with a faster way to run its frozen parts on a CPU, equal up to rounding."""
+
+    def accelerate(self) -> str | None:
+        """Take the faster way from now on, where it is installed; what it is called, or None."""
+        ...
+
+
+@runtime_checkable
 class RecurrentSystem(System, Protocol):
     """A system that carries a memory from window to window: ``follow`` replaces ``decode``."""
 

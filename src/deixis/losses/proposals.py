@@ -1,189 +1,147 @@
-"""What a text-free proposer and its listener are trained for: middles, masks, and the choice among the proposals.
+"""What the proposals and the scorer of light are trained for: masks, objectness, quality, and the choice.
 
-B clips, T frames, N objects, Q queries, K sentences, rows x columns cells at stride 16, h w a quarter of the frame.
-
-The proposals need no matching: a cell inside an object is told to paint that object, whichever cell it is (as in
-CondInst, arXiv:2003.05664), and the heat map is told where the middles are (as in CenterNet, arXiv:1904.07850). Only
-the choice is matched: a query answers for the object that its masks overlap most.
+A cell inside an object is trained to predict that object's mask, whichever cell it is (CondInst, arXiv:2003.05664);
+objectness is high at the objects' centres (CenterNet, arXiv:1904.07850); quality is the IoU of the mask that a cell
+predicts. N objects; h w cells at stride 4; rows x columns cells at stride 8; K sentences; Q tracks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deixis.blocks.proposals import KernelHead, iou, masks_of_cells, peaks
 from deixis.losses.terms import dice
-from deixis.types import Target
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProposalWeights:
-    """Weights of the terms and limits of the assignment (all our choice)."""
+    """Weights of the terms."""
 
-    heat: float = 1.0
+    objectness: float = 1.0
     mask_entropy: float = 4.0
     mask_dice: float = 2.0
-    seen: float = 0.5
-    choice: float = 1.5
-    frame: float = 0.5
-    shows: float = 0.4  # overlap above which a query shows an object in a frame
-    doubtful: float = 0.2  # overlap between this and ``shows`` is neither
-    best: float = 0.75  # share of the best overlap from which on a query also counts as right
+    quality: float = 1.0
+    choice: float = 1.0
+    objects: int = 12  # of a frame, whose masks are predicted in a step
 
 
-@dataclass(frozen=True, eq=False)
-class Truth:
-    """Targets of B clips, padded to N objects, at the two sizes the terms need.
-
-    quarter: (B, T, N, h, w) 0..1 coverage.  cells: (B, T, N, rows, columns) 0..1.  visible: (B, T, N) bool.
-    middles: (B, T, N) the cell index of each object's middle.
-    """
-
-    quarter: Tensor
-    cells: Tensor
-    visible: Tensor
-    middles: Tensor
-
-
-def truth_of(targets: Sequence[Target]) -> Truth:
-    """Pad to the same number of objects, shrink, and find the middles."""
-    most = max(1, *(t.masks.shape[1] for t in targets))
-    masks = torch.stack([F.pad(t.masks.float(), (0, 0, 0, 0, 0, most - t.masks.shape[1])) for t in targets])
-    quarter = F.avg_pool2d(masks.flatten(0, 2)[:, None], 4)
-    cells = F.avg_pool2d(quarter, 4)[:, 0]
-    shape = masks.shape[:3]
-    visible = quarter.flatten(1).sum(1) >= 2.0  # less than two cells of the mask map cannot be painted
-    return Truth(
-        quarter[:, 0].unflatten(0, shape),
-        cells.unflatten(0, shape),
-        visible.view(shape),
-        middle_cells(cells).view(shape),
-    )
-
-
-def middle_cells(cells: Tensor) -> Tensor:
-    """(M,) index of the cell that is well inside each of (M, rows, columns) masks and near its centre of mass."""
+def centre_cells(cells: Tensor) -> Tensor:
+    """(N,) the cell of each of (N, rows, columns) coverages that is well inside and near the centre of mass."""
     rows, columns = cells.shape[-2:]
-    y, x = (torch.arange(n, device=cells.device, dtype=torch.float32) for n in (rows, columns))
+    y, x = (torch.arange(n, dtype=torch.float32, device=cells.device) for n in (rows, columns))
     area = cells.sum((1, 2)).clamp(min=1e-4)
     cy, cx = (cells.sum(2) * y).sum(1) / area, (cells.sum(1) * x).sum(1) / area
     far = ((y[None, :, None] - cy[:, None, None]) ** 2 + (x[None, None] - cx[:, None, None]) ** 2).sqrt()
-    inside = F.avg_pool2d(cells[:, None], 3, stride=1, padding=1)[:, 0] + cells
-    score = inside - 0.3 * far / (1 + area.sqrt())[:, None, None]
+    inside = cells + sum(F.avg_pool2d(cells[:, None], k, stride=1, padding=k // 2)[:, 0] for k in (3, 5))
+    score = inside - 0.4 * far / (1 + area.sqrt())[:, None, None]
     return score.masked_fill(cells <= 0, -1e4).flatten(1).argmax(1)
 
 
-def heat_loss(heat: Tensor, truth: Truth, unknown: Tensor | None = None) -> Tensor:
-    """Penalty-reduced focal loss of (B, T, rows, columns) logits (CenterNet, eq. 1), per visible object.
+def objectness_loss(logits: Tensor, cells: Tensor, centres: Tensor, weights: Tensor, unknown: Tensor) -> Tensor:
+    """Penalty-reduced focal loss (CenterNet, eq. 1), per object.
 
-    unknown: (B, T, rows, columns) bool, cells where unlabelled objects may lie.
+    logits: (rows, columns).  cells: (N, rows, columns) coverage.  centres: (N,).  unknown: (rows, columns) bool.
     """
-    rows, columns = truth.cells.shape[-2:]
-    spread = (0.15 * truth.cells.sum((-2, -1)).sqrt()).clamp(0.5, 2.0)[..., None, None]
-    y, x = torch.arange(rows, device=heat.device).view(-1, 1), torch.arange(columns, device=heat.device)
-    my, mx = (truth.middles // columns)[..., None, None], (truth.middles % columns)[..., None, None]
-    bump = (-((y - my) ** 2 + (x - mx) ** 2) / (2 * spread**2)).exp() * truth.visible[..., None, None]
-    target = bump.amax(2)  # (B, T, rows, columns)
-    positive = torch.zeros_like(target).flatten(2)
-    positive.scatter_reduce_(2, truth.middles, truth.visible.float(), reduce="amax")
-    positive = positive.view_as(target)
-    p = heat.sigmoid()
-    loss = -positive * (1 - p) ** 2 * F.logsigmoid(heat)
-    negative = (1 - positive) * (1 - target) ** 4 * p**2 * -F.logsigmoid(-heat)
-    if unknown is not None:
-        negative = negative * ~unknown
-    return (loss + negative).sum() / truth.visible.sum().clamp(min=1)
+    rows, columns = logits.shape
+    y, x = torch.arange(rows, device=logits.device).view(-1, 1), torch.arange(columns, device=logits.device)
+    spread = (0.15 * cells.sum((1, 2)).sqrt()).clamp(0.6, 3.0)[:, None, None]
+    cy, cx = (centres // columns)[:, None, None], (centres % columns)[:, None, None]
+    bump = (-((y - cy) ** 2 + (x - cx) ** 2) / (2 * spread**2)).exp()
+    target = bump.amax(0) if len(bump) else torch.zeros_like(logits)
+    positive = torch.zeros(rows * columns, device=logits.device)
+    positive.scatter_reduce_(0, centres, weights, reduce="amax")
+    positive = positive.view_as(logits)
+    p = logits.sigmoid()
+    loss = -positive * (1 - p) ** 2 * F.logsigmoid(logits)
+    negative = (positive == 0) * (1 - target) ** 4 * p**2 * -F.logsigmoid(-logits) * ~unknown
+    return (loss + negative).sum() / weights.sum().clamp(min=1)
 
 
-def mask_losses(paint: Callable[[Tensor], Tensor], truth: Truth, most: int = 5) -> tuple[Tensor, Tensor]:
-    """(entropy, dice) of masks painted from the objects' middles and from one random cell inside each.
+@dataclass(frozen=True, eq=False)
+class FrameTruth:
+    """The objects of one frame. masks: (N, h, w) 0..1 coverage.  weights: (N,) how sure each is.
+    unknown: (rows, columns) bool, where objects may lie without a label."""
 
-    paint: (B·T, M) cell indices -> (B·T, M, h, w) logits.  most: objects of a frame that are painted, drawn by chance.
+    masks: Tensor
+    weights: Tensor
+    unknown: Tensor
+
+
+def frame_truth(masks: Tensor, unknown: Tensor, weights: Tensor | None = None) -> FrameTruth:
+    """From masks (N, H, W) 0..1 and unknown (H, W) bool; what is too small to be predicted is left out."""
+    quarter = F.avg_pool2d(masks.float()[:, None], 4)[:, 0] if len(masks) else masks.float()[:, ::4, ::4]
+    large = quarter.flatten(1).sum(1) >= 2.0
+    weights = torch.ones(len(masks), device=masks.device) if weights is None else weights
+    return FrameTruth(quarter[large], weights[large], F.max_pool2d(unknown.float()[None], 8)[0] > 0.5)
+
+
+def proposal_losses(
+    kernels: KernelHead, hidden: int, cells: Tensor, pixels: Tensor, objectness: Tensor, truth: FrameTruth,
+    weights: ProposalWeights,
+) -> dict[str, Tensor]:  # fmt: skip
+    """All terms of one frame, weighted.
+
+    Args:
+        kernels: The head that predicts kernels and quality.
+        hidden: Width of the dynamic network.
+        cells: (1, D, rows, columns).
+        pixels: (1, C, h, w).
+        objectness: (1, rows, columns) logits.
     """
-    visible, n = truth.visible.flatten(0, 1), truth.visible.shape[2]
-    chance = torch.rand(visible.shape, device=visible.device) + visible.float()
-    drawn = chance.topk(min(most, n), dim=1).indices  # (BT, M)
-    inside = (truth.cells.flatten(0, 1) > 0.5).float().flatten(2)
-    inside = inside.gather(1, drawn[..., None].expand(-1, -1, inside.shape[2]))
-    middles = truth.middles.flatten(0, 1).gather(1, drawn)
-    inside = inside.scatter(2, middles[..., None], 1.0)  # an object smaller than a cell has its middle at least
-    anywhere = torch.multinomial(inside.flatten(0, 1), 1).view_as(middles)
-    there = visible.gather(1, drawn).repeat(1, 2)
-    logits = paint(torch.cat([middles, anywhere], dim=1))[there]  # (objects, h, w)
-    if not len(logits):
-        return logits.sum(), logits.sum()
-    quarter = truth.quarter.flatten(0, 1)
-    rows = torch.arange(len(quarter), device=visible.device)[:, None].expand_as(drawn)
-    goal = quarter[rows, drawn].repeat(1, 2, 1, 1)[there]
-    entropy = F.binary_cross_entropy_with_logits(logits, goal, reduction="none").flatten(1)
+    columns, quarter = objectness.shape[-1], truth.masks
+    eighth = F.avg_pool2d(quarter[:, None], 2)[:, 0] if len(quarter) else quarter.new_zeros(0, *objectness.shape[1:])
+    centres = centre_cells(eighth) if len(eighth) else torch.zeros(0, dtype=torch.long, device=cells.device)
+    heat = objectness_loss(objectness[0], eighth, centres, truth.weights, truth.unknown)
+    terms = {"objectness": weights.objectness * heat}
+    if not len(quarter):
+        nothing = cells.sum() * 0 + pixels.sum() * 0
+        return terms | {"mask_entropy": nothing, "mask_dice": nothing, "quality": nothing}
+    # Where masks are predicted from: the centre, a random cell of the object, and its cell of highest objectness.
+    drawn = torch.randperm(len(quarter), device=cells.device)[: weights.objects]
+    inside = (eighth[drawn] > 0.5).float().flatten(1).scatter(1, centres[drawn, None], 1.0)
+    anywhere = torch.multinomial(inside, 1)[:, 0]
+    best = objectness[0].detach().flatten()[None].masked_fill(inside == 0, -1e4).argmax(1)
+    at = torch.cat([centres[drawn], anywhere, best])[None]
+    top = peaks(objectness.detach(), 16)  # what would be proposed: its quality is learned wherever it lies
+    flat = cells.flatten(2).transpose(1, 2)
+    read = flat.gather(1, torch.cat([at, top], 1)[..., None].expand(-1, -1, flat.shape[2]))
+    numbers, quality = kernels(read)
+    count = at.shape[1]
+    logits = masks_of_cells(pixels, numbers[:, :count], at, columns, 4, hidden)[0]
+    goal, sure = quarter[drawn].repeat(3, 1, 1), truth.weights[drawn].repeat(3)
+    entropy = F.binary_cross_entropy_with_logits(logits, goal, reduction="none").flatten(1).sum(1)
     # Per pixel of the object's neighbourhood: a small object must weigh as much as a large one.
-    reach = goal.flatten(1).sum(1) * 4 + 64
-    entropy = entropy.sum(1) / torch.minimum(reach, reach.new_tensor(float(entropy.shape[1])))
-    return entropy.mean() / 2, dice(logits, goal).mean()
+    reach = (goal.flatten(1).sum(1) * 4 + 64).clamp(max=goal[0].numel())
+    terms["mask_entropy"] = weights.mask_entropy * (entropy / reach * sure).sum() / sure.sum()
+    terms["mask_dice"] = weights.mask_dice * (dice(logits, goal) * sure).sum() / sure.sum()
+    with torch.no_grad():
+        coarse = masks_of_cells(F.avg_pool2d(pixels, 2), numbers[:, count:], top, columns, 8, hidden)[0]
+        fits = iou((coarse > 0).float().flatten(1), (eighth > 0.5).float().flatten(1)).amax(1)
+        painted, true = logits > 0, goal > 0.5
+        own = (painted & true).flatten(1).sum(1) / (painted | true).flatten(1).sum(1).clamp(min=1)
+    expected = torch.cat([own, fits])
+    terms["quality"] = weights.quality * F.binary_cross_entropy_with_logits(quality[0], expected)
+    return terms
 
 
-def overlaps(masks: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
-    """Overlap of (B, T, Q, h, w) mask logits with the objects: per frame (B, T, Q, N), and over the clip (B, Q, N)."""
-    painted = F.avg_pool2d((masks.flatten(0, 1) > 0).float(), 2).flatten(2)  # (BT, Q, cells at 8)
-    goal = F.avg_pool2d((truth.quarter.flatten(0, 1) > 0.5).float(), 2).flatten(2)
-    both = (painted @ goal.transpose(1, 2)).unflatten(0, masks.shape[:2])
-    either = painted.sum(2)[..., None] + goal.sum(2)[:, None]
-    either = either.unflatten(0, masks.shape[:2]) - both
-    return both / either.clamp(min=0.25), both.sum(1) / either.sum(1).clamp(min=0.25)
+def choice_loss(
+    similarity: Tensor, none: Tensor, right: Tensor, ignored: Tensor, absent: Tensor, weights: Tensor
+) -> Tensor:
+    """Entropy of the softmax over Q tracks and "none of them".
 
-
-@torch.no_grad()
-def assign(masks: Tensor, chosen: Tensor, truth: Truth, limits: ProposalWeights) -> tuple[Tensor, Tensor, Tensor]:
-    """Which queries answer for which object.
-
-    -> right (B, Q, N) bool; doubtful (B, Q, N) bool, neither right nor wrong; frame overlaps (B, T, Q, N).
-    A query answers for an object when its cells lie on it in half of the frames where it is visible, and its masks
-    overlap it nearly as well as the best such query's.
+    Args:
+        similarity: (K, Q) logits.
+        none: (K,) logits.
+        right: (K, Q) bool, tracks that show the thing.
+        ignored: (K, Q) bool, tracks that neither do nor do not.
+        absent: (K,) bool, there is no such thing.
+        weights: (K,) of the sentences.
     """
-    by_frame, by_clip = overlaps(masks, truth)
-    cells = truth.cells.flatten(3)  # (B, T, N, S)
-    on = cells.gather(3, chosen[:, :, None].expand(-1, -1, cells.shape[2], -1)).transpose(2, 3) > 0.25  # (B, T, Q, N)
-    frames = truth.visible.sum(1)[:, None].clamp(min=1)  # (B, 1, N)
-    stays = (on & truth.visible[:, :, None]).sum(1) / frames >= 0.5
-    merit = torch.where(stays, by_clip + 1e-3, 0.0)
-    right = stays & (merit >= limits.best * merit.amax(1, keepdim=True))
-    return right, ~right & (stays | (by_clip > limits.doubtful)), by_frame
-
-
-def seen_loss(seen: Tensor, by_frame: Tensor, limits: ProposalWeights) -> Tensor:
-    """Entropy of (B, T, Q) logits of "shows an object", where the overlaps (B, T, Q, N) leave no doubt."""
-    best = by_frame.amax(-1)
-    sure = (best > limits.shows) | (best < limits.doubtful)
-    loss = F.binary_cross_entropy_with_logits(seen, (best > limits.shows).float(), reduction="none")
-    return (loss * sure).sum() / sure.sum().clamp(min=1)
-
-
-def choice_losses(
-    scores: Tensor, similarity: Tensor, none: Tensor, spare: Tensor, referred: Tensor, right: Tensor, doubtful: Tensor,
-    visible: Tensor,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(choice, frame): entropy of the softmax over Q objects and "none", and of the frame scores.
-
-    scores: (K, T, Q).  similarity: (K, Q).  none: (K,).  spare: (K, Q) bool.  referred: (K, N) bool, none True where
-    the named object is absent.  right, doubtful: (K, Q, N).  visible: (K, T, N).
-    A sentence whose object no query shows is left out: there is nothing right to choose.
-    """
-    wanted = right & referred[:, None]  # (K, Q, N)
-    found = wanted.any(1) & referred  # (K, N)
-    asked = referred.any(1)
-    ignore = (doubtful & referred[:, None]).any(2) & ~wanted.any(2) | (spare & ~wanted.any(2))
-    logits = torch.cat([none[:, None], similarity.masked_fill(ignore, -30.0)], dim=1).log_softmax(1)
-    of_object = logits[:, 1:, None].masked_fill(~wanted, -1e4).logsumexp(1)  # (K, N)
-    hit = -(of_object * found).sum(1) / found.sum(1).clamp(min=1)
-    usable = ~asked | (asked & (found.sum(1) == referred.sum(1)))
-    loss = torch.where(asked, hit, -logits[:, 0])
-    choice = (loss * usable).sum() / usable.sum().clamp(min=1)
-    there = torch.einsum("kqn,ktn->ktq", wanted.float(), visible.float()) > 0
-    weight = (~ignore & usable[:, None])[:, None].expand_as(scores).float()
-    weight = weight * torch.where(there, 1.0, 0.25)  # most pairs are negative
-    entropy = F.binary_cross_entropy_with_logits(scores, there.float(), reduction="none")
-    return choice, (entropy * weight).sum() / weight.sum().clamp(min=1)
+    logits = torch.cat([none[:, None], similarity.masked_fill(ignored, -30.0)], dim=1).log_softmax(1)
+    hit = logits[:, 1:].masked_fill(~right, -1e4).logsumexp(1)
+    loss = torch.where(absent, -logits[:, 0], -hit)
+    return (loss * weights).sum() / weights.sum().clamp(min=1e-6)

@@ -2,7 +2,8 @@
 
 Nothing is decoded until it is asked for. Reads COCO-like folders (index.json, images, masks), drawn objects with an
 alpha channel, and DAVIS videos. Held out from training, always the same: the DAVIS videos in HELD_OUT_VIDEOS; of
-``coco_small`` the pictures with sha1(image) % 4 == 0; of every other set % 10 == 0.
+``coco_small`` the pictures with sha1(image) % 4 == 0; of every other set % 10 == 0. The development split (validation,
+calibration, choices) is sha1(image) % 20 == 1 of the rest, and the DAVIS videos in DEVELOPMENT_VIDEOS.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from deixis.synthetic.vocabulary import (
 )
 from deixis.types import DeixisError
 
-SPLITS = ("train", "held_out")
+SPLITS = ("train", "development", "held_out")
 PICTURE_SETS = ("coco_small", "voc_animals", "weizmann_horses")
 HELD_OUT_VIDEOS = ("car-turn", "lucia", "rhino")
+DEVELOPMENT_VIDEOS = ("bus", "elephant", "hike", "soccerball")
 # Masks that hold more than the class that they carry; they would teach that a person includes the horse.
 SKIPPED_VIDEOS = {
     "bmx-bumps": "rider and bicycle in one mask; half of the film is out of focus",
@@ -55,9 +57,27 @@ _OFTEN_SEVERAL = frozenset({"sheep", "cow", "person", "chair", "bottle", "potted
 T = TypeVar("T")
 
 
+def split_of(set_name: str, image: str) -> str:
+    """The split that a picture or film of the data sets belongs to.
+
+    Args:
+        set_name: Name of the set; "davis_train" for films.
+        image: As its index writes it (``images/000000391895.jpg``), or the film's name.
+
+    Returns:
+        "train"; "development", for validation, calibration and the choice of a checkpoint; or "held_out", for testing.
+    """
+    if set_name == "davis_train":
+        return "held_out" if image in HELD_OUT_VIDEOS else "development" if image in DEVELOPMENT_VIDEOS else "train"
+    number = int(hashlib.sha1(image.encode()).hexdigest(), 16)
+    if number % (4 if set_name == "coco_small" else 10) == 0:
+        return "held_out"
+    return "development" if number % 20 == 1 else "train"
+
+
 def held_out(set_name: str, image: str) -> bool:
-    """Whether an image (as its index writes it, e.g. ``images/000000391895.jpg``) is kept from training."""
-    return int(hashlib.sha1(image.encode()).hexdigest(), 16) % (4 if set_name == "coco_small" else 10) == 0
+    """Whether an image (as its index writes it, e.g. ``images/000000391895.jpg``) is kept for testing."""
+    return split_of(set_name, image) == "held_out"
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +214,7 @@ class Library:
             self.drawn_classes[name].append(path)
 
     def _wanted(self, set_name: str, image: str) -> bool:
-        return held_out(set_name, image) == (self.split == "held_out")
+        return split_of(set_name, image) == self.split
 
     def _pictures(self, set_name: str) -> list[Picture]:
         folder = self.root / set_name
@@ -233,7 +253,7 @@ class Library:
         return [
             read_video(folder, name, entries[name])
             for name in sorted(entries)
-            if (name in HELD_OUT_VIDEOS) == (self.split == "held_out") and name not in SKIPPED_VIDEOS
+            if split_of("davis_train", name) == self.split and name not in SKIPPED_VIDEOS
         ]
 
     @staticmethod

@@ -337,6 +337,33 @@ def stills(root: Path | str, split: str = "held_out", *, seed: int = 0, frames: 
             yield film
 
 
+def written_stills(root: Path | str, split: str = "development", *, frames: int = 3) -> Iterator[SyntheticVideo]:
+    """Every ``coco_small`` picture that expressions were written for, whole, at its own size, ``frames`` times.
+
+    Kinds: "written", and "none" for those that refer to nothing there. Held-out ones come from ``test.json``.
+    """
+    library, folder = Library(root, split), Path(root) / "sentences"
+    written = json.loads((folder / ("test.json" if split == "held_out" else "train.json")).read_text())["coco_small"]
+    for picture in library.pictures:
+        texts = written.get(f"images/{picture.image.name}") if picture.set_name == "coco_small" else None
+        if texts is None:
+            continue
+        rgb, labels = library.load(picture)
+        ids = [instance.id for instance in picture.instances]
+        masks = np.stack([labels == i for i in ids])
+        sentences = [
+            Sentence(text, "written", (ids.index(int(number)),))
+            for number, own in texts["objects"].items() if int(number) in ids for text in own
+        ]  # fmt: skip
+        sentences += [Sentence(text, "none", ()) for text in texts["absent"]]
+        yield SyntheticVideo(
+            np.repeat(rgb[None], frames, 0), np.repeat(masks[None], frames, 0), tuple(sentences),
+            times=tuple(i / 12 for i in range(frames)),
+            classes=tuple(instance.noun.name for instance in picture.instances),
+            name=f"written:{picture.image.stem}",
+        )  # fmt: skip
+
+
 def twins(
     root: Path | str,
     split: str = "held_out",

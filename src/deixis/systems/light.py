@@ -1,24 +1,23 @@
-"""light: the small bundled default, SOC's idea (per-frame queries clustered into video objects) with light encoders.
+"""light: the small bundled default. It finds objects without words and chooses among them with words.
 
-B clips, T frames, K expressions, Q queries, D width, L words; S cells at a sixteenth of the frame, h w a quarter.
+B clips, T frames, N = B T frames, Q tracks of a clip, K expressions, D width, L words; h w cells at stride 4.
 
-What costs time is done without words, once a clip: two small pretrained encoders see the frames, a heat map finds the
-middles of objects, each of the Q best middles brings a query and the dynamic kernel that paints its mask, and the
-queries of successive frames are linked, so that one query index is one object of the clip. What a sentence costs is
-small: the queries hear its words, are clustered over time into Q objects, and these are compared with one another, the
-sentence and "none of them".
+1. ``encode_frames``: two small pretrained image encoders (TinyViT, EfficientNet-lite2), frozen.
+2. ``PixelDecoder``: their maps become features at strides 16, 8 and 4, and an objectness logit a cell at stride 8.
+3. ``propose``: the best cells bring dynamic kernels (CondInst, arXiv:2003.05664) that predict masks; duplicates are
+   suppressed; a proposal of one frame is linked to those of the next, so that one object is one track.
+4. ``pool_tracks``: what the frozen maps hold under each track's masks, summarised over time (``TrackFeatures``).
+5. ``TextScorer``: the tracks attend to the words and to one another; each gets a similarity to the expression, and so
+   does "none of them". The scorer takes any tracks: its own, true ones, another tool's (``deixis.choose``).
 
-Bridges carry names, colours and ranks into the space of the words. The 1,000 names of an ImageNet classifier were read
-by the text encoder once, so what the classifier says of an object becomes a vector among sentences; the eleven basic
-colour words are counted over an object's pixels; and who is leftmost, largest or fastest is a soft rank that words
-may wish for.
+Steps 1 to 4 cost most of the time and happen once a clip; a further expression costs step 5 alone.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -28,11 +27,12 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from deixis.blocks.attention import CrossAttention, FeedForward, SelfAttention
-from deixis.blocks.mask_head import kernel_numbers, predict_masks
+from deixis.blocks.proposals import KernelHead, masks_of_cells, peaks, suppress_duplicates
 from deixis.encoders.efficientnet_lite import EfficientNetLite
+from deixis.encoders.fast import FastNetwork, openvino_version
 from deixis.encoders.minilm import MiniLm, MiniLmConfig
 from deixis.encoders.tiny_vit import TinyVit
-from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig, bounded
+from deixis.types import Batch, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures, bounded
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
 COLOUR_SYNONYMS = {"grey": "gray", "golden": "yellow", "violet": "purple", "silver": "gray", "beige": "brown",
@@ -60,21 +60,27 @@ NOT_NAMES = frozenset(
     first last second other same direction across along around through out into off
     """.split()  # noqa: SIM905  a table of words, to be read as words
 )
+DEAD = -20.0  # logit of a mask that is not there
 
 
 @dataclass(frozen=True, kw_only=True)
 class LightConfig(SystemConfig):
-    """Sizes of light. Every number is our choice (see shared/spec/default_model.md for what a prototype used)."""
+    """Sizes of light. Unmarked numbers are our choice."""
 
-    width: int = 192  # D, channels of a query
-    queries: int = 16  # Q, objects looked for in a frame
-    heads: int = 6  # of every attention
-    pixel_layers: int = bounded(2, least=0)  # self-attention among the S cells of a frame, without words
-    cluster_layers: int = bounded(2, least=0)  # attention among all queries of the clip, without words
-    hear_layers: int = bounded(3, least=0)  # attention among the Q objects and the words
-    mask_channels: int = 16  # features the dynamic kernels read
-    mask_hidden: int = 16  # width of the dynamic network
-    fine_channels: int = 64  # of the quarter-size map before the mask features
+    width: int = 192  # D of the pixel decoder
+    proposals: int = 48  # cells of a frame whose masks are predicted before duplicates are suppressed
+    queries: int = 24  # Q, tracks of a clip
+    heads: int = 6  # of every attention of the pixel decoder
+    pixel_layers: int = bounded(1, least=0)  # self-attention among the cells of a frame at stride 16
+    fine_layers: int = bounded(2, least=0)  # convolutions at stride 8
+    mask_channels: int = 16  # features that the dynamic kernels read
+    mask_hidden: int = 8  # width of the dynamic network
+    fine_channels: int = 64  # of the stride-4 map before the mask features
+    duplicate: float = bounded(0.6, least=0, most=1)  # mask IoU from which on the weaker of two proposals is suppressed
+    least_score: float = bounded(0.08, least=0, most=1)  # of a proposal, 0..1
+    scorer_width: int = 256  # D of the scorer
+    scorer_heads: int = 8
+    scorer_layers: int = bounded(4, least=0)  # attention among tracks and to words
     vit_channels: tuple[int, ...] = (64, 128, 160, 320)  # TinyViT-5M (read)
     vit_depths: tuple[int, ...] = bounded((2, 2, 6, 2), least=0)  # read
     vit_heads: tuple[int, ...] = (2, 4, 5, 10)  # read
@@ -84,127 +90,158 @@ class LightConfig(SystemConfig):
         (1, 3, 1, 6, 352),
     )  # EfficientNet-lite2: repeats, kernel, stride, expansion, channels (read)  # fmt: skip
     net_head: int = 1280  # channels before its classifier (read)
-    names: int = 1000  # of the classifier (read)
-    semantic_scale: float = bounded(2.0, least=0.25, most=8)  # enlarges the frame for EfficientNet
+    classes: int = 1000  # of the classifier (read)
+    names: int = 2100  # known names of the namer, at most
+    semantic_scale: float = bounded(1.4, least=0.25, most=8)  # enlarges the frame for EfficientNet
     text: MiniLmConfig = field(default_factory=MiniLmConfig)
     train_vision: bool = False  # False: both encoders frozen (what a CPU can train); True: at a low rate
-    short_side: int = 224  # pixels; fourteen rows of stride-16 cells fill TinyViT's windows exactly
-    long_side: int = 448  # pixels
+    short_side: int = 320  # pixels
+    long_side: int = 576  # pixels
     window: int = 8  # frames decoded at once
     multiple: int = 32  # pixels; height and width are padded to it
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet (read)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # ImageNet (read)
-    frame_floor: float = bounded(-3.0, least=-1e6, most=1e6)  # logit of a frame's score below which its mask fades out
     selection: Literal["official", "linked"] = "linked"
-    presence_threshold: float | None = 0.5  # probability above which the object counts as there; calibrated
+    presence_threshold: float | None = 0.5  # probability from which on the object counts as there; calibrated
     presence_temperature: float = 1.0  # divides the presence logit; calibrated
     presence_shift: float = 0.0  # added to the presence logit after that; calibrated
 
 
 @dataclass(frozen=True, eq=False)
-class LightFeatures(FeatureMaps):
-    """What light knows of a clip before any word. All queries are linked: index q is one object in every frame.
+class FrameFeatures:
+    """Maps of the frozen encoders for N frames.
 
-    cells: (B, T, S, D) the map the queries come from.  pixels: (B, T, C, h, w) what the kernels read.
-    heat: (B, T, rows, columns) logits of "the middle of an object lies here".
-    chosen: (B, T, Q) the cell each query comes from.  masks: (B, T, Q, h, w) logits.
-    queries: (B, T, Q, D).  spare: (B, Q) bool, a query that repeats another.
-    seen: (B, T, Q) logits of "this query shows an object, in this frame".
-    names: (B, Q, names) probabilities.  colours: (B, Q, shades) shares.
-    places: (B, Q, PLACES) where each object is and how it moves, as numbers that can be ranked.
+    fine, middle, deep: (N, C, ., .) of TinyViT at strides 4, 8, 16.
+    semantic16, semantic32: (N, C, ., .) of EfficientNet at strides 16 and 32 of the enlarged frame.
+    """
+
+    fine: Tensor
+    middle: Tensor
+    deep: Tensor
+    semantic16: Tensor
+    semantic32: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Proposals:
+    """Objects found in N frames without words, best first.
+
+    cells: (N, Q) the stride-8 cell that each comes from.  masks: (N, Q, h, w) logits.  scores: (N, Q) 0..1, 0 where
+    there are fewer than Q.
     """
 
     cells: Tensor
-    pixels: Tensor
-    heat: Tensor
-    chosen: Tensor
     masks: Tensor
-    queries: Tensor
-    spare: Tensor
-    seen: Tensor
-    names: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TrackFeatures:
+    """What the scorer reads of the Q tracks of B clips; it comes from the frozen maps, the pixels and the masks alone.
+
+    deep, semantic16, semantic32: (B, Q, C) means under the masks, over time.  head: (B, Q, net_head) likewise, of the
+    layer before EfficientNet's classifier.  ring_deep, ring_semantic: (B, Q, C) of the surroundings of each mask.
+    upper, lower: (B, Q, C) of ``semantic16`` in the upper and the lower half of the mask.
+    colours: (B, Q, 3 shades) shares of shades in the mask, its upper and its lower half.
+    scene: (B, C) mean of ``semantic32`` over the frames.
+    geometry: (B, T, Q, 5) centre, spread and area (``moments``).  alive: (B, T, Q) bool, a mask is there.
+    touch: (B, Q, Q) share of the ring of the first that the second covers.  inside: (B, Q, Q) share of the first that
+    lies in the second.  score: (B, Q) mean score of the proposals, 1 for given tracks.
+    """
+
+    deep: Tensor
+    semantic16: Tensor
+    semantic32: Tensor
+    head: Tensor
+    ring_deep: Tensor
+    ring_semantic: Tensor
+    upper: Tensor
+    lower: Tensor
     colours: Tensor
-    places: Tensor
+    scene: Tensor
+    geometry: Tensor
+    alive: Tensor
+    touch: Tensor
+    inside: Tensor
+    score: Tensor
+
+    def select(self, which: Tensor) -> TrackFeatures:
+        """The features of clips ``which`` (K,), one a row."""
+        return TrackFeatures(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
+
+    @property
+    def absent(self) -> Tensor:
+        """(B, Q) bool: the track has no mask in any frame."""
+        return ~self.alive.any(1)
 
 
-# Maps at 4, 8, 16 of TinyViT; those at 16, 32 and the logits of names at 32 of EfficientNet.
-Looked = tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor], Tensor]
+@dataclass(frozen=True, eq=False)
+class LightFeatures(FeatureMaps):
+    """A clip before any word. masks: (B, T, Q, h, w) logits, index q one object in every frame.
+
+    embedding: (B, Q, C) what each track is, in the space of the text encoder (``Namer``).
+    """
+
+    masks: Tensor
+    tracks: TrackFeatures
+    embedding: Tensor
 
 
 class Light(nn.Module):
-    """Find, in every frame, the object an expression names: small enough for two CPU cores."""
+    """Segment, in every frame, the object that an expression refers to: small enough for two CPU cores."""
 
     def __init__(self, config: LightConfig) -> None:
         super().__init__()
-        self.config, d = config, config.width
+        self.config = config
         self.tiny_vit = TinyVit(config.vit_channels, config.vit_depths, config.vit_heads, config.vit_windows)
-        self.efficient_net = EfficientNetLite(config.net_stages, config.net_head, config.names)
+        self.efficient_net = EfficientNetLite(config.net_stages, config.net_head, config.classes)
         if not config.train_vision:
             self.tiny_vit.requires_grad_(False)
             self.efficient_net.requires_grad_(False)
         self.text = MiniLm(config.text)
-        _, half, quarter = self.efficient_net.widths
-        self.map = CellMap(config, half, quarter)
-        self.find = nn.Sequential(nn.Linear(d, d), nn.GELU(), nn.Linear(d, 1))
-        nn.init.constant_(self.find[2].get_parameter("bias"), -4.0)  # few cells are the middle of an object
-        self.kernel = KernelHead(d, config.mask_channels, config.mask_hidden)
-        self.fine = FinePixels(config)
-        self.describe = Describe(config, quarter)
-        self.cluster = nn.ModuleList(QueryLayer(d, config.heads) for _ in range(config.cluster_layers))
-        self.see = nn.Linear(d, 1)
-        self.hear = Hear(config)
-        self.name_vectors: Tensor
-        self.register_buffer("name_vectors", torch.zeros(config.names, config.text.width))
+        self.fast: FastNetwork | None = None
+        _, semantic16, semantic32 = self.efficient_net.widths
+        self.pixel_decoder = PixelDecoder(config, semantic16, semantic32)
+        self.kernels = KernelHead(config.width, config.mask_channels, config.mask_hidden)
+        self.namer = Namer(config, semantic16, semantic32)
+        self.scorer = TextScorer(config, semantic16, semantic32)
+
+    def accelerate(self) -> str | None:
+        """Run the frozen encoders through OpenVINO from now on where it is installed; return its version, or None.
+
+        Only frames on a CPU are concerned, and only while no gradient is wanted.
+        """
+        version = openvino_version()
+        if version is not None and self.fast is None and not self.config.train_vision:
+            self.fast = FastNetwork(Encoders(self))
+        return version if self.fast is not None else None
+
+    # ---- the two halves that every system has
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> LightFeatures:
         """frames: (B, T, 3, H, W), ImageNet-normalised, H and W multiples of 32; padding: (B, T, H, W)."""
-        return self.propose(self.look(frames.flatten(0, 1)), frames, padding)
-
-    def propose(self, looked: Looked, frames: Tensor, padding: Tensor) -> LightFeatures:
-        """The rest of ``encode``, from what both encoders see in the B T frames (``look``)."""
         b, t = frames.shape[:2]
-        fine, middle, deep, semantic, classes = looked
-        nothing = F.max_pool2d(padding.flatten(0, 1).float(), 16) > 0
-        cells = self.map(deep, semantic, classes.softmax(1), self.name_vectors, nothing)  # (BT, S, D)
-        rows, columns = deep.shape[-2:]
-        heat = self.find(cells).float().view(b * t, rows, columns).masked_fill(nothing, -20.0)
-        pixels = self.fine(fine, middle, cells.transpose(1, 2).unflatten(2, (rows, columns)))
-        chosen = peaks(heat, self.config.queries)  # (BT, Q)
-        masks = self.paint_at(cells, pixels, chosen, columns)  # (BT, Q, h, w)
-        evidence = self.describe.pool(
-            masks, frames.flatten(0, 1), cells, semantic[1], classes, heat, chosen, self.config
-        )
-        order, spare = link(masks.unflatten(0, (b, t)), evidence, heat.flatten(1).gather(1, chosen).view(b, t, -1))
-        masks, chosen = (reorder(x.unflatten(0, (b, t)), order) for x in (masks, chosen))
-        evidence = {k: reorder(v.unflatten(0, (b, t)), order) for k, v in evidence.items()}
-        queries = self.describe(evidence, cells.unflatten(0, (b, t)), chosen, self.name_vectors)  # (B, T, Q, D)
-        unused = spare[:, None].expand(b, t, -1).flatten(1)
-        for layer in self.cluster:
-            queries = layer(queries.flatten(1, 2), unused).view_as(queries)
-        names = evidence["classes"].mean(1).softmax(-1)
+        features = self.encode_frames(frames.flatten(0, 1))
+        proposals = self.propose(features, frames.flatten(0, 1), padding.flatten(0, 1))
+        masks, scores = link(proposals, features.deep, b)
+        tracks = self.pool_tracks(features, frames, masks.sigmoid(), scores)
         return LightFeatures(
-            levels=(deep.unflatten(0, (b, t)),), strides=(16,), padding=padding,
-            size=(frames.shape[-2], frames.shape[-1]),
-            cells=cells.unflatten(0, (b, t)), pixels=pixels.unflatten(0, (b, t)), heat=heat.unflatten(0, (b, t)),
-            chosen=chosen, masks=masks, queries=queries, spare=spare, seen=self.see(queries).squeeze(-1).float(),
-            names=names, colours=evidence["colours"].mean(1), places=rankable(evidence["geometry"]),
+            levels=(features.deep.unflatten(0, (b, t)),), strides=(16,), padding=padding,
+            size=(frames.shape[-2], frames.shape[-1]), masks=masks, tracks=tracks, embedding=self.namer(tracks),
         )  # fmt: skip
 
     def decode(
         self, maps: LightFeatures, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
     ) -> Prediction:
-        """One clip may be asked any number of expressions; otherwise one a clip."""
-        texts = [e.text for e in expressions]
-        k, b = len(texts), len(maps.queries)
+        """Any number of expressions for one clip; otherwise one a clip."""
+        k, b = len(expressions), len(maps.masks)
         which = torch.arange(b) if k == b else torch.zeros(k, dtype=torch.long)
-        frame, similarity, none = self.hear_texts(maps, texts, which.to(maps.queries.device))
-        similarity = similarity.masked_fill(maps.spare[which], -20.0)
-        # The choice among the objects and "none of them" is one softmax of the clip; a query's logit says the same.
+        which = which.to(maps.masks.device)
+        similarity, none = self.score_texts(maps.tracks, maps.embedding, [e.text for e in expressions], which)
+        # The choice among the tracks and "none of them" is one softmax of the clip; a track's logit says the same.
         chance = torch.cat([none[:, None], similarity], dim=1).log_softmax(1)[:, 1:].clamp(max=-1e-6)
-        scores = (chance - torch.log(-torch.expm1(chance)))[:, None].expand_as(frame)
-        # Where the frame itself says no, the object has left or has not come yet: its mask fades out.
-        fade = 8 * (frame - self.config.frame_floor).clamp(max=0)
-        masks = maps.masks[which] + fade[..., None, None]
+        masks = maps.masks[which]
+        scores = (chance - torch.log(-torch.expm1(chance)))[:, None].expand(-1, masks.shape[1], -1)
         if wanted is not None:
             masks, scores = masks[:, list(wanted)], scores[:, list(wanted)]
         presence = similarity.logsumexp(1) - none
@@ -213,33 +250,64 @@ class Light(nn.Module):
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding), batch.expressions, batch.wanted)
 
-    def look(self, frames: Tensor) -> Looked:
-        """(N, 3, H, W) -> maps at 4, 8, 16 of TinyViT, maps at 16, 32 and name logits at 32 of EfficientNet."""
-        layout = torch.channels_last if frames.device.type == "cpu" else torch.contiguous_format
-        frames = frames.contiguous(memory_format=layout)
+    # ---- what they are made of
+
+    def encode_frames(self, frames: Tensor) -> FrameFeatures:
+        """Maps of both image encoders for frames (N, 3, H, W)."""
+        if self.fast is not None and frames.device.type == "cpu" and not self.training:
+            return FrameFeatures(*self.fast(frames, bf16=torch.is_autocast_enabled("cpu")))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.train_vision):
-            fine, middle, _, deep = self.tiny_vit(frames)
-            std, mean = frames.new_tensor(self.config.std), frames.new_tensor(self.config.mean)
-            # EfficientNet-lite was trained on (x - 127) / 128 for x in 0..255.
-            scale, shift = std * (255 / 128), (mean * 255 - 127) / 128
-            enlarged = frames * scale[:, None, None] + shift[:, None, None]
-            if self.config.semantic_scale != 1:
-                enlarged = F.interpolate(enlarged, scale_factor=self.config.semantic_scale, mode="bilinear")
-            (_, half, quarter), classes = self.efficient_net(enlarged)
-        return fine, middle, deep, (half, quarter), classes
+            return FrameFeatures(*encoder_maps(self, frames))
 
-    def paint_at(self, cells: Tensor, pixels: Tensor, chosen: Tensor, columns: int) -> Tensor:
-        """Mask logits (N, Q, h, w) of the kernels that the chosen cells (N, Q) bring; cells (N, S, D)."""
-        at = cells.gather(1, chosen[..., None].expand(-1, -1, cells.shape[-1]))
-        centres = torch.stack([chosen % columns, chosen // columns], dim=-1).float() * 16 + 8
-        kernels = self.kernel(at)
-        return predict_masks(pixels[None], kernels[None], centres[None], 4, hidden=self.config.mask_hidden)[0]
+    def propose(self, features: FrameFeatures, frames: Tensor, padding: Tensor) -> Proposals:
+        """The Q best objects of each frame (N, 3, H, W), each once; padding (N, H, W) holds none."""
+        cells, pixels, objectness = self.pixel_decoder(features, frames, padding)
+        c, columns = self.config, objectness.shape[-1]
+        at = peaks(objectness, c.proposals)  # (N, P)
+        chosen = cells.flatten(2).transpose(1, 2).gather(1, at[..., None].expand(-1, -1, cells.shape[1]))
+        kernels, quality = self.kernels(chosen)
+        coarse = masks_of_cells(F.avg_pool2d(pixels, 2), kernels, at, columns, 8, c.mask_hidden)
+        logits = objectness.flatten(1).gather(1, at).float()
+        scores = (logits.sigmoid().sqrt() * quality.float().sigmoid()).masked_fill(logits <= DEAD, 0.0)
+        kept, scores = suppress_duplicates(coarse, scores, c.queries, c.duplicate, c.least_score)
+        at = at.gather(1, kept)
+        kernels = kernels.gather(1, kept[..., None].expand(-1, -1, kernels.shape[-1]))
+        masks = masks_of_cells(pixels, kernels, at, columns, 4, c.mask_hidden)
+        return Proposals(at, masks.masked_fill((scores == 0)[..., None, None], DEAD), scores)
 
-    def hear_texts(self, maps: LightFeatures, texts: Sequence[str], which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores (K, T, Q), object logits (K, Q), "none of them" logits (K,); ``which`` (K,) tells each text's clip."""
-        heard, heads = self.text(texts), self.text([head_phrase(t) for t in texts])
-        colours = colours_named(texts).to(maps.queries.device)
-        return self.hear(maps, which, heard, heads.sentence, colours, self.name_vectors)
+    def pool_tracks(self, features: FrameFeatures, frames: Tensor, masks: Tensor, scores: Tensor) -> TrackFeatures:
+        """Summarise what lies under each track's masks.
+
+        Args:
+            features: Of the B T frames.
+            frames: (B, T, 3, H, W), ImageNet-normalised.
+            masks: (B, T, Q, h, w) 0..1, how much of each stride-4 cell is covered.
+            scores: (B, T, Q) 0..1; 0 where a track is not in a frame.
+        """
+        with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
+            head = F.relu6(self.efficient_net.head(features.semantic32.float()))
+            return pool_tracks(features, head, rgb_of(frames, self.config), masks.float(), scores.float())
+
+    def score_texts(
+        self, tracks: TrackFeatures, embedding: Tensor, texts: Sequence[str], which: Tensor,
+        removed: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Similarities (K, Q) and "none of them" logits (K,).
+
+        Args:
+            tracks: Of B clips.
+            embedding: (B, Q, C) of the namer.
+            texts: K expressions.
+            which: (K,) the clip of each.
+            removed: (K, Q) bool, tracks that an expression's clip is taken not to have.
+        """
+        words, heads = self.text(texts), self.text([head_phrase(t) for t in texts])
+        colours = colours_named(texts).to(which.device)
+        clip = self.scorer.encode(tracks, embedding, self.namer.log_probabilities(embedding))
+        clip = clip.select(which)
+        if removed is not None:
+            clip = replace(clip, absent=clip.absent | removed)
+        return self.scorer(clip, self.namer.vectors, words, heads.sentence, colours)
 
 
 def light() -> Light:
@@ -254,50 +322,113 @@ def light_debug() -> Light:
 
 def light_debug_config() -> LightConfig:
     return LightConfig(
-        width=32, queries=6, heads=2, pixel_layers=2, cluster_layers=1, hear_layers=2, mask_channels=8, mask_hidden=8,
-        fine_channels=16, vit_channels=(16, 16, 32, 32), vit_depths=(1, 1, 1, 1), vit_heads=(2, 2, 2, 2),
+        width=32, queries=6, proposals=12, heads=2, pixel_layers=1, fine_layers=1, mask_channels=8, mask_hidden=8,
+        fine_channels=16, scorer_width=32, scorer_heads=2, scorer_layers=2,
+        vit_channels=(16, 16, 32, 32), vit_depths=(1, 1, 1, 1), vit_heads=(2, 2, 2, 2),
         net_stages=((1, 3, 1, 1, 8), (1, 3, 2, 2, 8), (1, 3, 2, 2, 16), (1, 3, 2, 2, 16), (1, 3, 1, 2, 16),
                     (1, 3, 2, 2, 16), (1, 3, 1, 2, 32)),
-        net_head=32, names=20, short_side=64, long_side=128,
+        net_head=32, classes=20, names=20, short_side=64, long_side=128, least_score=0.0,
         text=MiniLmConfig(vocabulary=256, width=32, layers=2, heads=2, feed_forward=64, positions=64),
     )  # fmt: skip
 
 
-def frequencies(x: Tensor, octaves: int) -> Tensor:
-    """(..., n) numbers around -1..1 -> (..., n * (1 + 2 octaves)): themselves, then sines and cosines."""
-    angle = (x[..., None] * (2.0 ** torch.arange(octaves, device=x.device) * torch.pi / 2)).flatten(-2)
-    return torch.cat([x, angle.sin(), angle.cos()], dim=-1)
+class Encoders(nn.Module):
+    """Both image encoders: frames (N, 3, H, W) -> the maps of ``FrameFeatures``, in order."""
 
-
-class CellMap(nn.Module):
-    """The map at stride 16 that queries come from: both encoders, the bridge of names, attention inside a frame."""
-
-    def __init__(self, config: LightConfig, half: int, quarter: int) -> None:
+    def __init__(self, system: Light) -> None:
         super().__init__()
-        d = config.width
-        self.deep, self.middle = projection(config.vit_channels[3], d), projection(half, d)
-        self.coarse, self.bridge = projection(quarter, d), projection(config.text.width, d)
-        self.place = nn.Linear(2 * 13, d)
+        self.tiny_vit, self.efficient_net, self.config = system.tiny_vit, system.efficient_net, system.config
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, ...]:
+        return encoder_maps(self, frames)
+
+
+def encoder_maps(parts: Light | Encoders, frames: Tensor) -> tuple[Tensor, ...]:
+    """The maps of ``FrameFeatures``, in order, for frames (N, 3, H, W)."""
+    layout = torch.channels_last if frames.device.type == "cpu" else torch.contiguous_format
+    fine, middle, _, deep = parts.tiny_vit(frames.contiguous(memory_format=layout))
+    (_, *semantic), _ = parts.efficient_net(enlarged(frames, parts.config).contiguous(memory_format=layout))
+    return fine, middle, deep, *semantic
+
+
+def enlarged(frames: Tensor, config: LightConfig) -> Tensor:
+    """Frames (N, 3, H, W) as EfficientNet-lite was trained: (x - 127) / 128 of 0..255, and larger."""
+    std, mean = frames.new_tensor(config.std), frames.new_tensor(config.mean)
+    scale, shift = std * (255 / 128), (mean * 255 - 127) / 128
+    pixels = frames * scale[:, None, None] + shift[:, None, None]
+    size = [max(32, round(int(n) * config.semantic_scale / 32) * 32) for n in frames.shape[-2:]]  # int: for traces
+    return resize(pixels, size)
+
+
+# ---- proposals
+
+
+class PixelDecoder(nn.Module):
+    """Frozen maps -> features at stride 8 (where proposals come from) and stride 4 (what their kernels read)."""
+
+    def __init__(self, config: LightConfig, semantic16: int, semantic32: int) -> None:
+        super().__init__()
+        d, c = config.width, config.fine_channels
+        self.deep, self.semantic16, self.semantic32 = (
+            projection(n, d) for n in (config.vit_channels[3], semantic16, semantic32)
+        )
+        self.position = nn.Linear(2 * 13, d)
         self.layers = nn.ModuleList(CellLayer(d, config.heads) for _ in range(config.pixel_layers))
         self.norm = nn.LayerNorm(d)
+        self.middle, self.semantic8, self.up16 = (
+            projection(config.vit_channels[1], d),
+            projection(semantic16, d),
+            projection(d, d),
+        )
+        self.blocks = nn.ModuleList(ConvBlock(d) for _ in range(config.fine_layers))
+        self.objectness = nn.Sequential(ConvBlock(d), nn.GroupNorm(8, d), nn.Conv2d(d, 1, 1))
+        nn.init.constant_(self.objectness[2].get_parameter("bias"), -4.0)  # few cells are the centre of an object
+        self.fine, self.up8 = projection(config.vit_channels[0], c), projection(d, c)
+        self.colour = nn.Conv2d(3, c, 4, stride=4)  # edges of the pixels themselves
+        self.mix = nn.Sequential(
+            nn.ReLU(), nn.Conv2d(c, c, 3, padding=1, groups=c), nn.Conv2d(c, c, 1), nn.GroupNorm(8, c), nn.ReLU(),
+            nn.Conv2d(c, c, 3, padding=1, groups=c), nn.Conv2d(c, c, 1), nn.GroupNorm(8, c), nn.ReLU(),
+            nn.Conv2d(c, config.mask_channels, 1),
+        )  # fmt: skip
 
-    def forward(
-        self, deep: Tensor, semantic: tuple[Tensor, Tensor], classes: Tensor, names: Tensor, nothing: Tensor
-    ) -> Tensor:
-        """-> (N, S, D). classes: (N, names, rows/2, columns/2) probabilities; nothing: (N, rows, columns) padding."""
-        rows, columns = deep.shape[-2:]
-        spoken = torch.einsum("nkhw,kc->nchw", classes.to(names.dtype), names)
-        x = self.deep(deep)
-        for part, level in ((self.middle, semantic[0]), (self.coarse, semantic[1]), (self.bridge, spoken)):
-            x = x + part(F.adaptive_avg_pool2d(level, (rows, columns)))
+    def forward(self, features: FrameFeatures, frames: Tensor, padding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Merge the maps.
+
+        Args:
+            features: Of N frames.
+            frames: (N, 3, H, W), normalised.
+            padding: (N, H, W) bool.
+
+        Returns:
+            cells (N, D, rows, columns) at stride 8, pixels (N, C, h, w) at stride 4, logits of
+            objectness (N, rows, columns).
+        """
+        rows, columns = features.deep.shape[-2:]
+        x = self.deep(features.deep)
+        for part, level in ((self.semantic16, features.semantic16), (self.semantic32, features.semantic32)):
+            x = x + part(pool_to(level, features.deep))
         x = x.flatten(2).transpose(1, 2)
-        y, x_ = (torch.linspace(-1, 1, n, device=deep.device) for n in (rows, columns))
+        y, x_ = (torch.linspace(-1, 1, n, device=x.device) for n in (rows, columns))
         grid = torch.stack(torch.meshgrid(y, x_, indexing="ij"), dim=-1)
-        x = x + self.place(frequencies(grid, 6)).flatten(0, 1)
-        empty = nothing.flatten(1) if bool(nothing.any()) else None
+        x = x + self.position(frequencies(grid, 6)).flatten(0, 1)
+        padded = bool(padding.any())
+        empty = (F.max_pool2d(padding.float()[:, None], 16)[:, 0] > 0).flatten(1) if padded else None
         for layer in self.layers:
             x = layer(x, (rows, columns), empty)
-        return self.norm(x)
+        x = self.norm(x).transpose(1, 2).unflatten(2, (rows, columns))
+        size = features.middle.shape[-2:]
+        cells = (
+            self.middle(features.middle)
+            + resize(self.semantic8(features.semantic16), size)
+            + resize(self.up16(x), size)
+        )
+        for block in self.blocks:
+            cells = block(cells)
+        objectness = self.objectness(cells)[:, 0].float()
+        if padded:
+            objectness = objectness.masked_fill(F.max_pool2d(padding.float()[:, None], 8)[:, 0] > 0, DEAD)
+        pixels = self.fine(features.fine) + resize(self.up8(cells), features.fine.shape[-2:]) + self.colour(frames)
+        return cells, self.mix(pixels), objectness
 
 
 def projection(channels: int, width: int) -> nn.Sequential:
@@ -305,124 +436,181 @@ def projection(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels, width, 1), nn.GroupNorm(8, width))
 
 
+def pool_to(x: Tensor, like: Tensor) -> Tensor:
+    """Mean over cells of maps (N, C, ., .) down to the grid of ``like``."""
+    return F.adaptive_avg_pool2d(x, (like.shape[-2], like.shape[-1]))
+
+
+def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+class ConvBlock(nn.Module):
+    """A residual block: depthwise 3x3, norm, widen twofold, narrow."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.depthwise, self.norm = nn.Conv2d(width, width, 3, padding=1, groups=width), nn.GroupNorm(8, width)
+        self.widen, self.narrow = nn.Conv2d(width, 2 * width, 1), nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.narrow(F.gelu(self.widen(self.norm(self.depthwise(x)))))
+
+
 class CellLayer(nn.Module):
-    """Look at the neighbours, attend to the whole frame, think."""
+    """Depthwise convolution, self-attention over the frame, feed-forward."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.neighbours = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.attend, self.think = SelfAttention(width, heads), FeedForward(width, 3)
+        self.depthwise = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.attention, self.feed_forward = SelfAttention(width, heads), FeedForward(width, 3)
 
     def forward(self, x: Tensor, size: tuple[int, int], padding: Tensor | None) -> Tensor:
-        near = self.neighbours(x.transpose(1, 2).unflatten(2, size))
-        x = self.attend(x + near.flatten(2).transpose(1, 2), padding)
-        return x + self.think(x)
+        near = self.depthwise(x.transpose(1, 2).unflatten(2, size))
+        x = self.attention(x + near.flatten(2).transpose(1, 2), padding)
+        return x + self.feed_forward(x)
 
 
-class FinePixels(nn.Module):
-    """Mask features at stride 4 from the fine, the middle and the query map."""
+# ---- tracks
 
-    def __init__(self, config: LightConfig) -> None:
-        super().__init__()
-        c = config.fine_channels
-        self.fine, self.middle, self.deep = (
-            projection(n, c) for n in (config.vit_channels[0], config.vit_channels[1], config.width)
-        )
-        self.mix = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(c, c, 3, padding=1, groups=c), nn.Conv2d(c, c, 1), nn.GroupNorm(8, c), nn.ReLU(),
-            nn.Conv2d(c, c, 3, padding=1, groups=c), nn.Conv2d(c, c, 1), nn.GroupNorm(8, c), nn.ReLU(),
-            nn.Conv2d(c, config.mask_channels, 1),
-        )  # fmt: skip
-
-    def forward(self, fine: Tensor, middle: Tensor, deep: Tensor) -> Tensor:
-        def grow(x: Tensor, size: torch.Size) -> Tensor:
-            return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-
-        x = self.middle(middle) + grow(self.deep(deep), middle.shape[-2:])
-        return self.mix(self.fine(fine) + grow(x, fine.shape[-2:]))
+ENOUGH = 1.0  # affinity above which a proposal continues a track: overlap + likeness + nearness (our choice)
 
 
-class KernelHead(nn.Module):
-    """The dynamic network of each query; the weights of the two coordinates are scaled from pixels to a share."""
+@torch.no_grad()
+def link(proposals: Proposals, deep: Tensor, clips: int) -> tuple[Tensor, Tensor]:
+    """Give one index to one object.
 
-    def __init__(self, width: int, channels: int, hidden: int) -> None:
-        super().__init__()
-        numbers = kernel_numbers(channels, hidden)
-        self.layers = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, numbers))
-        self.scale: Tensor
-        scale = torch.ones(numbers)
-        first = scale[: hidden * (channels + 2)].view(hidden, channels + 2)
-        first[:, channels:] = 1 / 64  # 64 pixels: about the radius of an object (our choice)
-        self.register_buffer("scale", scale, persistent=False)
+    Frame by frame, the proposals are assigned (Hungarian) to the tracks so far by overlap with a track's last mask,
+    likeness of the features under it, and nearness. A track that finds no proposal waits with its last mask; a
+    proposal that finds no track begins one where an index is free, or takes that of the weakest waiting track.
 
-    def forward(self, queries: Tensor) -> Tensor:
-        with torch.autocast(queries.device.type, enabled=False):  # bf16 would blur the weights of the coordinates
-            return self.layers(queries.float()) * self.scale
+    Args:
+        proposals: Of B T frames.
+        deep: (B T, C, ., .) the map whose features under a mask say whether it is the same thing.
+        clips: B.
+
+    Returns:
+        Mask logits (B, T, Q, h, w), ``DEAD`` where a track has no proposal, and scores (B, T, Q), 0 there.
+    """
+    masks, scores = proposals.masks.unflatten(0, (clips, -1)), proposals.scores.unflatten(0, (clips, -1))
+    b, t, q = scores.shape
+    if t == 1:
+        return masks, scores
+    soft = masks.flatten(0, 1).float().sigmoid()
+    flat = F.avg_pool2d((soft > 0.5).float(), 2).flatten(2).unflatten(0, (b, t))
+    weights = pool_to(soft, deep).flatten(2)
+    likeness = weights / weights.sum(-1, keepdim=True).clamp(min=1e-3) @ deep.float().flatten(2).transpose(1, 2)
+    likeness = likeness.unflatten(0, (b, t))
+    likeness = F.normalize(likeness - likeness.mean((1, 2), keepdim=True), dim=-1)  # what all share says nothing
+    centres = moments(soft)[..., :2].unflatten(0, (b, t))
+    order = torch.full((b, t, q), -1, dtype=torch.long)
+    for clip in range(b):
+        order[clip] = torch.from_numpy(_link_clip(
+            *(x[clip].float().cpu().numpy() for x in (flat, likeness, centres, scores))
+        ))  # fmt: skip
+    order = order.to(masks.device)
+    there = order >= 0
+    linked = masks.gather(2, order.clamp(min=0)[..., None, None].expand_as(masks))
+    linked_scores = scores.gather(2, order.clamp(min=0))
+    return linked.masked_fill(~there[..., None, None], DEAD), linked_scores * there
 
 
-def peaks(heat: Tensor, count: int) -> Tensor:
-    """(N, Q) cell numbers of the highest local maxima of (N, rows, columns) heat."""
-    highest = F.max_pool2d(heat[:, None], 3, stride=1, padding=1)[:, 0]
-    ranked = torch.where(heat >= highest, heat, heat - 30.0).flatten(1)
-    if ranked.shape[1] < count:  # a tiny frame has fewer cells than queries: the last cell stands in
-        found = ranked.topk(ranked.shape[1], dim=1).indices
-        return F.pad(found, (0, count - found.shape[1]), mode="replicate")
-    return ranked.topk(count, dim=1).indices
+def _link_clip(flat: np.ndarray, likeness: np.ndarray, centres: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(T, Q) the proposal of each track in each frame, or -1. flat: (T, Q, n).  likeness: (T, Q, C).
+    centres: (T, Q, 2).  scores: (T, Q)."""
+    t, q = scores.shape
+    order = np.full((t, q), -1, dtype=np.int64)
+    first = np.nonzero(scores[0] > 0)[0]
+    order[0, first] = first
+    mask, look, centre = flat[0].copy(), likeness[0].copy(), centres[0].copy()  # of each track, where last found
+    strength, used = scores[0].copy(), scores[0] > 0
+    for i in range(1, t):
+        found = np.nonzero(scores[i] > 0)[0]
+        tracks = np.nonzero(used)[0]
+        free = list(found)
+        if len(found) and len(tracks):
+            both = mask[tracks] @ flat[i, found].T
+            areas = mask[tracks].sum(1)[:, None] + flat[i, found].sum(1)[None] - both
+            near = np.exp(-((centre[tracks][:, None] - centres[i, found][None]) ** 2).sum(-1) / 0.18)
+            affinity = both / np.maximum(areas, 1e-3) + look[tracks] @ likeness[i, found].T + near
+            rows, columns = linear_sum_assignment(-np.nan_to_num(affinity))
+            for row, column in zip(rows, columns, strict=True):
+                if affinity[row, column] > ENOUGH:
+                    track, proposal = tracks[row], found[column]
+                    order[i, track] = proposal
+                    mask[track], centre[track] = flat[i, proposal], centres[i, proposal]
+                    look[track] = 0.7 * look[track] + 0.3 * likeness[i, proposal]
+                    strength[track] += scores[i, proposal]
+                    free.remove(proposal)
+        for proposal in free:
+            waiting = [k for k in range(q) if order[i, k] < 0]
+            track = min(waiting, key=lambda k: strength[k] if used[k] else -1.0)
+            if used[track] and strength[track] > scores[i, proposal]:
+                continue
+            if used[track]:
+                order[:i, track] = -1
+            order[i, track] = proposal
+            mask[track], look[track], centre[track] = flat[i, proposal], likeness[i, proposal], centres[i, proposal]
+            strength[track], used[track] = scores[i, proposal], True
+    return order
 
 
-def reorder(x: Tensor, order: Tensor) -> Tensor:
-    """(B, T, Q, ...) with its queries in the order (B, T, Q) says."""
-    index = order.view(*order.shape, *(1,) * (x.ndim - 3)).expand(*order.shape, *x.shape[3:])
-    return x.gather(2, index)
+def rgb_of(frames: Tensor, config: LightConfig) -> Tensor:
+    """Frames (B, T, 3, H, W) as sRGB 0..1 at stride 4, (B T, 3, h, w)."""
+    rgb = F.avg_pool2d(frames.flatten(0, 1).float(), 4)
+    std, mean = (rgb.new_tensor(v).view(3, 1, 1) for v in (config.std, config.mean))
+    return (rgb * std + mean).clamp(0, 1)
 
 
-class Describe(nn.Module):
-    """What is known of each query: its cell, and what lies under its mask (features, names, colours, geometry)."""
+def pool_tracks(features: FrameFeatures, head: Tensor, rgb: Tensor, masks: Tensor, scores: Tensor) -> TrackFeatures:
+    """See ``Light.pool_tracks``. head: (N, C, ., .) beside ``semantic32``.  rgb: (N, 3, h, w) 0..1."""
+    b, t = scores.shape[:2]
+    soft = masks.flatten(0, 1)  # (N, Q, h, w)
+    alive = (scores > 0) & (masks.sum((-1, -2)) > 0.5)
+    geometry = moments(soft)
+    # Frames count by the size of the mask in them, softly.
+    weight = alive.flatten(0, 1) * soft.sum((-1, -2)).clamp(min=1).sqrt()
+    weight = weight.unflatten(0, (b, t))
+    weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-6)  # (B, T, Q)
 
-    def __init__(self, config: LightConfig, semantic: int) -> None:
-        super().__init__()
-        d = config.width
-        self.cell, self.inside = nn.Linear(d, d), nn.Linear(d, d)
-        self.semantic, self.bridge = nn.Linear(semantic, d), nn.Linear(config.text.width, d)
-        self.semantic_norm = nn.LayerNorm(semantic)
-        self.colour = nn.Linear(len(SHADES), d)
-        self.geometry = nn.Sequential(nn.Linear(5 * 13 + 1, d), nn.GELU(), nn.Linear(d, d))
-        self.motion = nn.Sequential(nn.Linear(10 * 9 + 1, d), nn.GELU(), nn.Linear(d, d))
-        self.norm = nn.LayerNorm(d)
-        shades = torch.tensor([s[1:] for s in SHADES]) / 255
-        self.shades: Tensor
-        self.register_buffer("shades", lab(shades), persistent=False)
+    def over_time(x: Tensor) -> Tensor:
+        return (x.unflatten(0, (b, t)) * weight[..., None]).sum(1)
 
-    @torch.no_grad()
-    def pool(
-        self, masks: Tensor, frames: Tensor, cells: Tensor, semantic: Tensor, classes: Tensor, heat: Tensor,
-        chosen: Tensor, config: LightConfig,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """What lies under each of (N, Q, h, w) masks; no gradient, so that words do not bend masks."""
-        soft = masks.sigmoid()
-        grids = (F.avg_pool2d(soft, 4), F.adaptive_avg_pool2d(soft, (classes.shape[-2], classes.shape[-1])))
-        w16, named_at = (m.flatten(2) / m.flatten(2).sum(-1, keepdim=True).clamp(min=1e-3) for m in grids)
-        rgb = F.avg_pool2d(frames.float(), 4) * cells.new_tensor(config.std).view(3, 1, 1).float()
-        rgb = (rgb + cells.new_tensor(config.mean).view(3, 1, 1).float()).clamp(0, 1)
-        apart = torch.cdist(lab(rgb.permute(0, 2, 3, 1)).flatten(1, 2), self.shades)  # (N, hw, shades)
-        named = (-apart / 8.0).softmax(-1)  # 8 units of Lab: just told apart at a glance (our choice)
-        hard = (soft.flatten(2) > 0.5).float() + 1e-4
-        colours = (hard / hard.sum(-1, keepdim=True)) @ named
-        return {
-            "inside": w16 @ cells.float(), "semantic": named_at @ semantic.float().flatten(2).transpose(1, 2),
-            "classes": named_at @ classes.float().flatten(2).transpose(1, 2), "colours": colours,
-            "geometry": moments(soft), "heat": heat.flatten(1).gather(1, chosen),
-        }  # fmt: skip
+    def under(level: Tensor, region: Tensor) -> Tensor:
+        """(B, Q, C) mean of a level (N, C, ., .) under regions (N, Q, ., .)."""
+        share = pool_to(region, level).flatten(2)
+        share = share / share.sum(-1, keepdim=True).clamp(min=1e-4)
+        return over_time(share @ level.float().flatten(2).transpose(1, 2))
 
-    def forward(self, evidence: dict[str, Tensor], cells: Tensor, chosen: Tensor, names: Tensor) -> Tensor:
-        """(B, T, Q, D)"""
-        at = cells.gather(2, chosen[..., None].expand(-1, -1, -1, cells.shape[-1]))
-        geometry, heat = evidence["geometry"], evidence["heat"][..., None].clamp(-8, 4) / 4
-        spoken = evidence["classes"].softmax(-1) @ names
-        x = self.cell(at) + self.inside(evidence["inside"]) + self.semantic(self.semantic_norm(evidence["semantic"]))
-        x = x + self.bridge(spoken) + self.colour(evidence["colours"])
-        x = x + self.geometry(torch.cat([frequencies(geometry, 6), heat], dim=-1))
-        return self.norm(x + self.motion(trajectory(geometry)))
+    small = pool_to(soft, features.deep)
+    ring = (F.max_pool2d(small, 5, stride=1, padding=2) - small).clamp(min=0)
+    y = torch.linspace(-1, 1, soft.shape[-2], device=soft.device)
+    above = (y < geometry[..., 1:2]).float()[..., None]  # (N, Q, h, 1)
+    upper, lower = soft * above, soft * (1 - above)
+    apart = torch.cdist(lab(rgb.permute(0, 2, 3, 1)).flatten(1, 2), lab(shade_values(rgb)))  # (N, hw, shades)
+    named = (-apart / 8.0).softmax(-1)  # 8 units of Lab: just told apart at a glance
+    shades = [
+        over_time((hard / hard.sum(-1, keepdim=True)) @ named)
+        for hard in ((part.flatten(2) > 0.5).float() + 1e-4 for part in (soft, upper, lower))
+    ]
+    flat, around = small.flatten(2), ring.flatten(2)
+    touch = around @ flat.transpose(1, 2) / around.sum(-1)[..., None].clamp(min=1e-3)
+    inside = flat @ flat.transpose(1, 2) / flat.sum(-1)[..., None].clamp(min=1e-3)
+    return TrackFeatures(
+        deep=under(features.deep, soft), semantic16=under(features.semantic16, soft),
+        semantic32=under(features.semantic32, soft), head=under(head, soft),
+        ring_deep=under(features.deep, ring), ring_semantic=under(features.semantic32, ring),
+        upper=under(features.semantic16, upper), lower=under(features.semantic16, lower),
+        colours=torch.cat(shades, dim=-1),
+        scene=features.semantic32.float().mean((-1, -2)).unflatten(0, (b, t)).mean(1),
+        geometry=geometry.unflatten(0, (b, t)), alive=alive,
+        touch=over_time(touch), inside=over_time(inside),
+        score=scores.sum(1) / alive.sum(1).clamp(min=1),
+    )  # fmt: skip
+
+
+def shade_values(like: Tensor) -> Tensor:
+    return like.new_tensor([s[1:] for s in SHADES]) / 255
 
 
 def lab(rgb: Tensor) -> Tensor:
@@ -446,111 +634,263 @@ def moments(soft: Tensor) -> Tensor:
     return torch.stack([cx, cy, sx, sy, 1 + (area / (h * w)).clamp(min=1e-4).log() / 4.6], dim=-1)
 
 
-def trajectory(geometry: Tensor) -> Tensor:
-    """(B, T, Q, 5) geometry -> (B, T, Q, 91): where in time, and how each object moves, small movements enlarged."""
-    b, t, q, _ = geometry.shape
-    place = geometry[..., [0, 1, 4]]  # centre x, y, and size
-    total = (place[:, -1:] - place[:, :1]).expand(-1, t, -1, -1)
-    step = (
-        F.pad(place[:, 1:] - place[:, :-1], (0, 0, 0, 0, 0, 1), mode="replicate") if t > 1 else torch.zeros_like(place)
-    )
-    moved = (place - place.mean(1, keepdim=True))[..., :2]
-    path = step[..., :2].norm(dim=-1).sum(1, keepdim=True).expand(-1, t, -1)[..., None]
-    fastest = path.amax(2, keepdim=True).clamp(min=0.02)
-    facts = torch.cat([total, step, moved, path, path / fastest], dim=-1)  # (B, T, Q, 10)
-    facts = torch.cat([(facts * gain).tanh() for gain in (1.0, 4.0, 16.0)], dim=-1)
-    facts = torch.cat([facts, (facts * torch.pi / 2).sin(), (facts * torch.pi).sin()], dim=-1)
-    when = torch.linspace(-1, 1, t, device=geometry.device).view(1, t, 1, 1).expand(b, t, q, 1)
-    return torch.cat([facts, when], dim=-1)
+def frequencies(x: Tensor, octaves: int) -> Tensor:
+    """(..., n) numbers around -1..1 -> (..., n * (1 + 2 octaves)): themselves, then sines and cosines."""
+    angle = (x[..., None] * (2.0 ** torch.arange(octaves, device=x.device) * torch.pi / 2)).flatten(-2)
+    return torch.cat([x, angle.sin(), angle.cos()], dim=-1)
 
 
-PLACES = 7
+PLACES = 8  # numbers by which tracks can be ranked
 
 
-def rankable(geometry: Tensor) -> Tensor:
-    """(B, T, Q, 5) geometry -> (B, Q, PLACES): mean x, y, size; how far it went in x, y, size; length of its path."""
-    place = geometry[..., [0, 1, 4]]
-    steps = place[:, 1:, :, :2] - place[:, :-1, :, :2]
-    path = steps.norm(dim=-1).sum(1)[..., None]
-    return torch.cat([place.mean(1), place[:, -1] - place[:, 0], path], dim=-1)
+def filled(geometry: Tensor, alive: Tensor) -> Tensor:
+    """Geometry (B, T, Q, 5) with the frames where a track is not there filled from the nearest one before, or after."""
+    frames = torch.arange(geometry.shape[1], device=geometry.device).view(1, -1, 1)
+    last = torch.where(alive, frames, -1).cummax(1).values
+    first = torch.where(alive, frames, geometry.shape[1] - 1).flip(1).cummin(1).values.flip(1)
+    index = torch.where(last >= 0, last, first)
+    return geometry.gather(1, index[..., None].expand_as(geometry))
 
 
-@torch.no_grad()
-def link(masks: Tensor, evidence: dict[str, Tensor], heat: Tensor) -> tuple[Tensor, Tensor]:
-    """Give one index to one object: the order (B, T, Q) of each frame's queries, and (B, Q) bool of the spare ones.
+def trajectories(geometry: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, Q, 5 + PLACES) what a track does over time, and (B, Q, PLACES) what it can be ranked by.
 
-    Successive frames are assigned by mask overlap, likeness and nearness (Hungarian); a query is spare where it repeats
-    the mask of a hotter one in every frame.
+    Means of the geometry; mean x, y, size; change of x, y, size over the clip; length of the path; share of the clip.
     """
-    b, t, q = heat.shape
-    inside = evidence["inside"].unflatten(0, (b, t))
-    inside = F.normalize(inside - inside.mean((1, 2), keepdim=True), dim=-1)  # what all queries share tells nothing
-    centres = evidence["geometry"].unflatten(0, (b, t))[..., :2]
-    flat = (F.avg_pool2d(masks.sigmoid().flatten(0, 1), 2) > 0.5).float().flatten(2).unflatten(0, (b, t))
-    repeats = repeated(flat.flatten(0, 1), heat.flatten(0, 1)).unflatten(0, (b, t))  # (B, T, Q)
-    order = torch.arange(q, device=masks.device).expand(b, t, q).clone()
-    if t > 1:
-        likeness = torch.einsum("btqd,btpd->btqp", inside[:, :-1], inside[:, 1:])
-        near = (-torch.cdist(centres[:, :-1], centres[:, 1:]).square() / 0.18).exp()
-        overlap = iou(flat[:, :-1], flat[:, 1:])
-        idle = (repeats[:, :-1, :, None] != repeats[:, 1:, None, :]).float()
-        affinity = (overlap + likeness + near - idle).float().cpu().numpy()
-        if not np.isfinite(affinity).all():
-            return order, repeats.all(1)  # a diverged model: the trainer names it, linking need not
-        for clip in range(b):
-            current = np.arange(q)
-            for i in range(t - 1):
-                rows, columns = linear_sum_assignment(-affinity[clip, i])
-                successor = np.empty(q, dtype=np.int64)
-                successor[rows] = columns
-                current = successor[current]
-                order[clip, i + 1] = torch.from_numpy(current).to(order.device)
-    return order, reorder(repeats, order).all(1)
+    path = filled(geometry, alive)
+    place = path[..., [0, 1, 4]]  # centre x, y, size
+    steps = place[:, 1:, :, :2] - place[:, :-1, :, :2]
+    length = steps.norm(dim=-1).sum(1)[..., None] if geometry.shape[1] > 1 else torch.zeros_like(place[:, 0, :, :1])
+    share = alive.float().mean(1)[..., None]
+    ranked = torch.cat([place.mean(1), place[:, -1] - place[:, 0], length, share], dim=-1)
+    return torch.cat([path.mean(1), ranked], dim=-1), ranked
 
 
-def iou(a: Tensor, b: Tensor) -> Tensor:
-    """(..., Q, P) overlaps of two sets of flat 0/1 masks (..., Q, n), (..., P, n)."""
-    both = a @ b.transpose(-1, -2)
-    return both / (a.sum(-1)[..., None] + b.sum(-1)[..., None, :] - both).clamp(min=1)
+# ---- names and words
 
 
-def repeated(flat: Tensor, heat: Tensor, limit: float = 0.6) -> Tensor:
-    """(N, Q) bool: some hotter query's mask overlaps this one's by more than ``limit``."""
-    hotter = heat[:, None, :] > heat[:, :, None]
-    return ((iou(flat, flat) > limit) & hotter).any(-1)
+class Namer(nn.Module):
+    """What a track is, as a vector in the space of the text encoder, and as probabilities of the known names."""
+
+    def __init__(self, config: LightConfig, semantic16: int, semantic32: int) -> None:
+        super().__init__()
+        inputs, width = config.net_head + semantic16 + semantic32, config.text.width
+        self.norm = nn.LayerNorm(inputs)
+        self.linear = nn.Linear(inputs, width)
+        self.deep = nn.Sequential(nn.Linear(inputs, 512), nn.GELU(), nn.Dropout(0.3), nn.Linear(512, width))
+        self.align = nn.Linear(width, width, bias=False)  # of the words' side; begins as the identity
+        nn.init.eye_(self.align.weight)
+        self.scale, self.bias = nn.Parameter(torch.tensor(20.0)), nn.Parameter(torch.zeros(config.names))
+        self.vectors: Tensor
+        self.centre: Tensor
+        self.register_buffer("vectors", torch.zeros(config.names, width))  # known names, read by the text encoder
+        self.register_buffer("centre", torch.zeros(width))  # their mean
+        self.names: tuple[str, ...] = ()
+
+    def get_extra_state(self) -> Tensor:
+        return torch.frombuffer(bytearray("\n".join(self.names).encode() or b" "), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.names = tuple(bytes(state.cpu().to(torch.uint8).tolist()).decode().strip().split("\n"))
+
+    def learn_names(self, names: Sequence[str], text: MiniLm) -> None:
+        """Take ``names`` as the known ones; what is left of the table stays unused."""
+        self.names = tuple(names)
+        vectors = torch.cat([text(names[i : i + 64]).sentence for i in range(0, len(names), 64)])
+        self.vectors.zero_()[: len(names)] = vectors
+        self.centre.copy_(vectors.mean(0))
+        with torch.no_grad():
+            self.bias.fill_(-1e4)[: len(names)] = 0.0
+
+    def forward(self, tracks: TrackFeatures) -> Tensor:
+        """(B, Q, C) of length one."""
+        return self.embed(self.inputs(tracks))
+
+    @staticmethod
+    def inputs(tracks: TrackFeatures) -> Tensor:
+        """(B, Q, inputs) what is read of each track; roots, since few channels are large."""
+        x = torch.cat([tracks.head, tracks.semantic16, tracks.semantic32], dim=-1)
+        return x.sign() * x.abs().sqrt()
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(..., inputs) -> (..., C) of length one."""
+        x = self.norm(inputs)
+        return F.normalize(self.linear(x) + self.deep(x), dim=-1)
+
+    def text_side(self, vectors: Tensor) -> Tensor:
+        """Sentence vectors (..., C) of the text encoder, in the space of the embeddings, of length one."""
+        return F.normalize(self.align(vectors - self.centre), dim=-1)
+
+    def log_probabilities(self, embedding: Tensor) -> Tensor:
+        """(B, Q, names)"""
+        return (embedding @ self.text_side(self.vectors).T * self.scale + self.bias).log_softmax(-1)
 
 
-class QueryLayer(nn.Module):
-    """Attention among queries, and thought; ``padding`` marks queries nobody should attend to."""
+@dataclass(frozen=True, eq=False)
+class ClipTokens:
+    """What the expressions of a clip share. tracks: (B, Q, D).  pairs: (B, heads, 1 + Q, 1 + Q) attention biases.
+    places: (B, Q, PLACES).  scene: (B, D).  names: (B, Q, names) log probabilities.  colours: (B, Q, 3 shades).
+    absent: (B, Q) bool."""
+
+    tracks: Tensor
+    pairs: Tensor
+    places: Tensor
+    scene: Tensor
+    names: Tensor
+    colours: Tensor
+    absent: Tensor
+
+    def select(self, which: Tensor) -> ClipTokens:
+        return ClipTokens(*(getattr(self, f.name)[which] for f in fields(self)))
+
+
+class TextScorer(nn.Module):
+    """Tracks attend to words and to one another; each is compared with the expression, and so is "none of them"."""
+
+    def __init__(self, config: LightConfig, semantic16: int, semantic32: int) -> None:
+        super().__init__()
+        d, c = config.scorer_width, config.text.width
+        self.tracks = TrackEncoder(config, semantic16, semantic32)
+        self.words, self.sentence, self.head = nn.Linear(2 * c, d), nn.Linear(c, d), nn.Linear(c, d)
+        self.named_colours = nn.Linear(len(COLOURS), d)
+        self.scene = nn.Sequential(nn.LayerNorm(semantic32), nn.Linear(semantic32, d))
+        self.evidence = nn.Sequential(nn.Linear(BRIDGES, d), nn.GELU(), nn.Linear(d, d))
+        self.none = nn.Parameter(torch.zeros(1, 1, d))
+        self.layers = nn.ModuleList(ScorerLayer(d, config.scorer_heads) for _ in range(config.scorer_layers))
+        self.ranks = nn.ModuleList(Rank(d) for _ in range(config.scorer_layers))
+        self.dropout = nn.Dropout(0.1)
+        self.rank_weights = nn.Linear(c, PLACES * (1 + len(Rank.GAINS)))
+        nn.init.zeros_(self.rank_weights.weight)
+        self.norm = nn.LayerNorm(d)
+        self.match, self.absent, self.compare = nn.Linear(d, 1), nn.Linear(d, 1), nn.Linear(d, d)
+        self.direct = nn.Linear(BRIDGES, 1)  # names and colours also count as they are
+        nn.init.zeros_(self.direct.weight)
+        self.shade_of: Tensor
+        shade_of = torch.tensor([[float(s[0] == c) for c in COLOURS] for s in SHADES])
+        self.register_buffer("shade_of", shade_of, persistent=False)
+
+    def encode(self, tracks: TrackFeatures, embedding: Tensor, names: Tensor) -> ClipTokens:
+        """What all expressions of B clips share. embedding: (B, Q, C) and names: (B, Q, names) of the namer."""
+        facts, places = trajectories(tracks.geometry, tracks.alive)
+        return ClipTokens(
+            self.tracks(tracks, embedding, facts), self.tracks.pairs(tracks, facts), places, self.scene(tracks.scene),
+            names, tracks.colours.float(), tracks.absent,
+        )  # fmt: skip
+
+    def forward(
+        self, clip: ClipTokens, vectors: Tensor, text: TextFeatures, heads: Tensor, colours: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Similarities (K, Q) and "none of them" logits (K,).
+
+        Args:
+            clip: Of K clips, one an expression.
+            vectors: (names, C) the names' sentence vectors.
+            text: The K expressions.
+            heads: (K, C) sentence vectors of their head phrases.
+            colours: (K, 11) the colours that they name.
+        """
+        sentence, head = self.sentence(text.sentence), self.head(heads)
+        extra = torch.stack([sentence, head, self.named_colours(colours)], dim=1)
+        words = torch.cat([extra, self.words(self.dropout(text.words))], dim=1)  # (K, 3 + L, D)
+        padding = F.pad(text.padding, (3, 0), value=False)
+        bridges = self.bridges(clip, vectors, text.sentence, heads, colours)
+        none = self.none + (sentence + head + clip.scene)[:, None]
+        x = torch.cat([none, clip.tracks + self.evidence(bridges)], dim=1)
+        padded = F.pad(clip.absent, (1, 0), value=False)
+        for layer, rank in zip(self.layers, self.ranks, strict=True):
+            x = layer(x, clip.pairs, padded, words, padding)
+            worth, ranks = rank(x[:, 1:], clip.places, clip.absent)
+            x = torch.cat([x[:, :1], x[:, 1:] + worth], dim=1)
+        x = self.norm(x).float()
+        likeness = torch.einsum("kqd,kd->kq", self.compare(x[:, 1:]).float(), (sentence + head).float())
+        similarity = self.match(x[:, 1:]).squeeze(-1) + likeness / x.shape[-1] ** 0.5 + self.direct(bridges).squeeze(-1)
+        # Which ranks the words mean: linear in the words, so that "left" is soon the opposite of "right".
+        spelt = text.words[..., text.sentence.shape[-1] :] * ~text.padding[..., None]
+        similarity = similarity + torch.einsum("kqf,kf->kq", ranks.float(), self.rank_weights(spelt.sum(1) / 4).float())
+        return similarity.float().masked_fill(clip.absent, DEAD), self.absent(x[:, 0]).squeeze(-1).float()
+
+    def bridges(self, clip: ClipTokens, vectors: Tensor, sentence: Tensor, heads: Tensor, colours: Tensor) -> Tensor:
+        """(K, Q, BRIDGES): how well each track's names and colours agree with the words, before anything is learned."""
+        names, known = clip.names, clip.names.exp()
+        facts = []
+        for vector in (sentence, heads):
+            alike = vector @ vectors.T  # (K, names) cosines
+            chosen = (alike * 25).softmax(-1)  # 25: the nearest handful of names
+            facts.append(torch.einsum("kqn,kn->kq", known, alike) * 2 - 0.5)
+            facts.append((torch.einsum("kqn,kn->kq", known, chosen) * known.shape[-1] + 1e-2).log() / 4)
+            nearest = alike > alike.amax(-1, keepdim=True) - 0.1
+            facts.append((known * nearest[:, None]).sum(-1))
+            facts.append(names.masked_fill(~nearest[:, None], -20).amax(-1).clamp(min=-12) / 6 + 1)
+        for shades in clip.colours.unflatten(-1, (3, len(SHADES))).unbind(2):
+            facts.append((shades @ self.shade_of * colours[:, None]).sum(-1))
+        return torch.stack(facts, dim=-1)
+
+
+BRIDGES = 11  # numbers of ``TextScorer.bridges``
+
+
+class TrackEncoder(nn.Module):
+    """Track features -> tokens (K, Q, D), and what each pair of tracks has to do with one another."""
+
+    def __init__(self, config: LightConfig, semantic16: int, semantic32: int) -> None:
+        super().__init__()
+        d, deep, heads = config.scorer_width, config.vit_channels[3], config.scorer_heads
+        sizes = {"deep": deep, "semantic16": semantic16, "semantic32": semantic32, "ring_deep": deep,
+                 "ring_semantic": semantic32, "upper": semantic16, "lower": semantic16}  # fmt: skip
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(size) for name, size in sizes.items()})
+        self.parts = nn.ModuleDict({name: nn.Linear(size, d) for name, size in sizes.items()})
+        self.embedding, self.colours = nn.Linear(config.text.width, d), nn.Linear(3 * len(SHADES), d)
+        self.geometry = nn.Sequential(nn.Linear((5 + PLACES) * 13, d), nn.GELU(), nn.Linear(d, d))
+        self.score = nn.Linear(1, d)
+        self.dropout = nn.Dropout(0.1)
+        self.pair = nn.Sequential(nn.Linear(10, 64), nn.GELU(), nn.Linear(64, heads))
+
+    def forward(self, tracks: TrackFeatures, embedding: Tensor, facts: Tensor) -> Tensor:
+        x = self.embedding(embedding) + self.colours(tracks.colours) + self.score(tracks.score[..., None])
+        x = x + self.geometry(frequencies(facts, 6))
+        for name, norm in self.norms.items():
+            value = getattr(tracks, name)
+            x = x + self.parts[name](self.dropout(norm(value.sign() * value.abs().sqrt())))
+        return x
+
+    def pairs(self, tracks: TrackFeatures, facts: Tensor) -> Tensor:
+        """(K, heads, 1 + Q, 1 + Q) to add to the attention of each track to each; 0 with "none of them"."""
+        place = facts[..., [0, 1, 4]]
+        apart = place[:, :, None] - place[:, None]  # (K, Q, Q, 3)
+        relations = torch.stack([tracks.touch, tracks.touch.transpose(1, 2), tracks.inside,
+                                 tracks.inside.transpose(1, 2)], dim=-1)  # fmt: skip
+        bias = self.pair(torch.cat([apart, (4 * apart).tanh(), relations], dim=-1))
+        return F.pad(bias.permute(0, 3, 1, 2), (1, 0, 1, 0))
+
+
+class ScorerLayer(nn.Module):
+    """Cross-attention to the words, self-attention among tracks with a bias a pair, feed-forward."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.attend, self.think = SelfAttention(width, heads), FeedForward(width, 2)
+        self.heads = heads
+        self.words = CrossAttention(width, heads)
+        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.feed_forward, self.dropout = FeedForward(width, 2), nn.Dropout(0.1)
 
-    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
-        x = self.attend(x, padding)
-        return x + self.think(x)
-
-
-class HearLayer(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.words, self.others = CrossAttention(width, heads), SelfAttention(width, heads)
-        self.think = FeedForward(width, 2)
-
-    def forward(self, x: Tensor, spare: Tensor, words: Tensor, padding: Tensor) -> Tensor:
-        x = self.others(self.words(x, words, padding), spare)
-        return x + self.think(x)
+    def forward(self, x: Tensor, pairs: Tensor, absent: Tensor, words: Tensor, padding: Tensor) -> Tensor:
+        x = self.words(x, words, padding)
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = pairs.to(q.dtype).masked_fill(absent[:, None, None], -1e4)
+        # Few tokens: plain products are twice as fast here as the fused kernel, whose backward pass needs many.
+        y = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias).softmax(-1) @ v
+        x = x + self.dropout(self.out(y.transpose(1, 2).flatten(2)))
+        return x + self.dropout(self.feed_forward(x))
 
 
 class Rank(nn.Module):
-    """Tell each object how it ranks among those that may be meant: the leftmost, the largest, the fastest of them.
+    """How each track ranks among those that may be meant: the leftmost, the largest, the fastest of them.
 
     Superlatives compare, and attention over tokens learns to compare slowly; here the comparison is a soft rank, and
-    what is learned is who takes part and what a rank is worth.
+    what is learned is which tracks take part and what a rank is worth.
     """
 
-    GAINS = (4.0, 20.0)  # a difference of a quarter, or of a twentieth, of half the frame is clear (our choice)
+    GAINS = (4.0, 20.0)  # a difference of a semantic32, or of a twentieth, of semantic16 the frame is clear
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -559,87 +899,14 @@ class Rank(nn.Module):
         self.worth = nn.Sequential(nn.Linear(numbers, width), nn.GELU(), nn.Linear(width, width))
         nn.init.zeros_(self.worth[2].get_parameter("weight"))
 
-    def forward(self, objects: Tensor, places: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
-        """objects: (K, Q, D).  places: (K, Q, PLACES).  spare: (K, Q) bool.  -> (K, Q, D) to add, and the ranks."""
-        part = self.takes_part(objects).float().sigmoid() * ~spare[..., None]  # (K, Q, 1)
+    def forward(self, tracks: Tensor, places: Tensor, absent: Tensor) -> tuple[Tensor, Tensor]:
+        """tracks: (K, Q, D).  places: (K, Q, PLACES).  absent: (K, Q) bool.  -> (K, Q, D) to add, and the ranks."""
+        part = self.takes_part(tracks).float().sigmoid() * ~absent[..., None]  # (K, Q, 1)
         apart = places[:, :, None] - places[:, None]  # (K, Q, Q, PLACES): mine minus theirs
         soft = [(part[:, None] * (apart * gain).tanh()).sum(2) for gain in self.GAINS]
         among = part.sum(1, keepdim=True) + 0.1
         ranks = torch.cat([places, *(rank / among for rank in soft)], dim=-1)
         return self.worth(ranks), ranks
-
-
-class Hear(nn.Module):
-    """Queries hear the words, are clustered over time into objects, and the objects are weighed against each other."""
-
-    def __init__(self, config: LightConfig) -> None:
-        super().__init__()
-        d = config.width
-        self.words = nn.Linear(2 * config.text.width, d)
-        self.sentence, self.head = nn.Linear(config.text.width, d), nn.Linear(config.text.width, d)
-        self.wish = nn.Linear(config.text.width, PLACES * (1 + len(Rank.GAINS)))
-        nn.init.zeros_(self.wish.weight)
-        self.named_colours = nn.Linear(len(COLOURS), d)
-        self.frame_words, self.frame_think = CrossAttention(d, config.heads), FeedForward(d, 2)
-        self.weight = nn.Linear(d, 1)
-        self.evidence = nn.Sequential(nn.Linear(7, d), nn.GELU(), nn.Linear(d, d))
-        self.none = nn.Parameter(torch.zeros(1, 1, d))
-        self.layers = nn.ModuleList(HearLayer(d, config.heads) for _ in range(config.hear_layers))
-        self.ranks = nn.ModuleList(Rank(d) for _ in range(config.hear_layers))
-        self.norm = nn.LayerNorm(d)
-        self.match, self.absent = nn.Linear(d, 1), nn.Linear(d, 1)
-        self.compare = nn.Linear(d, d)
-        self.frame = nn.Linear(d, 1)
-        self.shade_of: Tensor
-        shade_of = torch.tensor([[float(s[0] == c) for c in COLOURS] for s in SHADES])
-        self.register_buffer("shade_of", shade_of, persistent=False)
-
-    def forward(
-        self, maps: LightFeatures, which: Tensor, heard, heads: Tensor, colours: Tensor, names: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        queries, spare = maps.queries[which], maps.spare[which]  # (K, T, Q, D), (K, Q)
-        k, t, q, _ = queries.shape
-        sentence, head = self.sentence(heard.sentence), self.head(heads)
-        extra = torch.stack([sentence, head, self.named_colours(colours)], dim=1)
-        words = torch.cat([extra, self.words(heard.words)], dim=1)  # (K, 3 + L, D)
-        padding = F.pad(heard.padding, (3, 0), value=False)
-        frames = self.frame_words(queries.flatten(1, 2), words, padding)
-        frames = (frames + self.frame_think(frames)).view(k, t, q, -1)
-        share = (self.weight(frames) + maps.seen[which][..., None].clamp(-8, 8)).float().softmax(1)
-        objects = (share * frames).sum(1)  # (K, Q, D), clustered over time
-        objects = objects + self.evidence(self.bridges(maps, which, heard.sentence, heads, colours, names))
-        x = torch.cat([self.none.expand(k, -1, -1) + (sentence + head)[:, None], objects], dim=1)
-        spare = F.pad(spare, (1, 0), value=False)
-        places = maps.places[which]
-        for layer, rank in zip(self.layers, self.ranks, strict=True):
-            x = layer(x, spare, words, padding)
-            worth, ranks = rank(x[:, 1:], places, spare[:, 1:])
-            x = torch.cat([x[:, :1], x[:, 1:] + worth], dim=1)
-        x = self.norm(x).float()
-        none, objects = x[:, 0], x[:, 1:]
-        likeness = torch.einsum("kqd,kd->kq", self.compare(objects).float(), (sentence + head).float())
-        similarity = self.match(objects).squeeze(-1) + likeness / objects.shape[-1] ** 0.5
-        # Which ranks the words wish for: linear in the words, so that "left" is soon the opposite of "right".
-        spelt = heard.words[..., heard.sentence.shape[-1] :] * ~heard.padding[..., None]
-        similarity = similarity + torch.einsum("kqf,kf->kq", ranks.float(), self.wish(spelt.sum(1) / 4).float())
-        scores = self.frame(F.gelu(frames + objects[:, None])).squeeze(-1)
-        return scores.float(), similarity.float(), self.absent(none).squeeze(-1).float()
-
-    def bridges(
-        self, maps: LightFeatures, which: Tensor, sentence: Tensor, heads: Tensor, colours: Tensor, names: Tensor
-    ) -> Tensor:
-        """(K, Q, 7): how well each object's names and colours agree with the words, before anything is learned."""
-        seen = maps.names[which]  # (K, Q, names)
-        facts = []
-        for vector in (sentence, heads):
-            alike = vector @ names.T  # (K, names) cosines
-            chosen = (alike * 25).softmax(-1)  # 25: the nearest handful of names (our choice)
-            facts += [torch.einsum("kqn,kn->kq", seen, alike) * 2 - 0.5]
-            facts += [(torch.einsum("kqn,kn->kq", seen, chosen) * seen.shape[-1] + 1e-2).log() / 4]
-            facts += [(seen * (alike > alike.amax(-1, keepdim=True) - 0.15)[:, None]).sum(-1)]
-        share = maps.colours[which] @ self.shade_of  # (K, Q, colours)
-        facts.append((share * colours[:, None]).sum(-1))
-        return torch.stack(facts, dim=-1)
 
 
 def head_phrase(text: str) -> str:

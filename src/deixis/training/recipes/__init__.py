@@ -8,7 +8,7 @@ from typing import Protocol
 
 from deixis.training.recipes.conv_clip_mevis import CONV_CLIP_MEVIS_RECIPES
 from deixis.training.recipes.folder import light_folder, soc_folder
-from deixis.training.recipes.light import light
+from deixis.training.recipes.light import LIGHT_RECIPES
 from deixis.training.recipes.slvp import SLVP_RECIPES
 from deixis.training.recipes.soc import SOC_RECIPES
 from deixis.training.recipes.towers import tower_world
@@ -24,10 +24,10 @@ class Recipe(Protocol):
 
 
 RECIPES: dict[str, Recipe] = {
-    "light": light,
     "light_folder": light_folder,
     "soc_folder": soc_folder,
     "tower_world": tower_world,
+    **LIGHT_RECIPES,
     **CONV_CLIP_MEVIS_RECIPES,
     **SLVP_RECIPES,
     **SOC_RECIPES,

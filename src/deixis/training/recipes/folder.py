@@ -19,7 +19,6 @@ import cv2
 import numpy as np
 from torch import nn
 
-from deixis import weights
 from deixis.benchmarks import splits_of
 from deixis.benchmarks.folder import open_split
 from deixis.benchmarks.pngs import png_size
@@ -46,7 +45,15 @@ from deixis.training.labelled_frames import LabelledVideos, held_out_videos, lab
 from deixis.training.measure import answers
 from deixis.training.optimizer import parameter_groups
 from deixis.training.recipes import soc
-from deixis.training.recipes.light import FROZEN, Memory, build, film_number, light_losses, with_fitted_presence
+from deixis.training.recipes.light import (
+    Memory,
+    build,
+    export_stage,
+    film_number,
+    light_losses,
+    trained_groups,
+    with_fitted_presence,
+)
 from deixis.training.recipes.soc import SMALL_SOC, YTVOS_FINETUNE, Config, soc_groups, soc_losses
 from deixis.training.run import Run, TrainConfig, export_model
 from deixis.training.sources import epoch_order
@@ -64,7 +71,7 @@ class LightFolderData:
     """How light's clips are made of your films. All numbers are our choice."""
 
     frames: tuple[int, ...] = (8, 4, 6)  # T of a training clip, batch by batch in turn
-    short_sides: tuple[int, ...] = (224, 256, 192)  # pixels, one for each of ``frames``
+    short_sides: tuple[int, ...] = (320, 320, 288)  # pixels, one for each of ``frames``
     stride: int = 3  # the frames of a clip lie up to so many labelled frames apart
     sentences: int = 8  # most of a clip
     borrowed: float = 0.25  # chance that a clip is asked for another film's object too, and is to find nothing
@@ -75,7 +82,7 @@ class LightFolderData:
     held_out_frames: int = 24  # labelled frames of each held-out film that are looked at while it trains
     skip_bad: bool = False  # leave bad lines, masks and films out instead of refusing
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    loss: ProposalWeights = field(default_factory=lambda: ProposalWeights(seen=0.0))  # unlabelled objects are objects
+    loss: ProposalWeights = field(default_factory=ProposalWeights)
 
     def __post_init__(self) -> None:
         if not self.frames or len(self.frames) != len(self.short_sides):
@@ -120,9 +127,7 @@ def light_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> R
         samples=partial(light_film, place, films, train.batch, train.seed),
         collate=gather_clips,
         losses=partial(light_losses, films.loss, Memory(films.pool)),
-        groups=lambda system: parameter_groups(
-            system, {"tiny_vit.": 0.15, "efficient_net.": 0.05} if model.train_vision else None
-        ),
+        groups=partial(trained_groups, model),
         validate=_judge(place, films.held_out_frames, films.skip_bad, threshold=None),
         train=train,
         config=model,
@@ -386,5 +391,4 @@ def export_light(place: str, data: LightFolderData, system: nn.Module, path: Pat
     if system.config.train_vision:
         export_model(system, path)
         return
-    trained = [name + "." for name, _ in system.named_children() if f"{name}." not in FROZEN]
-    weights.save(system, path, int8=FROZEN, half=trained)
+    export_stage(system, path)

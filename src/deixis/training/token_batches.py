@@ -1,0 +1,237 @@
+"""Stage 3 of light: the scorer, on remembered tokens. Words choose among tracks, or none of them.
+
+B clips, K sentences of all clips together, Q tracks, N objects.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deixis.losses.proposals import choice_loss
+from deixis.systems.light import COLOURS, Light, TrackFeatures
+from deixis.training.tokens import Said, Tokens, batch_tracks, read_tokens
+from deixis.types import DeixisError
+
+UNIQUE = ("class", "colour", "written", "typed")  # kinds that stay false of the others when their object is taken away
+WORDS = re.compile(r"[\w'-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerData:
+    """What the stage is trained on."""
+
+    fits: float = 0.5  # overlap from which on a track shows an object
+    nearly: float = 0.8  # share of the best overlap from which on a track also does
+    doubtful: float = 0.15  # a track whose overlap lies between this and ``fits`` is neither right nor wrong
+    sentences: int = 16  # of a clip in a step
+    pictures: float = 0.5  # share of clips with written expressions
+    removed: float = 0.15  # chance that the thing of a sentence is taken away, which then refers to nothing
+    swapped: float = 0.12  # chance that one word of a sentence is exchanged, which then refers to nothing
+    borrowed: float = 0.08  # sentences of another clip, of the number of a clip's own
+    mirrored: float = 0.5  # chance that a clip is mirrored, its words left and right exchanged
+    thinned: float = 0.1  # chance that a track that no sentence of the clip needs is left out
+    noise: float = 0.05  # of features, in units of their spread
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """tracks: B clips.  which: (K,) clip of each text.  right, doubtful: (K, Q) bool.  absent: (K,) bool.
+    weights: (K,)."""
+
+    tracks: TrackFeatures
+    texts: tuple[str, ...]
+    which: Tensor
+    right: Tensor
+    doubtful: Tensor
+    absent: Tensor
+    weights: Tensor
+    removed: Tensor  # (K, Q) bool: tracks that this sentence's clip does not have
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        return self
+
+
+class TokenFolder:
+    """All token files below some folders, in a fixed order; "written" ones apart from the others."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.files = [path for folder in folders for path in sorted(folder.rglob("*.safetensors"))]
+        if not self.files:
+            raise DeixisError(f"no tokens below {', '.join(map(str, folders))}; see tools/make_tokens.py")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tokens:
+        return read_tokens(self.files[index])
+
+
+def token_sample(
+    pictures: TokenFolder, films: TokenFolder | None, data: ScorerData, seed: int, index: int
+) -> tuple[Tokens, list[tuple[Said, float, bool]]]:
+    """A clip and the sentences of a step: (sentence, weight, its thing is taken away)."""
+    rng = np.random.default_rng([seed, index])
+    written = films is None or rng.random() < data.pictures
+    folder = pictures if written else films
+    assert folder is not None
+    tokens = folder[int(rng.integers(len(folder)))]
+    if rng.random() < data.mirrored:
+        tokens = mirrored(tokens)
+    tokens = with_noise(tokens, rng, data.noise)
+    order = rng.permutation(len(tokens.sentences))[: data.sentences]
+    chosen: list[tuple[Said, float, bool]] = []
+    for i in order:
+        said = tokens.sentences[int(i)]
+        draw = rng.random()
+        if said.objects and said.kind in UNIQUE and draw < data.removed:
+            chosen.append((said, 1.0, True))
+        elif said.objects and draw < data.removed + data.swapped:
+            other = one_word_changed(said.text, rng)
+            chosen.append((Said(other, "none", ()), 0.6, False) if other else (said, 1.0, False))
+        else:
+            chosen.append((said, 1.0, False))
+    return tokens, chosen
+
+
+NOUN_SWAPS = (
+    ("man", "woman", "boy", "girl", "child"), ("dog", "cat", "horse", "sheep", "cow", "bird"),
+    ("car", "bus", "truck", "van", "motorcycle", "bicycle", "train", "boat"),
+    ("chair", "couch", "table", "bed", "bench"), ("cup", "bottle", "bowl", "plate", "glass"),
+    ("umbrella", "bag", "backpack", "suitcase"), ("shirt", "jacket", "coat", "dress", "hat", "trousers"),
+    ("pizza", "cake", "sandwich", "banana", "apple", "orange"), ("laptop", "phone", "keyboard", "tv", "book"),
+)  # fmt: skip
+SWAPS = {word: group for group in (*NOUN_SWAPS, COLOURS) for word in group}
+
+
+def one_word_changed(text: str, rng: np.random.Generator) -> str | None:
+    """The sentence with one noun or colour exchanged for another of its kind; None where it has none."""
+    places = [m for m in WORDS.finditer(text) if m.group().lower() in SWAPS]
+    if not places:
+        return None
+    place = places[int(rng.integers(len(places)))]
+    others = [w for w in SWAPS[place.group().lower()] if w != place.group().lower() and w not in text.lower()]
+    if not others:
+        return None
+    return text[: place.start()] + str(rng.choice(others)) + text[place.end() :]
+
+
+SIDES = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost", "leftward": "rightward",
+         "rightward": "leftward", "leftwards": "rightwards", "rightwards": "leftwards"}  # fmt: skip
+
+
+def sides_exchanged(text: str) -> str:
+    return WORDS.sub(lambda m: SIDES.get(m.group().lower(), m.group()), text)
+
+
+def mirrored(tokens: Tokens) -> Tokens:
+    """The clip seen in a mirror: places and words change sides. What lies under a mask is taken to stay the same."""
+    flip = tokens.tracks.geometry.new_tensor([-1, 1, 1, 1, 1])
+    tracks = replace(tokens.tracks, geometry=tokens.tracks.geometry * flip)
+    sentences = tuple(Said(sides_exchanged(s.text), s.kind, s.objects) for s in tokens.sentences)
+    return Tokens(tracks, tokens.overlap, sentences, tokens.name)
+
+
+NOISY = ("deep", "semantic16", "semantic32", "head", "ring_deep", "ring_semantic", "upper", "lower", "scene")
+
+
+def with_noise(tokens: Tokens, rng: np.random.Generator, amount: float) -> Tokens:
+    if amount <= 0:
+        return tokens
+    generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+    changes = {}
+    for name in NOISY:
+        x = getattr(tokens.tracks, name)
+        changes[name] = x + amount * x.std() * torch.randn(x.shape, generator=generator)
+    return replace(tokens, tracks=replace(tokens.tracks, **changes))
+
+
+def right_tracks(overlap: Tensor, objects: Sequence[int], data: ScorerData) -> tuple[Tensor, Tensor]:
+    """(Q,) right and (Q,) doubtful tracks for the objects of a sentence, from overlaps (Q, N)."""
+    right, doubtful = torch.zeros(len(overlap), dtype=torch.bool), torch.zeros(len(overlap), dtype=torch.bool)
+    for n in objects:
+        with_it = overlap[:, n]
+        best = with_it.max()
+        mine = overlap.argmax(1) == n
+        right |= mine & (with_it >= data.fits) & (with_it >= data.nearly * best)
+        doubtful |= with_it > data.doubtful
+    return right, doubtful & ~right
+
+
+def collate_tokens(
+    data: ScorerData, samples: Sequence[tuple[Tokens, list[tuple[Said, float, bool]]]]
+) -> TokenBatch:
+    """Samples as a batch; each clip also gets sentences of the next one, which refer to nothing in it."""
+    rows: dict[str, list] = defaultdict(list)
+    for number, (tokens, chosen) in enumerate(samples):
+        strange = [(Said(s.text, "none", ()), 0.7, False) for s, _, _ in samples[number - 1][1] if s.objects]
+        count = math.ceil(data.borrowed * len(chosen)) if len(samples) > 1 else 0
+        several = chosen + strange[:count]
+        for said, weight, removed in several:
+            right, doubtful = right_tracks(tokens.overlap, said.objects, data)
+            gone = torch.zeros_like(right)
+            if removed:
+                gone = right | doubtful
+                right, doubtful = torch.zeros_like(right), torch.zeros_like(right)
+            absent = removed or not said.objects
+            if not absent and not right.any():
+                continue  # nothing was proposed for it: there is nothing right to choose
+            for name, value in (("texts", said.text), ("which", number), ("right", right), ("doubtful", doubtful),
+                                ("absent", absent), ("weights", weight), ("removed", gone)):  # fmt: skip
+                rows[name].append(value)
+    return TokenBatch(
+        batch_tracks([tokens.tracks for tokens, _ in samples]), tuple(rows["texts"]), torch.tensor(rows["which"]),
+        torch.stack(rows["right"]), torch.stack(rows["doubtful"]), torch.tensor(rows["absent"]),
+        torch.tensor(rows["weights"]), torch.stack(rows["removed"]),
+    )  # fmt: skip
+
+
+def scorer_losses(system: nn.Module, batch: TokenBatch) -> dict[str, Tensor]:
+    """The entropy of the choice among the tracks and none of them."""
+    assert isinstance(system, Light)
+    with torch.no_grad():
+        embedding = system.namer(batch.tracks)
+    similarity, none = system.score_texts(batch.tracks, embedding, batch.texts, batch.which, batch.removed)
+    ignored = batch.doubtful | batch.removed
+    return {"choice": choice_loss(similarity, none, batch.right, ignored, batch.absent, batch.weights)}
+
+
+@torch.no_grad()
+def validate_scorer(folders: dict[str, TokenFolder], data: ScorerData, system: nn.Module) -> dict[str, float]:
+    """On development tokens, of things with a fitting track: the share chosen right, by kind; absent ones refused at
+    even odds; the area under the curve of presence."""
+    assert isinstance(system, Light)
+    hits: dict[str, list[float]] = defaultdict(list)
+    presence: dict[bool, list[float]] = {True: [], False: []}
+    for folder_name, folder in folders.items():
+        for index in range(len(folder)):
+            tokens = folder[index]
+            if not tokens.sentences:
+                continue
+            rows = torch.zeros(len(tokens.sentences), dtype=torch.long)
+            embedding = system.namer(tokens.tracks)
+            similarity, none = system.score_texts(tokens.tracks, embedding, [s.text for s in tokens.sentences], rows)
+            sure = similarity.logsumexp(1) - none
+            for said, row, p in zip(tokens.sentences, similarity, sure.tolist(), strict=True):
+                if not said.objects:
+                    hits[f"{folder_name}_absent"].append(float(p < 0))
+                    presence[False].append(p)
+                    continue
+                right, _ = right_tracks(tokens.overlap, said.objects, data)
+                hits[f"{folder_name}_found"].append(float(right.any()))
+                if right.any():
+                    hits[f"{folder_name}_{said.kind}"].append(float(right[row.argmax()]))
+                    presence[True].append(p)
+    scores = {name: float(np.mean(values)) for name, values in sorted(hits.items())}
+    chosen = [v for k, v in scores.items() if not k.endswith("_found")]
+    there, away = np.array(presence[True]), np.array(presence[False])
+    auc = float((there[:, None] > away[None]).mean()) if len(there) and len(away) else 0.0
+    return {"mean": float(np.mean(chosen)), "auc": auc, **scores}

@@ -1,0 +1,117 @@
+"""OpenVINO for the frozen encoders: as PyTorch up to rounding, and never fatal."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from deixis.encoders import fast
+from deixis.encoders.fast import FastNetwork
+from deixis.systems.light import light_debug
+
+needs_openvino = pytest.mark.skipif(fast.openvino_version() is None, reason="openvino is not installed (extra fast)")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEIXIS_CACHE", str(tmp_path))
+    return tmp_path / "openvino"
+
+
+def frames(count=2):
+    return torch.randn(count, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+def assert_same(found, wanted):
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).abs().max() <= 1e-3 * b.abs().max()
+
+
+@needs_openvino
+def test_encoders_give_the_same_maps_in_fp32(cache):
+    torch.manual_seed(0)
+    system = light_debug().eval()
+    x = frames()
+    with torch.no_grad():
+        plain = system.encode_frames(x)
+        assert system.accelerate() == fast.openvino_version()
+        quick = system.encode_frames(x)
+    names = ("fine", "middle", "deep", "semantic16", "semantic32")
+    assert_same([getattr(quick, n) for n in names], [getattr(plain, n) for n in names])
+
+
+@needs_openvino
+@pytest.mark.parametrize("padded", [False, True])
+def test_proposals_are_the_same_in_fp32(cache, padded):
+    torch.manual_seed(0)
+    system = light_debug().eval()
+    x, padding = frames(), torch.zeros(2, 64, 96, dtype=torch.bool)
+    padding[:, :, 64:] = padded
+    with torch.no_grad():
+        plain = system.propose(system.encode_frames(x), x, padding)
+        system.accelerate()
+        quick = system.propose(system.encode_frames(x), x, padding)
+    torch.testing.assert_close(quick.scores, plain.scores, atol=1e-4, rtol=1e-3)
+    assert torch.equal(quick.cells[quick.scores > 0], plain.cells[plain.scores > 0])
+
+
+@needs_openvino
+@pytest.mark.parametrize("harm", ["cut off", "empty", "another shape"])
+def test_a_broken_file_in_the_cache_is_made_anew(cache, harm):
+    torch.manual_seed(0)
+    network = light_debug().eval().tiny_vit
+    with torch.no_grad():
+        wanted = network(frames())
+    FastNetwork(network)(frames(), bf16=False)
+    (place,) = cache.glob("*.xml")
+    if harm == "another shape":
+        other = FastNetwork(network)
+        other(frames()[..., :64], bf16=False)
+        (narrow,) = set(cache.glob("*.xml")) - {place}
+        place.write_bytes(narrow.read_bytes())
+        place.with_suffix(".bin").write_bytes(narrow.with_suffix(".bin").read_bytes())
+    else:
+        place.write_bytes(b"" if harm == "empty" else place.read_bytes()[:500])
+    assert_same(FastNetwork(network)(frames(), bf16=False), wanted)
+
+
+@needs_openvino
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("DEIXIS_CACHE", str(tmp_path / "file"))
+    network = light_debug().eval().tiny_vit
+    with torch.no_grad():
+        assert_same(FastNetwork(network)(frames(), bf16=False), network(frames()))
+
+
+@needs_openvino
+def test_what_openvino_cannot_run_pytorch_runs_with_one_warning(cache, monkeypatch, caplog):
+    network = light_debug().eval().tiny_vit
+    quick = FastNetwork(network)
+
+    def fail(*_):
+        raise RuntimeError("no such instruction\nand a long trace")
+
+    monkeypatch.setattr(quick, "_compile", fail)
+    with torch.no_grad():
+        assert_same(quick(frames(), bf16=False), network(frames()))
+        quick(frames(), bf16=False)
+    assert [r.getMessage() for r in caplog.records] == [
+        "OpenVINO cannot run TinyVit (no such instruction); PyTorch does"
+    ]
+
+
+def test_without_openvino_or_with_it_switched_off_pytorch_is_used(monkeypatch):
+    monkeypatch.setenv("DEIXIS_FAST", "0")
+    system = light_debug().eval()
+    assert system.accelerate() is None
+    assert system.fast is None
+
+
+@needs_openvino
+def test_each_frame_is_computed_for_itself(cache):
+    network = FastNetwork(light_debug().eval().tiny_vit)
+    x = frames(5)
+    together, alone = network(x, bf16=False)[0], network(x[3:4], bf16=False)[0]
+    np.testing.assert_allclose(together[3], alone[0], atol=1e-5)

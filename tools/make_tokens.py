@@ -1,0 +1,172 @@
+"""Write the tokens that the scorer of light learns from (``deixis train light_scorer``).
+
+    python tools/make_tokens.py pictures --model NAMER.safetensors --features VIEWS --objects OBJECTS --data SETS -o OUT
+    python tools/make_tokens.py davis    --model NAMER.safetensors --data SETS -o OUT
+    python tools/make_tokens.py films    --model NAMER.safetensors --data SETS -o OUT --from 0 --films 2000
+
+``pictures``: every remembered view with written expressions, twice: with the model's own proposals and with the true
+masks as tracks. ``davis``: clips of the DAVIS films with the expressions of ``films.json``. ``films``: rendered films
+with generated sentences. Resumable; a file that is cut off is made anew.
+Development pictures and films go to OUT/development, the others to OUT/train; held-out ones are never touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+import deixis
+from deixis.inference import model_size
+from deixis.synthetic.cutouts import split_of
+from deixis.systems.light import Light
+from deixis.training.token_batches import sides_exchanged
+from deixis.training.tokens import Said, Tokens, read_tokens, save_tokens, tokens_of
+from deixis.training.views import View, Views
+from deixis.types import DeixisError
+
+KEPT = 0.6  # share of a thing that a view must show for what was written of it to be used
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("kind", choices=("pictures", "davis", "films"))
+    options.add_argument("--model", required=True, help="a checkpoint of light")
+    options.add_argument("--data", type=Path, required=True, help="the folder of the sets (shared/data)")
+    options.add_argument("--features", type=Path)
+    options.add_argument("--objects", type=Path)
+    options.add_argument("-o", "--out", type=Path, required=True)
+    options.add_argument("--true-masks-only", action="store_true", help="of pictures: leave the proposals out")
+    options.add_argument("--from", dest="first", type=int, default=0)
+    options.add_argument("--films", type=int, default=2000)
+    asked = options.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    system = deixis.load(asked.model).eval()
+    assert isinstance(system, Light)
+    system.accelerate()
+    began = time.time()
+    steps = {"pictures": pictures, "davis": davis, "films": films}[asked.kind](system, asked)
+    for done, _ in enumerate(steps, 1):
+        if done % 200 == 0:
+            print(f"{done} clips, {(time.time() - began) / done:.3f} s each", flush=True)
+
+
+def whole(path: Path) -> bool:
+    """Whether a token file is there and can be read."""
+    try:
+        read_tokens(path)
+    except DeixisError:
+        return False
+    return True
+
+
+def pictures(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
+    written = json.loads((asked.data / "sentences" / "train.json").read_text())
+    for part in ("development", "train"):
+        views = Views(asked.features, asked.objects, asked.data, part, tuple(written))
+        for index, (path, _, set_name) in enumerate(views.items):
+            image = f"images/{path.stem}.jpg"
+            if image not in written[set_name]:
+                continue
+            kind = path.parent.parent.name
+            view: View | None = None
+            for own in (True,) if asked.true_masks_only else (False, True):
+                place = asked.out / part / f"{kind}{'_true' if own else ''}" / set_name / path.name
+                if whole(place):
+                    continue
+                view = view or views[index]
+                sentences = of_view(view, written[set_name][image])
+                frames = view.frames(system.config.mean, system.config.std)
+                truth = torch.from_numpy(view.masks).float()[None] / 255
+                with torch.autocast("cpu", dtype=torch.bfloat16):
+                    tokens = tokens_of(system, view.features, frames, truth, sentences, view.name, own_masks=own)
+                save_tokens(place, tokens)
+            yield path
+
+
+def of_view(view: View, written: dict) -> list[Said]:
+    """What was written of a picture, as far as the view shows it; in a mirrored view left and right are exchanged."""
+    turn = sides_exchanged if view.mirrored else str
+    place = {found["id"]: i for i, found in enumerate(view.objects) if found["id"] is not None}
+    said = []
+    for number, texts in written["objects"].items():
+        index = place.get(int(number))
+        if index is not None and view.shown[index] >= KEPT:
+            said += [Said(turn(text), "written", (index,)) for text in texts]
+    return said + [Said(turn(text), "none", ()) for text in written["absent"]]
+
+
+CLIPS = ((0.0, 1), (0.3, 2), (0.0, 4), (0.5, 1), (0.2, 3), (0.1, 1))  # (where it begins, frames between frames)
+
+
+def davis(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
+    folder = asked.data / "davis_train"
+    for name, written in json.loads((asked.data / "sentences" / "films.json").read_text()).items():
+        part = split_of("davis_train", name)
+        paths = sorted((folder / "JPEGImages" / name).glob("*.jpg"))
+        if part == "held_out":
+            continue
+        for number, (start, step) in enumerate(CLIPS):
+            below = "davis" if part == "development" else "v_davis"
+            place = asked.out / part / below / name / f"{number}.safetensors"
+            if whole(place):
+                continue
+            first, step = int(start * len(paths)), min(step, max(1, (len(paths) - 1) // 7))
+            chosen = [paths[min(first + k * step, len(paths) - 1)] for k in range(8)]
+            mirror = number % 2 == 1
+            frames, masks = [], []
+            for path in chosen:
+                mask = cv2.imread(str(folder / "Annotations" / name / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED) > 0
+                rgb = cv2.imread(str(path))[..., ::-1]
+                size = model_size(rgb.shape[:2], system.config)
+                size = tuple(round(n / 32) * 32 for n in size)
+                turn = (lambda x: x[:, ::-1]) if mirror else (lambda x: x)
+                frames.append(cv2.resize(np.ascontiguousarray(turn(rgb)), size[::-1], interpolation=cv2.INTER_AREA))
+                masks.append(cv2.resize(np.ascontiguousarray(turn(mask)).astype(np.float32), size[::-1]))
+            sided = set(written.get("sided", [])) if mirror else set()
+            said = [Said(text, "written", (0,)) for text in written["expressions"] if text not in sided]
+            said += [Said(text, "none", ()) for text in written["absent"]]
+            save_tokens(place, encoded(system, np.stack(frames), np.stack(masks)[:, None], said, f"davis:{name}"))
+            yield place
+
+
+def encoded(system: Light, frames: np.ndarray, masks: np.ndarray, said: list[Said], name: str) -> Tokens:
+    """Tokens of frames (T, H, W, 3) uint8 with masks (T, N, H, W) 0..1."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).float().permute(0, 3, 1, 2) / 255
+    config = system.config
+    normalised = (pixels - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        features = system.encode_frames(normalised)
+        truth = torch.from_numpy(np.ascontiguousarray(masks)).float()
+        return tokens_of(system, features, normalised, truth, said, name)
+
+
+def films(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from deixis.synthetic.mixture import Mixture
+    from deixis.synthetic.sentences import SentenceMix
+
+    shapes = [((320, 576), 5), ((320, 448), 4), ((320, 576), 8), ((320, 448), 3), ((448, 320), 4)]
+    mixtures: dict[tuple, Mixture] = {}
+    for number in range(asked.first, asked.first + asked.films):
+        place = asked.out / "train" / "films" / f"{number // 1000:03d}" / f"{number:06d}.safetensors"
+        if whole(place):
+            continue
+        size, frames = shapes[number % len(shapes)]
+        key = (size, frames)
+        if key not in mixtures:
+            mixtures[key] = Mixture(asked.data, split="train", size=size, frames=frames,
+                                    sentences=SentenceMix(count=24))  # fmt: skip
+        film = mixtures[key].film(7_000_000_000 + number)
+        said = [Said(s.text, s.kind, tuple(s.objects)) for s in film.sentences]
+        save_tokens(place, encoded(system, film.frames, film.masks, said, film.name))
+        yield place
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Encode views of the training pictures once, for the stages ``light_proposals`` and ``light_namer``.
+
+    python tools/remember_views.py --data ../shared/data --weights ../shared/weights -o VIEWS --view 0
+
+View 0 is the whole picture; higher numbers are random crops, the odd ones mirrored. The short side is what the model
+works at, the long one one of five lengths, so that few shapes have to be compiled. One safetensors file a view
+(``VIEWS/vN/SET/STEM.safetensors``, about 2.4 MB): the maps of ``FrameFeatures`` in fp16, the pixels, and the affine map
+from the picture to the view. Resumable; held-out pictures are never touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from deixis.synthetic.cutouts import split_of
+from deixis.systems.light import LightConfig
+from deixis.training.recipes.light import build
+
+SETS = ("coco_small", "voc_animals", "sysu_shapes", "caltech101_outlines", "weizmann_horses", "coco_minicoco")
+LONG_SIDES = (1.0, 1.2, 1.4, 1.6, 1.8)  # of the short one
+
+
+def size_of(height: float, width: float, short: int) -> tuple[int, int]:
+    """(H, W) of the view of a region: the nearest of the shapes."""
+    ratio = max(height, width) / min(height, width)
+    long = round(short * min(LONG_SIDES, key=lambda r: abs(np.log(r / ratio))) / 32) * 32
+    return (short, long) if width >= height else (long, short)
+
+
+def view_of(size: tuple[int, int], number: int, image: str, short: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """(2, 3) affine map from the picture to view ``number``, and the view's size."""
+    height, width = size
+    if number == 0:
+        out = size_of(height, width, short)
+        return np.array([[out[1] / width, 0, 0], [0, out[0] / height, 0]]), out
+    rng = np.random.default_rng([number, int(hashlib.sha1(image.encode()).hexdigest(), 16) % 2**32])
+    zoom = rng.uniform(0.5, 0.9)
+    tall, wide = (min(n, n * zoom * rng.uniform(0.85, 1.15)) for n in (height, width))
+    top, left = rng.uniform(0, height - tall), rng.uniform(0, width - wide)
+    out = size_of(tall, wide, short)
+    scale_x, scale_y = out[1] / wide, out[0] / tall
+    affine = np.array([[scale_x, 0, -left * scale_x], [0, scale_y, -top * scale_y]])
+    if number % 2:
+        affine[0] = [-scale_x, 0, out[1] + left * scale_x]
+    return affine, out
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--data", type=Path, required=True)
+    options.add_argument("--weights", type=Path, required=True)
+    options.add_argument("--view", type=int, default=0)
+    options.add_argument("--only", default=",".join(SETS))
+    options.add_argument("--written", action="store_true", help="only pictures that expressions were written for")
+    options.add_argument("-o", "--out", type=Path, required=True)
+    asked = options.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    system = build(LightConfig(), {"weights": asked.weights}).eval()
+    print(f"OpenVINO {system.accelerate()}", flush=True)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (system.config.mean, system.config.std))
+    written = json.loads((asked.data / "sentences" / "train.json").read_text())
+    todo = []
+    for set_name in asked.only.split(","):
+        for entry in json.loads((asked.data / set_name / "index.json").read_text())["images"]:
+            image = entry["image"]
+            out = asked.out / f"v{asked.view}" / set_name / f"{Path(image).stem}.safetensors"
+            wanted = not asked.written or image in written.get(set_name, {})
+            if split_of(set_name, image) != "held_out" and wanted and not out.exists():
+                size = (entry["height"], entry["width"])
+                affine, shape = view_of(size, asked.view, image, system.config.short_side)
+                todo.append((shape, set_name, image, affine, out))
+    began = time.time()
+    for done, (shape, set_name, image, affine, out) in enumerate(sorted(todo, key=lambda t: t[0]), 1):
+        picture = cv2.imread(str(asked.data / set_name / image))
+        assert picture is not None, image
+        view = cv2.warpAffine(picture[..., ::-1], affine, shape[::-1], borderMode=cv2.BORDER_REFLECT)
+        pixels = torch.from_numpy(np.ascontiguousarray(view))
+        frames = (pixels.float().permute(2, 0, 1)[None] / 255 - mean) / std
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            maps = system.encode_frames(frames)
+        stored = {f.name: getattr(maps, f.name)[0].half().contiguous() for f in fields(maps)}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file(stored | {"rgb": pixels, "affine": torch.from_numpy(affine)}, f"{out}.part")
+        os.replace(f"{out}.part", out)
+        if done % 200 == 0:
+            print(f"{done} of {len(todo)}, {(time.time() - began) / done:.3f} s each", flush=True)
+
+
+if __name__ == "__main__":
+    main()
