@@ -70,7 +70,8 @@ def pictures(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyp
     written = json.loads((asked.data / "sentences" / "train.json").read_text())
     for part in ("development", "train"):
         views = Views(asked.features, asked.objects, asked.data, part, tuple(written))
-        for index, (path, _, set_name) in enumerate(views.items):
+        for index, path in enumerate(views.items):
+            set_name = path.parent.name
             image = f"images/{path.stem}.jpg"
             if image not in written[set_name]:
                 continue

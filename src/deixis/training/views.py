@@ -8,6 +8,8 @@ A view is a picture, or a crop of it, at the size the model works at: one safete
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,8 @@ import cv2
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from deixis.synthetic.cutouts import split_of
@@ -49,11 +52,32 @@ class View:
         return (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A picture in a view. affine: (2, 3) from the picture to the view.  rect: top, left, bottom, right in the view."""
+
+    set_name: str
+    image: str
+    affine: np.ndarray
+    rect: tuple[int, int, int, int]
+
+
+def save_view(path: Path, maps: FrameFeatures, rgb: np.ndarray, parts: Sequence[Part]) -> None:
+    """Write one view in one step. maps: of one frame.  rgb: (H, W, 3) uint8."""
+    stored = {name: getattr(maps, name)[0].half().contiguous() for name in MAPS}
+    stored |= {"rgb": torch.from_numpy(np.ascontiguousarray(rgb)), "affine": torch.tensor(parts[0].affine)}
+    facts = [[p.set_name, p.image, np.asarray(p.affine).tolist(), list(p.rect)] for p in parts]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.part")
+    save_file(stored, beside, metadata={"deixis": json.dumps(facts)})
+    os.replace(beside, path)
+
+
 class Views:
-    """All views of one part that have features and objects, in a fixed order.
+    """All views of one part of the data that have features and objects, in a fixed order.
 
     Args:
-        features: Folder of ``VIEW/SET/STEM.safetensors``.
+        features: Folder of ``VIEW/SET/STEM.safetensors``; the set "mosaic" holds several training pictures a view.
         objects: Folder of ``SET/STEM.json``.
         data: Folder of the sets, for the unlabelled regions of their masks.
         part: "train" or "development".
@@ -64,52 +88,73 @@ class Views:
         self, features: Path, objects: Path, data: Path, part: str = "train", sets: tuple[str, ...] | None = None
     ) -> None:
         self.features, self.objects, self.data = features, objects, data
-        self.items: list[tuple[Path, Path, str]] = []
-        images: dict[str, dict[str, str]] = {}
+        self.items: list[Path] = []
         for path in sorted(features.glob("*/*/*.safetensors")):
             set_name = path.parent.name
             if sets is not None and set_name not in sets:
                 continue
-            if set_name not in images:
-                index = json.loads((data / set_name / "index.json").read_text())["images"]
-                images[set_name] = {Path(e["image"]).stem: e["image"] for e in index}
-            facts = objects / set_name / f"{path.stem}.json"
-            if split_of(set_name, images[set_name][path.stem]) == part and facts.exists():
-                self.items.append((path, facts, set_name))
+            if set_name == "mosaic":
+                if part == "train":
+                    self.items.append(path)
+            elif split_of(set_name, f"images/{path.stem}.jpg") == part and self._facts(set_name, path.stem).exists():
+                self.items.append(path)
         if not self.items:
             raise DeixisError(f"no view of the part {part!r} has both features in {features} and objects in {objects}")
 
     def __len__(self) -> int:
         return len(self.items)
 
+    def _facts(self, set_name: str, stem: str) -> Path:
+        return self.objects / set_name / f"{stem}.json"
+
     def __getitem__(self, index: int) -> View:
-        path, facts, set_name = self.items[index]
-        stored = load_file(path)
-        content = json.loads(facts.read_text())
-        rgb, affine = stored["rgb"].numpy(), stored["affine"].numpy()
-        size = rgb.shape[:2]
-        masks, weights, kept, shown = [], [], [], []
-        scale = abs(np.linalg.det(affine[:, :2]))
-        for found in content["objects"]:
-            mask = warp(coco_mask.decode(found["rle"]) * 255, affine, size)
-            if mask.mean() / 255 >= LEAST_AREA:
-                masks.append(mask)
-                weights.append(1.0 if found["source"] == "truth" else 0.6)
-                kept.append(found)
-                whole = scale * coco_mask.area(found["rle"])
-                shown.append(float(mask.sum() / 255 / max(1.0, whole)))
-        unknown = np.zeros(size, bool)
-        labels = cv2.imread(str(self.data / set_name / "masks" / f"{path.stem}.png"), cv2.IMREAD_UNCHANGED)
-        if labels is not None and (labels == 255).any():
-            unknown = warp((labels == 255).astype(np.uint8) * 255, affine, size) > 127
-        if not content.get("complete", True):  # other objects may be there without a label
-            unknown |= np.stack(masks).max(0) < 20 if masks else True
+        path = self.items[index]
+        with safe_open(path, "pt") as file:
+            stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            facts = json.loads((file.metadata() or {}).get("deixis", "null"))
+        rgb = stored["rgb"].numpy()
+        whole = (0, 0, *rgb.shape[:2])
+        image = f"images/{path.stem}.jpg"
+        parts = [Part(path.parent.name, image, stored["affine"].numpy(), whole)]
+        if facts is not None:
+            parts = [Part(s, i, np.array(affine), tuple(rect)) for s, i, affine, rect in facts]
+        unknown = np.zeros(rgb.shape[:2], bool)
+        rows: list[tuple[np.ndarray, float, dict, float]] = []
+        for part in parts:
+            rows += self._objects(part, unknown)
+        masks = np.stack([r[0] for r in rows]) if rows else np.zeros((0, *rgb.shape[:2]), np.uint8)
         return View(
-            FrameFeatures(**{name: stored[name][None].float() for name in MAPS}), rgb,
-            np.stack(masks) if masks else np.zeros((0, *size), np.uint8), unknown,
-            np.array(weights, np.float32), tuple(kept), f"{set_name}/{path.stem}",
-            np.array(shown, np.float32), bool(affine[0, 0] < 0),
+            FrameFeatures(**{name: stored[name][None].float() for name in MAPS}), rgb, masks, unknown,
+            np.array([r[1] for r in rows], np.float32), tuple(r[2] for r in rows),
+            f"{path.parent.name}/{path.stem}", np.array([r[3] for r in rows], np.float32),
+            bool(parts[0].affine[0, 0] < 0),
         )  # fmt: skip
+
+    def _objects(self, part: Part, unknown: np.ndarray) -> list[tuple[np.ndarray, float, dict, float]]:
+        """(mask, weight, what the engine wrote, share shown) of a picture's objects; marks what is unlabelled."""
+        size, (top, left, bottom, right) = unknown.shape, part.rect
+        stem = Path(part.image).stem
+        content = json.loads(self._facts(part.set_name, stem).read_text())
+        scale = abs(np.linalg.det(part.affine[:, :2]))
+        rows = []
+        labelled = np.zeros(size, bool)
+        for found in content["objects"]:
+            mask = warp(coco_mask.decode(found["rle"]) * 255, part.affine, size)
+            inside = np.zeros_like(mask)
+            inside[top:bottom, left:right] = mask[top:bottom, left:right]
+            labelled |= inside > 19
+            if inside.mean() / 255 >= LEAST_AREA:
+                whole = max(1.0, scale * coco_mask.area(found["rle"]))
+                weight = 1.0 if found["source"] == "truth" else 0.6
+                rows.append((inside, weight, found, float(inside.sum() / 255 / whole)))
+        here = np.zeros(size, bool)
+        here[top:bottom, left:right] = True
+        if not content.get("complete", True):  # other objects may be there without a label
+            unknown |= here & ~labelled
+        labels = cv2.imread(str(self.data / part.set_name / "masks" / f"{stem}.png"), cv2.IMREAD_UNCHANGED)
+        if labels is not None and (labels == 255).any():
+            unknown |= here & (warp((labels == 255).astype(np.uint8) * 255, part.affine, size) > 127)
+        return rows
 
 
 def warp(mask: np.ndarray, affine: np.ndarray, size: tuple[int, int]) -> np.ndarray:
