@@ -6,7 +6,6 @@ T frames, Q tracks, H W pixels of the video.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deixis.inference import as_expressions, model_size, prepare
+from deixis.inference import Setup, as_expressions, model_size, prepare
 from deixis.linking import sigmoid
+from deixis.systems.light import Light, TrackFeatures
 from deixis.types import DeixisError, Expression, MaskTrack
 from deixis.video import Film as Video
 from deixis.video import normalise
@@ -80,20 +80,21 @@ def choose(
     """
     wanted = as_expressions(expressions)
     setup = prepare(model, device=device, precision=precision, threshold=threshold)
-    if not hasattr(setup.system, "pool_tracks"):
+    system = setup.system
+    if not isinstance(system, Light):
         raise DeixisError(
-            f"{type(setup.system).__name__} proposes masks with the words and cannot score given tracks; "
+            f"{type(system).__name__} proposes masks with the words and cannot score given tracks; "
             "use the model 'light' or a checkpoint of it"
         )
     source = video if isinstance(video, Video) else Video(video)
     masks = [_masks_of(track, number) for number, track in enumerate(tracks)]
     _check(masks, source)
-    tokens = _pool(setup, source, masks)
-    config = setup.system.config
+    tokens = _pool(setup, system, source, masks)
+    config = system.config
     with torch.inference_mode(), torch.autocast(setup.device.type, torch.bfloat16, enabled=setup.reduced):
-        embedding = setup.system.namer(tokens)
+        embedding = system.namer(tokens)
         which = torch.zeros(len(wanted), dtype=torch.long, device=setup.device)
-        similarity, none = setup.system.score_texts(tokens, embedding, [e.text for e in wanted], which)
+        similarity, none = system.score_texts(tokens, embedding, [e.text for e in wanted], which)
     choices = []
     for expression, row, nothing in zip(wanted, similarity.float().cpu(), none.float().cpu(), strict=True):
         raw = float(row.logsumexp(0) - nothing)
@@ -105,8 +106,10 @@ def choose(
 
 
 def _masks_of(track: MaskTrack | np.ndarray, number: int) -> Any:
-    masks = track.masks if isinstance(track, MaskTrack) else np.asarray(track)
-    if not isinstance(track, MaskTrack) and (masks.ndim != 3 or masks.dtype != bool):
+    if isinstance(track, MaskTrack):
+        return track.masks
+    masks = np.asarray(track)
+    if masks.ndim != 3 or masks.dtype != bool:
         raise DeixisError(
             f"track {number} must be a MaskTrack or bool (T, H, W), got {masks.dtype} of shape {masks.shape}"
         )
@@ -137,34 +140,31 @@ def _spread(length: int) -> list[int]:
 
 
 @torch.inference_mode()
-def _pool(setup: Any, source: Video, masks: Sequence[Any]) -> Any:
+def _pool(setup: Setup, system: Light, source: Video, masks: Sequence[Any]) -> TrackFeatures:
     """Track features of the video's frames that are looked at."""
-    config, length = setup.system.config, len(masks[0])
+    config, length = system.config, len(masks[0])
     looked, size = set(_spread(length)), model_size(source.source_size, config)
     frames: list[Tensor] = []
     shares: list[np.ndarray] = []
     seen = 0
-    with closing(source.windows(config.window, size=size, overlap=0)) as clips:
-        for clip in clips:
-            pixels, _ = normalise(
-                clip, mean=config.mean, std=config.std, multiple=config.multiple, device=setup.device
-            )
-            for i in range(len(clip)):
-                number = clip.start + i
-                if number in looked and number >= seen:
-                    frames.append(pixels[:, i : i + 1])
-                    inner = (clip.frames.shape[-2] // 4, clip.frames.shape[-1] // 4)
-                    grid = (pixels.shape[-2] // 4, pixels.shape[-1] // 4)
-                    shares.append(np.stack([_share(m[number], inner, grid) for m in masks]))
-            seen = clip.start + len(clip)
+    for clip in source.windows(config.window, size=size, overlap=0):
+        pixels, _ = normalise(clip, mean=config.mean, std=config.std, multiple=config.multiple, device=setup.device)
+        inner = (clip.frames.shape[-2] // 4, clip.frames.shape[-1] // 4)
+        grid = (pixels.shape[-2] // 4, pixels.shape[-1] // 4)
+        for i in range(len(clip)):
+            number = clip.start + i
+            if number in looked and number >= seen:
+                frames.append(pixels[:, i : i + 1])
+                shares.append(np.stack([_share(m[number], inner, grid) for m in masks]))
+        seen = clip.start + len(clip)
     if seen != length:
         raise DeixisError(f"the tracks have {length} frames, but the video has {seen}; give one mask a frame")
     clip_pixels = torch.cat(frames, dim=1)  # (1, T, 3, H, W)
     soft = torch.from_numpy(np.stack(shares))[None].to(setup.device)  # (1, T, Q, h, w)
     scores = (soft.sum((-1, -2)) > 0.5).float()
     with torch.autocast(setup.device.type, torch.bfloat16, enabled=setup.reduced):
-        features = setup.system.encode_frames(clip_pixels.flatten(0, 1))
-        return setup.system.pool_tracks(features, clip_pixels, soft, scores)
+        features = system.encode_frames(clip_pixels.flatten(0, 1))
+        return system.pool_tracks(features, clip_pixels, soft, scores)
 
 
 def _share(mask: np.ndarray, inner: tuple[int, int], grid: tuple[int, int]) -> np.ndarray:
