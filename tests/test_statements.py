@@ -10,11 +10,13 @@ from typer.testing import CliRunner
 
 from deixis.cli import app
 from deixis.training.recipes import RECIPES, find_recipe
+from deixis.training.recipes.light import LIGHT_STAGES
 from deixis.training.recipes.statements import STATEMENTS, table
 from deixis.training.sources import list_clips
 from deixis.types import DeixisError
 
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
+EAGER = ("tower_world", "light_folder", "soc_folder", *LIGHT_STAGES)  # these read their data at once
 GENERATED = [name for name in RECIPES if name.endswith("world")]
 
 
@@ -53,8 +55,17 @@ def test_batch_length_and_needs_are_those_of_the_code(name: str) -> None:
             find_recipe(name)(without, overrides={})
 
 
-@pytest.mark.parametrize("name", [name for name in OWN if name not in ("tower_world", "light_folder", "soc_folder")])
+@pytest.mark.parametrize("name", [name for name in OWN if name not in EAGER])
 def test_the_bundled_models_recipe_too(name: str, tmp_path: Path) -> None:
     one = STATEMENTS[name]
     train = find_recipe(name)(dict.fromkeys(one.needs, tmp_path), overrides={}).train
     assert (train.samples_a_step, train.steps) == (one.global_batch, one.steps)
+
+
+@pytest.mark.parametrize("name", LIGHT_STAGES)
+def test_the_stages_of_the_bundled_model_are_stated_as_they_are(name: str, tmp_path: Path) -> None:
+    one, train = STATEMENTS[name], LIGHT_STAGES[name]
+    assert (train.samples_a_step, train.steps) == (one.global_batch, one.steps)
+    for need in one.needs:
+        with pytest.raises(DeixisError, match=f"needs --data {need}="):
+            find_recipe(name)(dict.fromkeys(set(one.needs) - {need}, tmp_path), overrides={})

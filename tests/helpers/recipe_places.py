@@ -9,7 +9,7 @@ from pathlib import Path
 from deixis.benchmarks import write_fixture
 from deixis.training.recipes import RECIPES
 
-OWN = ("light", "light_folder", "soc_folder", "tower_world")
+OWN = ("light", "light_folder", "light_namer", "light_proposals", "light_scorer", "soc_folder", "tower_world")
 PUBLISHED = [name for name in RECIPES if name not in OWN and not name.endswith("world")]
 BENCHMARKS = ("ref-youtube-vos", "mevis", "a2d-sentences", "refcoco")
 

@@ -69,6 +69,20 @@ log = logging.getLogger(__name__)
 FROZEN = ("tiny_vit.", "efficient_net.", "text.", "namer.vectors", "namer.centre")
 
 
+PROPOSALS = TrainConfig(
+    steps=12000, batch=4, lr=6e-4, warmup_steps=80, clip_norm=2.0, ema=0.998, precision="bf16",
+    weight_decay=0.05, validate_every=500, checkpoint_minutes=5.0, log_every=25, threads=1,
+)  # fmt: skip
+NAMER = TrainConfig(
+    steps=900, batch=256, lr=1.5e-3, warmup_steps=30, weight_decay=0.05, validate_every=100, log_every=50,
+    threads=1,
+)  # fmt: skip
+SCORER = TrainConfig(
+    steps=6000, batch=16, lr=5e-4, warmup_steps=100, clip_norm=1.0, ema=0.998, precision="bf16",
+    weight_decay=0.1, validate_every=250, checkpoint_minutes=5.0, log_every=25, threads=1,
+)  # fmt: skip
+
+
 # ---- the stages
 
 
@@ -79,15 +93,7 @@ def light_proposals(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -
     ``pictures``, the sets themselves; ``weights`` and (optional) ``minilm``, the pretrained parts, or ``start``, a
     checkpoint of light to go on from.
     """
-    configs = apply_overrides(
-        overrides,
-        model=LightConfig(),
-        data=ViewData(),
-        train=TrainConfig(
-            steps=12000, batch=4, lr=6e-4, warmup_steps=80, clip_norm=2.0, ema=0.998, precision="bf16",
-            weight_decay=0.05, validate_every=500, checkpoint_minutes=5.0, log_every=25, threads=1,
-        ),
-    )  # fmt: skip
+    configs = apply_overrides(overrides, model=LightConfig(), data=ViewData(), train=PROPOSALS)
     model, stage, train = configs["model"], configs["data"], configs["train"]
     _require(data, "light_proposals", "features", "objects", "pictures")
     views = partial(Views, data["features"], data["objects"], data["pictures"])
@@ -108,15 +114,7 @@ def light_proposals(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -
 
 def light_namer(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
     """Stage 2: the namer learns what regions are called. data: as for ``light_proposals``, with ``weights``."""
-    configs = apply_overrides(
-        overrides,
-        model=LightConfig(),
-        data=NamerData(),
-        train=TrainConfig(
-            steps=900, batch=256, lr=1.5e-3, warmup_steps=30, weight_decay=0.05, validate_every=100, log_every=50,
-            threads=1,
-        ),
-    )  # fmt: skip
+    configs = apply_overrides(overrides, model=LightConfig(), data=NamerData(), train=NAMER)
     model, stage, train = configs["model"], configs["data"], configs["train"]
     _require(data, "light_namer", "features", "objects", "pictures", "weights")
     names = known_names(data["weights"], data["pictures"])
@@ -144,15 +142,7 @@ def light_scorer(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> R
     data: ``start``, a checkpoint with its namer; ``tokens``, the folder that ``tools/make_tokens.py`` wrote;
     ``pictures`` (optional), to calibrate presence at the end.
     """
-    configs = apply_overrides(
-        overrides,
-        model=LightConfig(),
-        data=ScorerData(),
-        train=TrainConfig(
-            steps=6000, batch=16, lr=5e-4, warmup_steps=100, clip_norm=1.0, ema=0.998, precision="bf16",
-            weight_decay=0.1, validate_every=250, checkpoint_minutes=5.0, log_every=25, threads=1,
-        ),
-    )  # fmt: skip
+    configs = apply_overrides(overrides, model=LightConfig(), data=ScorerData(), train=SCORER)
     model, stage, train = configs["model"], configs["data"], configs["train"]
     _require(data, "light_scorer", "start", "tokens")
     films, development = data["tokens"] / "train" / "films", data["tokens"] / "development"
@@ -230,6 +220,7 @@ def light(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
     )
 
 
+LIGHT_STAGES = {"light_proposals": PROPOSALS, "light_namer": NAMER, "light_scorer": SCORER}
 LIGHT_RECIPES = {
     "light_proposals": light_proposals,
     "light_namer": light_namer,

@@ -124,11 +124,25 @@ def _conv_clip(tower: str) -> Statement:
     )
 
 
+ONE_CORE = "one CPU core, hours"
 _SMALL: dict[str, Any] = {"needs": (), "global_batch": 8, "steps": 600, "hardware": CPU, "differs": OWN}
 STATEMENTS: Mapping[str, Statement] = {
+    "light_proposals": Statement(
+        what="the bundled model, stage 1: objects without words", needs=("features", "objects", "pictures"),
+        takes=("weights", "minilm", "start"), global_batch=4, steps=12_000, hardware=ONE_CORE, differs=OWN,
+    ),
+    "light_namer": Statement(
+        what="the bundled model, stage 2: names of regions", needs=("features", "objects", "pictures", "weights"),
+        takes=("minilm", "start"), global_batch=256, steps=900, hardware=ONE_CORE, differs=OWN,
+    ),
+    "light_scorer": Statement(
+        what="the bundled model, stage 3: words choose among tracks", needs=("start", "tokens"), takes=("pictures",),
+        global_batch=16, steps=6000, hardware=ONE_CORE, differs=OWN,
+    ),
     "light": Statement(
-        what="the bundled model", needs=("pictures", "weights"), takes=("minilm", "start"), global_batch=4, steps=6000,
-        hardware="two CPU cores, or a GPU", differs=OWN,
+        what="the bundled model, all parts together on rendered films", needs=("pictures",),
+        takes=("weights", "minilm", "start"), global_batch=2, steps=1500, hardware="two CPU cores, or a GPU",
+        differs=OWN,
     ),
     "light_folder": Statement(
         what="the bundled model, on your own films", needs=("folder",), takes=("start",), global_batch=4, steps=400,
