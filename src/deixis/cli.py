@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 try:
     from typer._click.exceptions import UsageError  # newer ones bring their own
 except ImportError:
-    from click.exceptions import UsageError
+    from click.exceptions import UsageError  # type: ignore[assignment]
 
 from deixis import __version__
 from deixis.progress import Screen, counting_bar, frames_bar, training_bar

@@ -93,9 +93,8 @@ def validate(held: HeldOut, system: nn.Module) -> dict[str, float]:
         predict(benchmark, Path(folder) / "results", system, device=device)
         summary = score_opened(benchmark, Path(folder) / "results").summary
     main = MAIN[benchmark.protocol]
-    return {main: float(summary[main])} | {
-        name: float(summary[name]) for name in ("J", "F", "mIoU", "oIoU") if summary.get(name) is not None
-    }
+    found = {name: summary.get(name) for name in (main, "J", "F", "mIoU", "oIoU")}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def export_with_presence(held: HeldOut, system: nn.Module, path: Path) -> None:
