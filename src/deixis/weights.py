@@ -64,7 +64,7 @@ KNOWN: dict[str, Checkpoint] = {
             name="light",
             preset="light",
             place=ASSETS / "light.safetensors",
-            sha256="ef34394436e78c23984169bc3ce39e2c86d4a64dc521e3a445a8767aa550221a",
+            sha256="ed1380d3bf9737acd0a4c07c719e4244c1ba7a367c8f24ee317d61565f2c49a2",
             licence="Apache-2.0 (its parts: see the card)",
             language="English",
         ),
