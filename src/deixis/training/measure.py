@@ -27,7 +27,7 @@ from deixis.types import MaskTrack
 class Answer:
     """One sentence, answered. there: the object is in the film.  right: the mask lies on the referred object more than
     on any other (for an absent object: no mask).  overlap: with the referred object, over all frames, 0..1.
-    presence: 0..1, as told.  empty: no mask in any frame.  changed: the mask moved from one object to another."""
+    presence: 0..1, as predicted.  empty: no mask in any frame.  changed: the mask moved from one object to another."""
 
     film: str
     text: str
@@ -113,13 +113,13 @@ def write_frames(film: SyntheticVideo, folder: Path) -> None:
         list(pool.map(write, range(len(film.frames))))
 
 
-def fit_presence(told: np.ndarray, there: np.ndarray, temperature: float, shift: float) -> tuple[float, float]:
-    """(temperature, shift) that make told probabilities agree best with the facts (least entropy; Platt, 1999).
+def fit_presence(predicted: np.ndarray, there: np.ndarray, temperature: float, shift: float) -> tuple[float, float]:
+    """(temperature, shift) that make predicted probabilities agree best with the facts (least entropy; Platt, 1999).
 
-    told: (n,) probabilities that were made with the ``temperature`` and ``shift`` given.  there: (n,) bool.
+    predicted: (n,) probabilities that were made with the ``temperature`` and ``shift`` given.  there: (n,) bool.
     """
-    told = np.clip(told, 1e-7, 1 - 1e-7)
-    raw = (np.log(told / (1 - told)) - shift) * temperature
+    predicted = np.clip(predicted, 1e-7, 1 - 1e-7)
+    raw = (np.log(predicted / (1 - predicted)) - shift) * temperature
     y = there.astype(float)
 
     def entropy(weights: np.ndarray) -> float:
