@@ -39,7 +39,7 @@ from deixis.synthetic.cutouts import Library
 from deixis.synthetic.mixture import composites, long_films, stills, twins
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.training.measure import Answer, answers, wilson, write_frames
-from deixis.training.regions import SAME
+from deixis.training.regions import SAME_NAMES
 
 CELLS = (
     "composites", "shuffled", "stills", "written", "twins", "long", "davis", "films", "naming", "proposals", "choose"
@@ -191,7 +191,7 @@ def naming(system: Any, pictures: Path, share: float, precision: str) -> dict[st
     """Top-1 and top-3 among the 80 COCO names, of true regions over 1 % of the picture."""
     library = Library(pictures, "held_out")
     names = json.loads((pictures.parent / "weights/teachers/labels.json").read_text())["coco80"]
-    index = torch.tensor([system.namer.names.index(SAME.get(n.lower(), n.lower())) for n in names])
+    index = torch.tensor([system.namer.names.index(SAME_NAMES.get(n.lower(), n.lower())) for n in names])
     right: list[list[float]] = []
     for picture in library.pictures:
         if picture.set_name != "coco_small":
@@ -208,7 +208,7 @@ def naming(system: Any, pictures: Path, share: float, precision: str) -> dict[st
         scores = system.namer.log_probabilities(system.namer(tracks))[0][:, index]
         for instance, row in zip(regions, scores, strict=True):
             best = [names[i].lower() for i in row.topk(3).indices]
-            right.append([float(instance.noun.name == SAME.get(b, b)) for b in best])
+            right.append([float(instance.noun.name == SAME_NAMES.get(b, b)) for b in best])
     table = np.array(right)
     hits = int(table[:, 0].sum())
     top1 = {"share": hits / len(table), "of": len(table), "interval": wilson(hits, len(table))}

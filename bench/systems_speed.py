@@ -64,7 +64,7 @@ def run_film(model: Any, clip: Any, device: torch.device) -> None:
     """All windows of a film, asked one sentence."""
     from deixis.inference import film_answers
     from deixis.linking import Presence
-    from deixis.selection import choose
+    from deixis.selection import choose_queries
     from deixis.types import Clip, Expression, Prediction
 
     def windows(overlap: int) -> Iterator[Clip]:
@@ -78,7 +78,7 @@ def run_film(model: Any, clip: Any, device: torch.device) -> None:
             first = last - overlap
 
     def read(prediction: Prediction, size: Any, padded: Any, _: int) -> list[Any]:
-        return choose(prediction, Presence.of(model.config), size, padded, several=model.config.several)
+        return choose_queries(prediction, Presence.of(model.config), size, padded, several=model.config.several)
 
     for _ in film_answers(model, windows, [Expression(WORDS)], read, device):
         pass

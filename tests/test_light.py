@@ -7,7 +7,7 @@ from deixis.blocks.proposals import peaks, suppress_duplicates
 from deixis.encoders.efficientnet_lite import EfficientNetLite, efficient_net_state
 from deixis.encoders.tiny_vit import TinyVit, fold, tiny_vit_state
 from deixis.losses.proposals import ProposalWeights as Weights
-from deixis.losses.proposals import centre_cells, choice_loss, frame_truth, objectness_loss, proposal_losses
+from deixis.losses.proposals import centre_cells, choice_loss, labelled_frame, objectness_loss, proposal_losses
 from deixis.systems.light import Proposals, colours_named, filled, head_phrase, light_debug, link, trajectories
 from deixis.types import Batch, DeixisError, Expression
 
@@ -69,7 +69,7 @@ def test_every_trained_parameter_gets_a_gradient_and_frozen_ones_none():
     frames, padding = clips()
     features = system.encode_frames(frames.flatten(0, 1))
     cells, pixels, objectness = system.pixel_decoder(features, frames.flatten(0, 1), padding.flatten(0, 1))
-    truth = frame_truth(square(), torch.zeros(64, 96, dtype=torch.bool))
+    truth = labelled_frame(square(), torch.zeros(64, 96, dtype=torch.bool))
     terms = proposal_losses(system.kernels, 8, cells[:1], pixels[:1], objectness[:1], truth, Weights())
     names = system.namer.log_probabilities(maps.embedding).sum()
     (sum(terms.values()) + similarity.sum() + none.sum() + names).backward()
@@ -171,7 +171,7 @@ def test_the_centre_of_a_ring_lies_on_the_ring():
 
 
 def test_objectness_is_best_at_the_centre():
-    truth = frame_truth(square(), torch.zeros(64, 96, dtype=torch.bool))
+    truth = labelled_frame(square(), torch.zeros(64, 96, dtype=torch.bool))
     cells = torch.nn.functional.avg_pool2d(truth.masks[:, None], 2)[:, 0]
     centre, losses = centre_cells(cells), []
     for cell in (centre.item(), 0):
@@ -182,7 +182,7 @@ def test_objectness_is_best_at_the_centre():
 
 
 def test_what_is_not_labelled_is_no_mistake_where_the_truth_is_unknown():
-    known, unknown = (frame_truth(square(), torch.full((64, 96), u)) for u in (False, True))
+    known, unknown = (labelled_frame(square(), torch.full((64, 96), u)) for u in (False, True))
     cells = torch.nn.functional.avg_pool2d(known.masks[:, None], 2)[:, 0]
     logits = torch.full((8, 12), -5.0)
     logits[7, 0] = 5.0

@@ -14,7 +14,7 @@ from deixis.training.token_batches import (
     ScorerData,
     TokenFolder,
     collate_tokens,
-    mirrored,
+    mirror_tokens,
     one_word_changed,
     right_tracks,
     scorer_losses,
@@ -22,7 +22,7 @@ from deixis.training.token_batches import (
     token_sample,
     validate_scorer,
 )
-from deixis.training.tokens import Said, overlaps, read_tokens, save_tokens, tokens_of
+from deixis.training.tokens import Said, clip_tokens, overlaps, read_tokens, save_tokens
 from deixis.types import DeixisError
 
 SENTENCES = (Said("the red square on the left", "written", (0,)), Said("a dog", "none", ()), Said("it", "place", (1,)))
@@ -38,7 +38,7 @@ def tokens(system, frames=3, own_masks=True):
     pixels = torch.randn(frames, 3, 64, 96, generator=torch.Generator().manual_seed(2))
     truth = torch.zeros(frames, 2, 64, 96)
     truth[:, 0, 8:40, 8:40] = truth[:, 1, 24:60, 50:90] = 1
-    return tokens_of(system, system.encode_frames(pixels), pixels, truth, SENTENCES, "clip", own_masks=own_masks)
+    return clip_tokens(system, system.encode_frames(pixels), pixels, truth, SENTENCES, "clip", own_masks=own_masks)
 
 
 def test_what_is_read_is_what_was_saved_to_half_precision(system, tmp_path):
@@ -79,7 +79,7 @@ def test_of_two_objects_that_a_sentence_refers_to_either_is_right():
 
 def test_a_mirrored_clip_exchanges_sides_of_places_and_words(system):
     made = tokens(system)
-    seen = mirrored(made)
+    seen = mirror_tokens(made)
     torch.testing.assert_close(seen.tracks.geometry[..., 0], -made.tracks.geometry[..., 0])
     torch.testing.assert_close(seen.tracks.geometry[..., 1:], made.tracks.geometry[..., 1:])
     assert seen.sentences[0].text == "the red square on the right"

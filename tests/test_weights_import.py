@@ -20,7 +20,7 @@ from deixis.cli import app
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b
 from deixis.inference import predict_clip
 from deixis.linking import Presence
-from deixis.selection import choose
+from deixis.selection import choose_queries
 from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
 from deixis.types import Clip, DeixisError, Expression
@@ -198,7 +198,7 @@ def test_the_command_writes_a_file_that_segment_takes_and_names_what_it_left_out
     assert (model.config.short_side, model.config.painted) == (48, 2)
     frames = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
     clip = Clip(frames, ("0", "1"), (0.0, 0.1), (64, 96))
-    read = lambda prediction, size, padded, _: choose(prediction, Presence(), size, padded)  # noqa: E731
+    read = lambda prediction, size, padded, _: choose_queries(prediction, Presence(), size, padded)  # noqa: E731
     found = predict_clip(model, clip, [Expression("dog")], read, torch.device("cpu"))
     assert found[0].logits.shape[1:] == (2, 16, 24)
     assert json.loads(out.with_suffix(".json").read_text())["left_out"]

@@ -26,7 +26,7 @@ from deixis.inference import model_size
 from deixis.synthetic.cutouts import split_of
 from deixis.systems.light import Light
 from deixis.training.token_batches import sides_exchanged
-from deixis.training.tokens import Said, Tokens, read_tokens, save_tokens, tokens_of
+from deixis.training.tokens import Said, Tokens, clip_tokens, read_tokens, save_tokens
 from deixis.training.views import View, Views
 from deixis.types import DeixisError
 
@@ -86,7 +86,7 @@ def pictures(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyp
                 frames = view.frames(system.config.mean, system.config.std)
                 truth = torch.from_numpy(view.masks).float()[None] / 255
                 with torch.autocast("cpu", dtype=torch.bfloat16):
-                    tokens = tokens_of(system, view.features, frames, truth, sentences, view.name, own_masks=own)
+                    tokens = clip_tokens(system, view.features, frames, truth, sentences, view.name, own_masks=own)
                 save_tokens(place, tokens)
             yield path
 
@@ -145,7 +145,7 @@ def encoded(system: Light, frames: np.ndarray, masks: np.ndarray, said: list[Sai
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         features = system.encode_frames(normalised)
         truth = torch.from_numpy(np.ascontiguousarray(masks)).float()
-        return tokens_of(system, features, normalised, truth, said, name)
+        return clip_tokens(system, features, normalised, truth, said, name)
 
 
 def films(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]

@@ -31,7 +31,7 @@ from torch import nn
 
 from deixis import weights
 from deixis.linking import Linking, Presence
-from deixis.selection import SELECTIONS, Enlarge, PublishedTracks, choose, probabilities
+from deixis.selection import SELECTIONS, Enlarge, PublishedTracks, choose_queries, probabilities
 from deixis.sentences import plain, remarks
 from deixis.tracks import TrackBuilder, select
 from deixis.types import (
@@ -202,7 +202,7 @@ def follow_film(
         if setup.linking is not None:
             return select(prediction, setup.linking, size, padded)
         queries = None if ranked is None else ranked[first : first + len(prediction.scores)]
-        return choose(prediction, setup.judge, size, padded, several=setup.several, queries=queries)
+        return choose_queries(prediction, setup.judge, size, padded, several=setup.several, queries=queries)
 
     context = nullcontext() if ranked is None else every_query(setup.system)
     answers = film_answers(setup.system, windows, expressions, read, setup.device, setup.reduced, stop,

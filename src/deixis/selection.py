@@ -53,7 +53,7 @@ def probabilities(prediction: Prediction) -> Tensor:
     return scores
 
 
-def choose(
+def choose_queries(
     prediction: Prediction, judge: Presence, size: Size, padded: Size, *, several: bool = False,
     queries: Sequence[int] | None = None,
 ) -> list[Shown]:  # fmt: skip

@@ -25,8 +25,8 @@ from deixis.files import cache_folder
 
 log = logging.getLogger(__name__)
 
-SHAPES = 4  # compiled networks kept in memory, one a shape and precision (our choice: about 60 MB each)
-FILES = 16  # traced networks kept on disk (our choice: about 25 MB each)
+KEPT_SHAPES = 4  # compiled networks kept in memory, one a shape and precision (our choice: about 60 MB each)
+KEPT_FILES = 16  # traced networks kept on disk (our choice: about 25 MB each)
 
 
 def openvino_version() -> str | None:
@@ -87,7 +87,7 @@ class FastNetwork:
             except Exception as error:
                 log.warning("OpenVINO cannot run %s (%s); PyTorch does", type(self.module).__name__, first_line(error))
                 self.usable = False
-            if len(self.compiled) > SHAPES:
+            if len(self.compiled) > KEPT_SHAPES:
                 self.compiled.popitem(last=False)
         if not self.usable:
             return tuple(self.module(frames))
@@ -167,7 +167,7 @@ class FastNetwork:
                 for part in (".bin", ".sum", ".xml"):
                     os.replace(beside.with_suffix(part), place.with_suffix(part))
             kept = sorted(place.parent.glob("*.xml"), key=lambda p: p.stat().st_mtime, reverse=True)
-            for old in kept[FILES:]:
+            for old in kept[KEPT_FILES:]:
                 for part in (".sum", ".bin", ".xml"):
                     old.with_suffix(part).unlink(missing_ok=True)
         except Exception as error:

@@ -62,7 +62,7 @@ def objectness_loss(logits: Tensor, cells: Tensor, centres: Tensor, weights: Ten
 
 
 @dataclass(frozen=True, eq=False)
-class FrameTruth:
+class LabelledFrame:
     """The objects of one frame. masks: (N, h, w) 0..1 coverage.  weights: (N,) how sure each is.
     unknown: (rows, columns) bool, where objects may lie without a label."""
 
@@ -71,16 +71,16 @@ class FrameTruth:
     unknown: Tensor
 
 
-def frame_truth(masks: Tensor, unknown: Tensor, weights: Tensor | None = None) -> FrameTruth:
+def labelled_frame(masks: Tensor, unknown: Tensor, weights: Tensor | None = None) -> LabelledFrame:
     """From masks (N, H, W) 0..1 and unknown (H, W) bool; what is too small to be predicted is left out."""
     quarter = F.avg_pool2d(masks.float()[:, None], 4)[:, 0] if len(masks) else masks.float()[:, ::4, ::4]
     large = quarter.flatten(1).sum(1) >= 2.0
     weights = torch.ones(len(masks), device=masks.device) if weights is None else weights
-    return FrameTruth(quarter[large], weights[large], F.max_pool2d(unknown.float()[None], 8)[0] > 0.5)
+    return LabelledFrame(quarter[large], weights[large], F.max_pool2d(unknown.float()[None], 8)[0] > 0.5)
 
 
 def proposal_losses(
-    kernels: KernelHead, hidden: int, cells: Tensor, pixels: Tensor, objectness: Tensor, truth: FrameTruth,
+    kernels: KernelHead, hidden: int, cells: Tensor, pixels: Tensor, objectness: Tensor, truth: LabelledFrame,
     weights: ProposalWeights,
 ) -> dict[str, Tensor]:  # fmt: skip
     """All terms of one frame, weighted.

@@ -3,7 +3,7 @@
 B clips, T frames, N = B T frames, Q tracks of a clip, K expressions, D width, L words; h w cells at stride 4.
 
 1. ``encode_frames``: two small pretrained image encoders (TinyViT, EfficientNet-lite2), frozen.
-2. ``PixelDecoder``: their maps become features at strides 16, 8 and 4, and an objectness logit a cell at stride 8.
+2. ``FramePixelDecoder``: their maps become features at strides 16, 8 and 4, and an objectness logit a cell at stride 8.
 3. ``propose``: the best cells bring dynamic kernels (CondInst, arXiv:2003.05664) that predict masks; duplicates are
    suppressed; a proposal of one frame is linked to those of the next, so that one object is one track.
 4. ``pool_tracks``: what the frozen maps hold under each track's masks, summarised over time (``TrackFeatures``).
@@ -201,7 +201,7 @@ class Light(nn.Module):
         self.text = MiniLm(config.text)
         self.fast: FastNetwork | None = None
         _, semantic16, semantic32 = self.efficient_net.widths
-        self.pixel_decoder = PixelDecoder(config, semantic16, semantic32)
+        self.pixel_decoder = FramePixelDecoder(config, semantic16, semantic32)
         self.kernels = KernelHead(config.width, config.mask_channels, config.mask_hidden)
         self.namer = Namer(config, semantic16, semantic32)
         self.scorer = TextScorer(config, semantic16, semantic32)
@@ -357,13 +357,13 @@ def enlarged(frames: Tensor, config: LightConfig) -> Tensor:
     scale, shift = std * (255 / 128), (mean * 255 - 127) / 128
     pixels = frames * scale[:, None, None] + shift[:, None, None]
     size = [max(32, round(int(n) * config.semantic_scale / 32) * 32) for n in frames.shape[-2:]]  # int: for traces
-    return resize(pixels, size)
+    return resize_to(pixels, size)
 
 
 # ---- proposals
 
 
-class PixelDecoder(nn.Module):
+class FramePixelDecoder(nn.Module):
     """Frozen maps -> features at stride 8 (where proposals come from) and stride 4 (what their kernels read)."""
 
     def __init__(self, config: LightConfig, semantic16: int, semantic32: int) -> None:
@@ -419,15 +419,15 @@ class PixelDecoder(nn.Module):
         size = features.middle.shape[-2:]
         cells = (
             self.middle(features.middle)
-            + resize(self.semantic8(features.semantic16), size)
-            + resize(self.up16(x), size)
+            + resize_to(self.semantic8(features.semantic16), size)
+            + resize_to(self.up16(x), size)
         )
         for block in self.blocks:
             cells = block(cells)
         objectness = self.objectness(cells)[:, 0].float()
         if padded:
             objectness = objectness.masked_fill(F.max_pool2d(padding.float()[:, None], 8)[:, 0] > 0, DEAD)
-        pixels = self.fine(features.fine) + resize(self.up8(cells), features.fine.shape[-2:]) + self.colour(frames)
+        pixels = self.fine(features.fine) + resize_to(self.up8(cells), features.fine.shape[-2:]) + self.colour(frames)
         return cells, self.mix(pixels), objectness
 
 
@@ -441,7 +441,7 @@ def pool_to(x: Tensor, like: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(x, (like.shape[-2], like.shape[-1]))
 
 
-def resize(x: Tensor, size: Sequence[int]) -> Tensor:
+def resize_to(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
@@ -727,7 +727,7 @@ class Namer(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class ClipTokens:
+class SharedTokens:
     """What the expressions of a clip share. tracks: (B, Q, D).  pairs: (B, heads, 1 + Q, 1 + Q) attention biases.
     places: (B, Q, PLACES).  scene: (B, D).  names: (B, Q, names) log probabilities.  colours: (B, Q, 3 shades).
     absent: (B, Q) bool."""
@@ -740,8 +740,8 @@ class ClipTokens:
     colours: Tensor
     absent: Tensor
 
-    def select(self, which: Tensor) -> ClipTokens:
-        return ClipTokens(*(getattr(self, f.name)[which] for f in fields(self)))
+    def select(self, which: Tensor) -> SharedTokens:
+        return SharedTokens(*(getattr(self, f.name)[which] for f in fields(self)))
 
 
 class TextScorer(nn.Module):
@@ -769,16 +769,16 @@ class TextScorer(nn.Module):
         shade_of = torch.tensor([[float(s[0] == c) for c in COLOURS] for s in SHADES])
         self.register_buffer("shade_of", shade_of, persistent=False)
 
-    def encode(self, tracks: TrackFeatures, embedding: Tensor, names: Tensor) -> ClipTokens:
+    def encode(self, tracks: TrackFeatures, embedding: Tensor, names: Tensor) -> SharedTokens:
         """What all expressions of B clips share. embedding: (B, Q, C) and names: (B, Q, names) of the namer."""
         facts, places = trajectories(tracks.geometry, tracks.alive)
-        return ClipTokens(
+        return SharedTokens(
             self.tracks(tracks, embedding, facts), self.tracks.pairs(tracks, facts), places, self.scene(tracks.scene),
             names, tracks.colours.float(), tracks.absent,
         )  # fmt: skip
 
     def forward(
-        self, clip: ClipTokens, vectors: Tensor, text: TextFeatures, heads: Tensor, colours: Tensor
+        self, clip: SharedTokens, vectors: Tensor, text: TextFeatures, heads: Tensor, colours: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Similarities (K, Q) and "none of them" logits (K,).
 
@@ -809,7 +809,7 @@ class TextScorer(nn.Module):
         similarity = similarity + torch.einsum("kqf,kf->kq", ranks.float(), self.rank_weights(spelt.sum(1) / 4).float())
         return similarity.float().masked_fill(clip.absent, DEAD), self.absent(x[:, 0]).squeeze(-1).float()
 
-    def bridges(self, clip: ClipTokens, vectors: Tensor, sentence: Tensor, heads: Tensor, colours: Tensor) -> Tensor:
+    def bridges(self, clip: SharedTokens, vectors: Tensor, sentence: Tensor, heads: Tensor, colours: Tensor) -> Tensor:
         """(K, Q, BRIDGES): how well each track's names and colours agree with the words, before anything is learned."""
         names, known = clip.names, clip.names.exp()
         facts = []

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deixis.systems.light import Light, TrackFeatures
 from deixis.training.views import View, Views
 
-SAME = {"aeroplane": "airplane", "motorbike": "motorcycle", "tvmonitor": "tv", "diningtable": "dining table",
+SAME_NAMES = {"aeroplane": "airplane", "motorbike": "motorcycle", "tvmonitor": "tv", "diningtable": "dining table",
         "pottedplant": "potted plant", "sofa": "couch"}  # fmt: skip
 
 
@@ -59,11 +59,11 @@ def known_names(weights: Path, data: Path) -> list[str]:
         if index.parent.name != "fluent_emoji3d":
             content = json.loads(index.read_text())
             names |= {n.lower() for n in content["meta"].get("classes", {})}
-    return sorted({SAME.get(n, n) for n in names})
+    return sorted({SAME_NAMES.get(n, n) for n in names})
 
 
 @torch.no_grad()
-def regions_of(system: Light, views: Views, names: Sequence[str]) -> Regions:
+def labelled_regions(system: Light, views: Views, names: Sequence[str]) -> Regions:
     """The labelled regions of all views, with what the frozen encoders hold under their true masks."""
     place = {name: i for i, name in enumerate(names)}
     rows: dict[str, list] = {k: [] for k in ("features", "head", "truth", "teacher", "sure", "area", "sets")}
@@ -71,12 +71,12 @@ def regions_of(system: Light, views: Views, names: Sequence[str]) -> Regions:
         view = views[index]
         if not len(view.masks):
             continue
-        tracks = pooled(system, view)
+        tracks = pool_view(system, view)
         rows["features"].append(system.namer.inputs(tracks)[0].half())
         rows["head"].append(tracks.head[0].half())
         for found, mask in zip(view.objects, view.masks, strict=True):
             said = [(place[n], p) for n, p in found["names"].get("labeler", []) if n in place][:12]
-            rows["truth"].append(place.get(SAME.get(found["class"], found["class"]), -1) if found["class"] else -1)
+            rows["truth"].append(place.get(SAME_NAMES.get(found["class"], found["class"]), -1))
             rows["teacher"].append([i for i, _ in said] + [-1] * (12 - len(said)))
             rows["sure"].append([p for _, p in said] + [0.0] * (12 - len(said)))
             rows["area"].append(float(mask.mean()) / 255)
@@ -87,7 +87,7 @@ def regions_of(system: Light, views: Views, names: Sequence[str]) -> Regions:
     )  # fmt: skip
 
 
-def pooled(system: Light, view: View) -> TrackFeatures:
+def pool_view(system: Light, view: View) -> TrackFeatures:
     """Track features of a view's own objects (one frame)."""
     frames = view.frames(system.config.mean, system.config.std)
     masks = F.avg_pool2d(torch.from_numpy(view.masks).float()[None] / 255, 4)
@@ -98,7 +98,7 @@ def classifier_names(weights: Path, names: Sequence[str]) -> Tensor:
     """(classes,) the known name of each ImageNet class."""
     place = {name: i for i, name in enumerate(names)}
     listed = json.loads((weights / "imagenet_names.json").read_text())
-    return torch.tensor([place[SAME.get(s[0].lower(), s[0].lower())] for s in listed])
+    return torch.tensor([place[SAME_NAMES.get(s[0].lower(), s[0].lower())] for s in listed])
 
 
 def targets_of(data: NamerData, system: Light, regions: Regions, classes: Tensor, rows: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from deixis.training.tokens import Said, Tokens, batch_tracks, read_tokens
 from deixis.types import DeixisError
 
 UNIQUE = ("class", "colour", "written", "typed")  # kinds that stay false of the others when their object is taken away
-WORDS = re.compile(r"[\w'-]+")
+A_WORD = re.compile(r"[\w'-]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def token_sample(
     assert folder is not None
     tokens = folder[int(rng.integers(len(folder)))]
     if rng.random() < data.mirrored:
-        tokens = mirrored(tokens)
+        tokens = mirror_tokens(tokens)
     tokens = with_noise(tokens, rng, data.noise)
     order = rng.permutation(len(tokens.sentences))[: data.sentences]
     chosen: list[tuple[Said, float, bool]] = []
@@ -114,7 +114,7 @@ SWAPS = {word: group for group in (*NOUN_SWAPS, COLOURS) for word in group}
 
 def one_word_changed(text: str, rng: np.random.Generator) -> str | None:
     """The sentence with one noun or colour exchanged for another of its kind; None where it has none."""
-    places = [m for m in WORDS.finditer(text) if m.group().lower() in SWAPS]
+    places = [m for m in A_WORD.finditer(text) if m.group().lower() in SWAPS]
     if not places:
         return None
     place = places[int(rng.integers(len(places)))]
@@ -129,10 +129,10 @@ SIDES = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost":
 
 
 def sides_exchanged(text: str) -> str:
-    return WORDS.sub(lambda m: SIDES.get(m.group().lower(), m.group()), text)
+    return A_WORD.sub(lambda m: SIDES.get(m.group().lower(), m.group()), text)
 
 
-def mirrored(tokens: Tokens) -> Tokens:
+def mirror_tokens(tokens: Tokens) -> Tokens:
     """The clip seen in a mirror: places and words change sides. What lies under a mask is taken to stay the same."""
     flip = tokens.tracks.geometry.new_tensor([-1, 1, 1, 1, 1])
     tracks = replace(tokens.tracks, geometry=tokens.tracks.geometry * flip)

@@ -47,7 +47,7 @@ class Tokens:
 
 
 @torch.no_grad()
-def tokens_of(
+def clip_tokens(
     system: Light,
     features: FrameFeatures,
     frames: Tensor,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deixis.blocks.proposals import iou
-from deixis.losses.proposals import ProposalWeights, frame_truth, proposal_losses
+from deixis.losses.proposals import ProposalWeights, labelled_frame, proposal_losses
 from deixis.systems.light import Light
 from deixis.training.views import View, Views
 
@@ -45,7 +45,7 @@ def view_losses(data: ViewData, system: Light, batch: ViewBatch) -> dict[str, Te
     for view in batch.views:
         frames = view.frames(system.config.mean, system.config.std)
         cells, pixels, objectness = system.pixel_decoder(view.features, frames, torch.zeros(1, *frames.shape[-2:]))
-        truth = frame_truth(
+        truth = labelled_frame(
             torch.from_numpy(view.masks) / 255, torch.from_numpy(view.unknown), torch.from_numpy(view.weights)
         )
         hidden = system.config.mask_hidden

