@@ -123,7 +123,7 @@ def test_every_key_of_the_published_files_has_its_place(config: ConvClipConfig, 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: s.pop("visual.trunk.stages.2.blocks.1.gamma"), "1 keys missing, such as eyes.encoder.stages.2."),
+        (lambda s: s.pop("visual.trunk.stages.2.blocks.1.gamma"), "1 keys missing, such as vision.encoder.stages.2."),
         (lambda s: s.update(more=torch.zeros(1)), "1 keys are unknown to ConvNeXt CLIP: more"),
         (lambda s: s.update(text_projection=torch.zeros(24, 21)), r"word_projection.weight is \(21, 24\), expected"),
     ],
@@ -212,7 +212,7 @@ def test_a_folder_in_the_hubs_form_gives_the_same_tokens(tmp_path: Path) -> None
 
 def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:
     config = replace(sizes("linear", write_files(tmp_path, "linear", ".safetensors")), vocabulary=700)
-    with pytest.raises(DeixisError, match="714 entries, but the ears 700"):
+    with pytest.raises(DeixisError, match="714 entries, but the text encoder 700"):
         ConvClip(replace(config, place="")).encode_text(["dog"])
 
 

@@ -229,7 +229,7 @@ def test_without_words_everywhere_they_meet_nothing() -> None:
     assert {"pixel_query", "word_value"} <= names[0]
     assert not {"pixel_query", "word_value"} & names[1]
     model = make(words="start")
-    assert all(layer.hear is None for layer in [*model.find.layers, *model.watch.layers])
+    assert all(layer.attend_text is None for layer in [*model.find.layers, *model.watch.layers])
     assert model.find.start is None
 
 

@@ -364,7 +364,7 @@ def _gather(
 
 
 def _encode(
-    system: System, clip: Clip, device: torch.device, wanted: Sequence[int] | None = None
+    system: System | RecurrentSystem, clip: Clip, device: torch.device, wanted: Sequence[int] | None = None
 ) -> tuple[Any, Size, Size]:
     """(the system's maps of a clip, the picture's size, the same with its padding)."""
     config = system.config

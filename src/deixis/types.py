@@ -307,8 +307,14 @@ class Accelerated(Protocol):
 
 
 @runtime_checkable
-class RecurrentSystem(System, Protocol):
-    """A system that carries a memory from window to window: ``follow`` replaces ``decode``."""
+class RecurrentSystem(Protocol):
+    """A system that carries a memory from window to window: ``follow`` replaces ``decode``, which it need not have."""
+
+    config: Any
+
+    def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
+        """As of any system."""
+        ...
 
     def follow(self, maps: FeatureMaps, expressions: Sequence[Expression], memory: Any) -> tuple[Prediction, Any]:
         """The prediction of a window, and the memory for the next one (None before the first)."""

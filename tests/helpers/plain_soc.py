@@ -226,7 +226,7 @@ class PlainSoc(Soc):
         clips = clips if self.training else [clips[0]] * len(layers)
         sentence = mean_of_words(words, text.padding)
         levels = [
-            self.heads(i, self.tell(frames.queries[i], clip), clip, sentence, frames, scene.size_xy)
+            self.heads(i, self.add_clip_context(frames.queries[i], clip), clip, sentence, frames, scene.size_xy)
             for i, clip in zip(layers, clips, strict=True)
         ]
         if self.training:
