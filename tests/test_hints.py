@@ -92,6 +92,7 @@ def checks(folder: Path) -> None:
 
 DONE: dict[str, Callable[[Path], None]] = {
     "deixis models": lambda folder: works("models"),
+    "deixis recipes": lambda folder: works("recipes"),
     "deixis predict": lambda folder: works("predict", "--help"),
     "deixis pack": lambda folder: works("pack", "--help"),
     "deixis data check {} {}": checks,

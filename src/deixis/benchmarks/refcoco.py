@@ -41,7 +41,7 @@ SPLITS = tuple(f"{name}_{split}" for name, splits in SET_SPLITS.items() for spli
 MAX_SIDE = 20_000  # pixels (our choice: COCO's images have 640)
 WHERE = (
     "get train2014 from https://cocodataset.org and the expressions from https://github.com/lichengunc/refer,"
-    " and lay them out with `deixis data build refcoco DOWNLOAD OUT`"
+    " and lay them out with `deixis data build refcoco DOWNLOAD OUT`; see docs/benchmarks.md"
 )
 
 
