@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("DEIXIS_FAST", "0")  # tests of OpenVINO switch it on; a trace for each tiny system costs seconds
 SKIPPED: dict[str, str] = {}  # test -> reason, in this run
 DEAR = {"listed", "server"}  # fixtures: 24 films segmented, the page's own server started
 MOST_PROCESSES = 4  # our choice: each imports torch, half a gigabyte

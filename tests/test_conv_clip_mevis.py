@@ -384,6 +384,9 @@ class Counting(nn.Module):
     def encode(self, frames: Tensor, padding: Tensor) -> FeatureMaps:
         return FeatureMaps((frames,), (1,), padding, (frames.shape[-2], frames.shape[-1]))
 
+    def decode(self, maps: FeatureMaps, expressions: Any, wanted: Any = None) -> Any:
+        raise AssertionError("a system with a memory is asked to follow")
+
     def gather(self, maps: FeatureMaps, expressions: Any, memory: Any) -> int:
         self.log.append(("gather", memory))
         return (memory or 0) + maps.levels[0].shape[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -10,12 +12,13 @@ from deixis.encoders import fast
 from deixis.encoders.fast import FastNetwork
 from deixis.systems.light import light_debug
 
-needs_openvino = pytest.mark.skipif(fast.openvino_version() is None, reason="openvino is not installed (extra fast)")
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed (extra fast)")
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("DEIXIS_CACHE", str(tmp_path))
+    monkeypatch.setenv("DEIXIS_FAST", "1")
     return tmp_path / "openvino"
 
 

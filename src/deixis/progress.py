@@ -25,17 +25,22 @@ class Screen:
     quiet: bool = False
 
     def verdict(self, verdict: Verdict) -> None:
-        typer.echo(json.dumps(verdict.facts(), ensure_ascii=False) if self.as_json else str(verdict))
+        typer.echo(json.dumps(verdict.facts(), ensure_ascii=False) if self.as_json else printable(str(verdict)))
 
     def note(self, line: str, *, err: bool = True) -> None:
         if not self.quiet:
-            typer.echo(line, err=err)
+            typer.echo(printable(line), err=err)
 
     def warn(self, line: str) -> None:
-        typer.echo(f"warning: {line}", err=True)
+        typer.echo(printable(f"warning: {line}"), err=True)
 
     def frames_bar(self, words: str, frames: int | None) -> AbstractContextManager[Callable[[int], None]]:
         return nullcontext(lambda done: None) if self.quiet else frames_bar(words, frames)
+
+
+def printable(line: str) -> str:
+    """The line, with what is no Unicode (bytes of a file's name, say) spelt out."""
+    return line.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 @contextmanager
