@@ -152,9 +152,9 @@ class Stream:
                         continue
                     if packet.pts is None or packet.dts is None:
                         return None
-                    if packet.pts < pts:
+                    if packet.pts < pts:  # type: ignore[operator]  # no packets where it is None
                         times.add(packet.pts)
-                    elif packet.dts >= pts:
+                    elif packet.dts >= pts:  # type: ignore[operator]
                         break
             except (FFmpegError, ValueError) as error:
                 log.debug("%s: counting: %s", self.path, error)
