@@ -67,7 +67,7 @@ app = typer.Typer(
 ModelOption = Annotated[str, typer.Option(help="A name that `deixis models` lists, or a checkpoint file.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
-FormatOption = Annotated[str, typer.Option("--as", help="Of overlay, rle, png, coco, matte; commas between.")]
+FormatOption = Annotated[str, typer.Option("--as", help="Of overlay, png, rle, matte, coco; commas between.")]
 StartOption = Annotated[float | None, typer.Option(help="Begin at this second.")]
 EndOption = Annotated[float | None, typer.Option(help="End before this second.")]
 EveryOption = Annotated[int, typer.Option(help="Look at each Nth frame.")]

@@ -35,6 +35,7 @@ __all__ = [
 ]  # fmt: skip
 
 FOLDER_FPS = 24.0  # our choice: frames per second of a folder, whose pictures carry no times
+ROUNDING = 1e-9  # seconds: to whoever says 2 a frame at 1.9999999999999998 s is at 2 s
 SIDES_MAY_BEND = 0.04  # our choice: share by which a side may change so that no padding is needed
 
 Item = TypeVar("Item")
@@ -230,7 +231,8 @@ class Film:
         )
 
     def _frames_of_source(self) -> Iterator[Frame]:
-        inside = (f for f in self._source.frames(self.start, self.end) if self.start <= f.seconds < self.end)
+        start, end = self.start - ROUNDING, self.end - ROUNDING
+        inside = (f for f in self._source.frames(start, end) if start <= f.seconds < end)
         for index, frame in enumerate(islice(inside, 0, None, self.every)):
             yield Frame(index, frame.name, frame.seconds, frame.convert, frame.number)
 

@@ -118,8 +118,7 @@ class Stream:
             number, last = None if sought else 0, None
             index = 0
             for decoded, frame in enumerate(self._decode(container, stream)):
-                # Rounded: 1.9999999999999998 s is 2 s to whoever names them.
-                seconds = decoded / self.rate if frame.time is None else max(0.0, round(frame.time - self._origin, 9))
+                seconds = decoded / self.rate if frame.time is None else max(0.0, frame.time - self._origin)
                 last = seconds
                 if sought and not decoded and seconds >= start:
                     break  # the key frame that was found lies too late, as in MPEG-TS

@@ -43,26 +43,26 @@ class Format:
     paint: Callable[[Path, VideoSource, Sequence[MaskTrack]], Sequence[Painter]] | None = None
 
 
-# One line a format; those without frames are written first, in this order.
-FORMATS: dict[str, Format] = {
+FORMATS: dict[str, Format] = {  # one line a format
     "overlay": Format(
         item="overlay.mp4", choice="Overlay film", link="Overlay film",
         paint=lambda path, film, tracks: [Overlay(path, film, tracks)],
-    ),
-    "rle": Format(
-        item="masks.json", choice="Masks as JSON", link="Masks, RLE",
-        write=lambda path, film, tracks, model, complete: write_rle(path, film, tracks, model=model, complete=complete),
     ),
     "png": Format(
         item="masks", choice="Masks as pictures", link="Masks, PNG",
         write=lambda path, film, tracks, model, complete: write_pngs(path, tracks),
     ),
+    "rle": Format(
+        item="masks.json", choice="Masks as JSON", link="Masks, RLE",
+        write=lambda path, film, tracks, model, complete: write_rle(path, film, tracks, model=model, complete=complete),
+    ),
+    "matte": Format(item="matte", choice="Film with alpha", link="Matte films", paint=mattes),
     "coco": Format(
         item="coco", choice="COCO and YouTube-VIS", link="COCO, YouTube-VIS",
         write=lambda path, film, tracks, model, complete: write_coco(path, film, tracks, model=model),
     ),
-    "matte": Format(item="matte", choice="Film with alpha", link="Matte films", paint=mattes),
 }  # fmt: skip
+FIRST = "rle"  # is written before all others: small, and everything can be made of it again
 
 
 def check_formats(text: str) -> tuple[str, ...]:
@@ -121,7 +121,8 @@ def write(
         >>> sorted(path.name for path in output.paths)
         ['contact_sheet.png', 'masks', 'masks.json']
     """
-    chosen = [form for name, form in FORMATS.items() if name in formats]
+    names = sorted((name for name in FORMATS if name in formats), key=lambda name: name != FIRST)
+    chosen = [FORMATS[name] for name in names]
     for form in chosen:
         if form.write is not None:
             with output.item(form.item) as path:
