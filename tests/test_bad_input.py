@@ -182,7 +182,7 @@ def test_a_film_that_is_none_is_refused(tmp_path: Path, place: Path, make: Calla
     ("options", "words"),
     [
         (["--device", "tpu"], "unknown device 'tpu'; expected one of auto, cpu, cuda, mps"),
-        (["--as", "overlay,gif"], "unknown format 'gif'; expected overlay, rle, png, coco, matte"),
+        (["--as", "overlay,gif"], "unknown format 'gif'; expected overlay, png, rle, matte, coco"),
         (["--precision", "int2"], "unknown precision"),
         (["--start", "5"], "no frames between 5"),
         (["--start", "2", "--end", "1"], "end must come after start"),

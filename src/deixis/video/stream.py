@@ -114,7 +114,6 @@ class Stream:
             stream.codec_context.options = {"max_pixels": str(self.max_pixels)}
             stream.thread_type = "AUTO"
             sought = seek and self._seek(container, stream, start)
-            start, end = round(start, 9), round(end, 9)  # as the frames' own times are
             number, last = None if sought else 0, None
             index = 0
             for decoded, frame in enumerate(self._decode(container, stream)):
