@@ -116,7 +116,7 @@ class Output(AbstractContextManager["Output"]):
         return self
 
     def _prefix(self) -> str:
-        return INSIDE if self.inside else f".{self.out.name.encode()[:200].decode(errors='ignore')}.part-"
+        return INSIDE if self.inside else f".{os.fsdecode(os.fsencode(self.out.name)[:200])}.part-"
 
     @contextmanager
     def item(self, name: str) -> Iterator[Path]:
