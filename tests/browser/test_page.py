@@ -47,7 +47,7 @@ def browser() -> Iterator:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    options = ("--model", "light_debug", "--max-jobs", "1", "--max-bytes", "3000000")
+    options = ("--model", "soc_debug", "--max-jobs", "1", "--max-bytes", "3000000")
     with running(tmp_path_factory.mktemp("server"), *options) as made:
         yield made
 
