@@ -100,7 +100,7 @@ def test_sentences_whose_thing_is_taken_away_refer_to_nothing(system, tmp_path):
     save_tokens(tmp_path / "a.safetensors", tokens(system))
     folder = TokenFolder([tmp_path])
     data = ScorerData(removed=1.0, swapped=0.0, borrowed=0.0)
-    batch = collate_tokens(data, [token_sample(folder, None, data, 0, 0)])
+    batch = collate_tokens(data, [token_sample({"pictures": folder}, data, 0, 0)])
     written = [i for i, text in enumerate(batch.texts) if "square" in text]
     assert batch.absent[written].all()
     assert batch.removed[written].any(1).all()
@@ -116,7 +116,7 @@ def test_the_scorer_learns_to_choose_and_to_refuse_on_one_clip(system, tmp_path)
     optimiser = torch.optim.AdamW(learner.scorer.parameters(), lr=1e-3)
     losses = []
     for step in range(60):
-        batch = collate_tokens(data, [token_sample(folder, None, data, 0, 2 * step + i) for i in range(2)])
+        batch = collate_tokens(data, [token_sample({"pictures": folder}, data, 0, 2 * step + i) for i in range(2)])
         loss = scorer_losses(learner, batch)["choice"]
         optimiser.zero_grad()
         loss.backward()

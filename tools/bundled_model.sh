@@ -25,7 +25,7 @@ stage namer ""
 stage proposals "$runs/namer/model.safetensors"
 "$python" "$here/remember_views.py" --data "$data" --weights "$weights" -o "$runs/views" --view 1 --written
 model=$runs/proposals/model.safetensors
-for kind in pictures davis films; do
+for kind in pictures davis stills films; do
     "$python" "$here/make_tokens.py" $kind --model "$model" --features "$runs/views" --objects "$runs/objects" \
         --data "$data" -o "$runs/tokens" --films "${FILMS:-10000}"
 done

@@ -2,11 +2,13 @@
 
     python tools/make_tokens.py pictures --model NAMER.safetensors --features VIEWS --objects OBJECTS --data SETS -o OUT
     python tools/make_tokens.py davis    --model NAMER.safetensors --data SETS -o OUT
+    python tools/make_tokens.py stills   --model NAMER.safetensors --data SETS -o OUT --from 0 --films 2000
     python tools/make_tokens.py films    --model NAMER.safetensors --data SETS -o OUT --from 0 --films 2000
 
 ``pictures``: every remembered view with written expressions, twice: with the model's own proposals and with the true
-masks as tracks. ``davis``: clips of the DAVIS films with the expressions of ``films.json``. ``films``: rendered films
-with generated sentences. Resumable; a file that is cut off is made anew.
+masks as tracks. ``stills``: crops of real pictures with generated sentences. ``davis``: clips of the DAVIS films with
+the expressions of ``films.json``. ``films``: rendered films with generated sentences. Resumable; a file that is cut off
+is made anew.
 Development pictures and films go to OUT/development, the others to OUT/train; held-out ones are never touched.
 """
 
@@ -35,7 +37,7 @@ KEPT = 0.6  # share of a thing that a view must show for what was written of it 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("kind", choices=("pictures", "davis", "films"))
+    options.add_argument("kind", choices=("pictures", "davis", "stills", "films"))
     options.add_argument("--model", required=True, help="a checkpoint of light")
     options.add_argument("--data", type=Path, required=True, help="the folder of the sets (shared/data)")
     options.add_argument("--features", type=Path)
@@ -51,7 +53,7 @@ def main() -> None:
     assert isinstance(system, Light)
     system.accelerate()
     began = time.time()
-    steps = {"pictures": pictures, "davis": davis, "films": films}[asked.kind](system, asked)
+    steps = {"pictures": pictures, "davis": davis, "stills": stills, "films": films}[asked.kind](system, asked)
     for done, _ in enumerate(steps, 1):
         if done % 200 == 0:
             print(f"{done} clips, {(time.time() - began) / done:.3f} s each", flush=True)
@@ -149,21 +151,38 @@ def encoded(system: Light, frames: np.ndarray, masks: np.ndarray, said: list[Sai
 
 
 def films(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
+    shapes = [((320, 576), 5), ((320, 448), 4), ((320, 576), 8), ((320, 448), 3), ((448, 320), 4)]
+    return rendered(system, asked, "films", shapes, 7_000_000_000)
+
+
+def stills(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
+    shapes = [((320, 448), 1), ((320, 384), 1), ((448, 320), 1)]
+    return rendered(system, asked, "stills", shapes, 8_000_000_000, stills=1, composites=0, twins=0, davis=0)
+
+
+DEVELOPMENT_FILMS = 80
+
+
+def rendered(  # type: ignore[no-untyped-def]
+    system: Light, asked: argparse.Namespace, kind: str, shapes: list, base: int, **shares: float
+):
+    """The films of the seeds base + number; those of the development split come first, with seeds below ``base``."""
     from deixis.synthetic.mixture import Mixture
     from deixis.synthetic.sentences import SentenceMix
 
-    shapes = [((320, 576), 5), ((320, 448), 4), ((320, 576), 8), ((320, 448), 3), ((448, 320), 4)]
     mixtures: dict[tuple, Mixture] = {}
-    for number in range(asked.first, asked.first + asked.films):
-        place = asked.out / "train" / "films" / f"{number // 1000:03d}" / f"{number:06d}.safetensors"
+    numbers = [("development", n) for n in range(DEVELOPMENT_FILMS)]
+    numbers += [("train", n) for n in range(asked.first, asked.first + asked.films)]
+    for part, number in numbers:
+        place = asked.out / part / kind / f"{number // 1000:03d}" / f"{number:06d}.safetensors"
         if whole(place):
             continue
         size, frames = shapes[number % len(shapes)]
-        key = (size, frames)
+        key = (part, size, frames)
         if key not in mixtures:
-            mixtures[key] = Mixture(asked.data, split="train", size=size, frames=frames,
-                                    sentences=SentenceMix(count=24))  # fmt: skip
-        film = mixtures[key].film(7_000_000_000 + number)
+            mixtures[key] = Mixture(asked.data, split=part, size=size, frames=frames,
+                                    sentences=SentenceMix(count=24), **shares)  # fmt: skip
+        film = mixtures[key].film(base + number - (0 if part == "train" else 10_000))
         said = [Said(s.text, s.kind, tuple(s.objects)) for s in film.sentences]
         save_tokens(place, encoded(system, film.frames, film.masks, said, film.name))
         yield place

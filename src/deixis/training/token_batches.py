@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,7 +33,8 @@ class ScorerData:
     nearly: float = 0.8  # share of the best overlap from which on a track also does
     doubtful: float = 0.15  # a track whose overlap lies between this and ``fits`` is neither right nor wrong
     sentences: int = 16  # of a clip in a step
-    pictures: float = 0.5  # share of clips with written expressions
+    pictures: float = 0.45  # share of clips with written expressions
+    stills: float = 0.25  # share of real pictures with generated sentences; the rest are films
     removed: float = 0.15  # chance that the thing of a sentence is taken away, which then refers to nothing
     swapped: float = 0.12  # chance that one word of a sentence is exchanged, which then refers to nothing
     borrowed: float = 0.08  # sentences of another clip, of the number of a clip's own
@@ -76,13 +77,17 @@ class TokenFolder:
 
 
 def token_sample(
-    pictures: TokenFolder, films: TokenFolder | None, data: ScorerData, seed: int, index: int
+    folders: Mapping[str, TokenFolder], data: ScorerData, seed: int, index: int
 ) -> tuple[Tokens, list[tuple[Said, float, bool]]]:
-    """A clip and the sentences of a step: (sentence, weight, its thing is taken away)."""
+    """A clip and the sentences of a step: (sentence, weight, its thing is taken away).
+
+    folders: "pictures", "stills" and "films", those that there are; they share the clips as ``data`` says.
+    """
     rng = np.random.default_rng([seed, index])
-    written = films is None or rng.random() < data.pictures
-    folder = pictures if written else films
-    assert folder is not None
+    shares = {"pictures": data.pictures, "stills": data.stills, "films": 1 - data.pictures - data.stills}
+    there = [name for name in shares if name in folders]
+    chances = np.array([shares[name] for name in there])
+    folder = folders[there[int(rng.choice(len(there), p=chances / chances.sum()))]]
     tokens = folder[int(rng.integers(len(folder)))]
     if rng.random() < data.mirrored:
         tokens = mirror_tokens(tokens)

@@ -145,16 +145,15 @@ def light_scorer(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> R
     configs = apply_overrides(overrides, model=LightConfig(), data=ScorerData(), train=SCORER)
     model, stage, train = configs["model"], configs["data"], configs["train"]
     _require(data, "light_scorer", "start", "tokens")
-    films, development = data["tokens"] / "train" / "films", data["tokens"] / "development"
-    there = [name for name in ("v0", "davis", "films") if (development / name).exists()]
+    training, development = data["tokens"] / "train", data["tokens"] / "development"
+    places = {"pictures": sorted(training.glob("v*")), "stills": [training / "stills"], "films": [training / "films"]}
+    folders = {name: TokenFolder(several) for name, several in places.items() if several and several[0].exists()}
+    there = [name for name in ("v0", "davis", "stills", "films") if (development / name).exists()]
     checks = {name: TokenFolder([development / name]) for name in there}
     return Run(
         name="light_scorer",
         system=partial(build, model, dict(data)),
-        samples=partial(
-            token_sample, TokenFolder(sorted((data["tokens"] / "train").glob("v*"))),
-            TokenFolder([films]) if films.exists() else None, stage, train.seed,
-        ),
+        samples=partial(token_sample, folders, stage, train.seed),
         collate=partial(collate_tokens, stage),
         losses=scorer_losses,
         groups=partial(_groups_of, ("scorer.",)),
