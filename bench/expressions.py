@@ -16,7 +16,7 @@ import torch
 from films import real_film
 
 from deixis.inference import segment
-from deixis.video import Film
+from deixis.video import Video
 from deixis.weights import load
 
 KINDS = ("woman", "bench", "tree", "dog", "backpack", "path")
@@ -35,7 +35,7 @@ def main() -> None:
     words = [look.format(kind) for look in LOOKS for kind in KINDS]  # 30
     system = load(chosen.model)
     with tempfile.TemporaryDirectory() as folder:
-        film = Film(real_film(Path(folder) / "film.mp4", chosen.frames, 480))
+        film = Video(real_film(Path(folder) / "film.mp4", chosen.frames, 480))
 
         def seconds(count: int) -> float:
             began = time.perf_counter()

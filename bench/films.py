@@ -11,7 +11,7 @@ import av
 import cv2
 import numpy as np
 
-from deixis.video import Film
+from deixis.video import Video
 from deixis.weights import DEMO_FILM
 
 
@@ -31,7 +31,7 @@ def write_film(path: Path, pictures: Iterator[np.ndarray], fps: int = 24) -> Pat
 
 def real_film(path: Path, frames: int, short_side: int) -> Path:
     """The demo clip, there and back again, enlarged to ``short_side`` pixels."""
-    pictures = [frame.pixels() for frame in Film(DEMO_FILM).frames()]
+    pictures = [frame.pixels() for frame in Video(DEMO_FILM).frames()]
     height, width = pictures[0].shape[:2]
     size = 2 * round(width * short_side / height / 2), short_side
     large = [cv2.resize(p, size, interpolation=cv2.INTER_CUBIC) for p in pictures]

@@ -19,7 +19,7 @@ import torch
 from films import drawn_film
 
 from deixis.inference import segment
-from deixis.video import Film
+from deixis.video import Video
 from deixis.writers import write
 from deixis.writers.output import Output
 
@@ -56,7 +56,7 @@ def main() -> None:
             gpu.append((done, torch.cuda.memory_allocated() / 1e6))
 
     with tempfile.TemporaryDirectory() as folder:
-        film = Film(drawn_film(Path(folder) / "long.mp4", chosen.frames))
+        film = Video(drawn_film(Path(folder) / "long.mp4", chosen.frames))
         began = time.perf_counter()
         with Output(Path(folder) / "out") as output:
             tracks = segment(

@@ -21,7 +21,7 @@ from films import real_film
 
 from deixis.inference import choose_device, model_size, segment
 from deixis.types import Clip, Expression
-from deixis.video import Film, normalise
+from deixis.video import Video, normalise
 from deixis.weights import load
 from deixis.writers import write
 from deixis.writers.output import Output
@@ -29,7 +29,7 @@ from deixis.writers.output import Output
 WORDS = ("a woman in a black dress", "the bench", "a brown dog", "the path", "a tree on the left")
 
 
-def whole(film: Film, words: tuple[str, ...], system: Any, device: str, precision: str) -> float:
+def whole(film: Video, words: tuple[str, ...], system: Any, device: str, precision: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         with Output(Path(folder) / "out") as output:
@@ -66,7 +66,7 @@ def main() -> None:
     device = choose_device(chosen.device)
     system: Any = load(chosen.model, device)
     with tempfile.TemporaryDirectory() as folder:
-        film = Film(real_film(Path(folder) / "film.mp4", chosen.frames, chosen.source))
+        film = Video(real_film(Path(folder) / "film.mp4", chosen.frames, chosen.source))
         size = model_size(film.source_size, system.config)
         clips = list(film.windows(system.config.window, size=size))
         (height, width), length = film.source_size, system.config.window

@@ -292,12 +292,12 @@ def davis_clips(folder: Path, size: tuple[int, int], frames: int, most: int) -> 
     from deixis.synthetic.scene import Sentence, SyntheticVideo
     from deixis.training.flow import estimate, to_cells
     from deixis.training.small_films import SmallFilm
-    from deixis.video import Film, resize
+    from deixis.video import Video, resize
 
     told = json.loads((folder / "expressions.json").read_text())
     clips = []
     for name in sorted(told)[: -(-most // 3)]:
-        pictures = [frame.pixels((2 * size[0], 2 * size[1])) for frame in Film(folder / "JPEGImages" / name).frames()]
+        pictures = [frame.pixels((2 * size[0], 2 * size[1])) for frame in Video(folder / "JPEGImages" / name).frames()]
         for part in (0.1, 0.45, 0.8):
             first = int(part * (len(pictures) - frames))
             large = np.stack(pictures[first : first + frames])

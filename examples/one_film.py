@@ -15,7 +15,7 @@ import deixis
 
 
 def main(path: str, sentence: str) -> None:
-    film = deixis.Film(path)
+    film = deixis.Video(path)
     (track,) = deixis.segment(film, sentence)
     print(f"{sentence}: presence {track.presence:.2f}, {film.source_size[1]}x{film.source_size[0]} pixels")
     if not track.present:

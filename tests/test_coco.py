@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 
 from deixis.inference import segment
 from deixis.types import MaskTrack
-from deixis.video import Film
+from deixis.video import Video
 from deixis.writers import Output, write
 
 ABOUT = {"name": "colours", "checkpoint": None, "sha256": None}
@@ -26,7 +26,7 @@ WORDS = ["the red square", "a green one", "something blue", "собака red"]
 @pytest.fixture(scope="module", params=["film", "folder"])
 def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Film, list[MaskTrack]]:
+) -> tuple[Path, Video, list[MaskTrack]]:
     place = tmp_path_factory.mktemp("coco")
     pictures = moving(8, (73, 97), ("red", "green"))
     pictures[3][:] = 0  # nothing is there
@@ -34,14 +34,14 @@ def made(
         source = write_film(place / "film.mp4", pictures, pixels="yuv444p")
     else:
         source = write_folder(place / "film", pictures, [f"shot{i}" for i in range(8)])
-    film = Film(source, start=0.1)
+    film = Video(source, start=0.1)
     tracks = segment(film, WORDS, model=colours())
     with Output(place / "out") as output:
         write(output, film, tracks, ["coco"], model=ABOUT)
     return place / "out" / "coco", film, tracks
 
 
-def test_pycocotools_reads_every_mask_of_every_frame(made: tuple[Path, Film, list[MaskTrack]]) -> None:
+def test_pycocotools_reads_every_mask_of_every_frame(made: tuple[Path, Video, list[MaskTrack]]) -> None:
     folder, film, tracks = made
     found = COCO(str(folder / "annotations" / "instances_default.json"))
     assert [category["name"] for category in found.loadCats(found.getCatIds())] == WORDS
@@ -65,7 +65,7 @@ def test_pycocotools_reads_every_mask_of_every_frame(made: tuple[Path, Film, lis
 
 
 def test_youtube_vis_has_a_list_entry_a_frame_and_null_where_nothing_is(
-    made: tuple[Path, Film, list[MaskTrack]],
+    made: tuple[Path, Video, list[MaskTrack]],
 ) -> None:
     folder, _, tracks = made
     found = json.loads((folder / "youtube_vis.json").read_text())
@@ -81,7 +81,7 @@ def test_youtube_vis_has_a_list_entry_a_frame_and_null_where_nothing_is(
             assert (annotation["areas"][index] or 0) == track.masks[index].sum()
 
 
-def test_datumaro_imports_it(made: tuple[Path, Film, list[MaskTrack]], tmp_path: Path) -> None:
+def test_datumaro_imports_it(made: tuple[Path, Video, list[MaskTrack]], tmp_path: Path) -> None:
     """DEIXIS_DATUMARO names the python of an environment in which `pip install datumaro` was done."""
     python = os.environ.get("DEIXIS_DATUMARO") or shutil.which("datumaro-python")
     if python is None:

@@ -13,7 +13,7 @@ import pytest
 from helpers.films import colours, write_film
 
 from deixis.inference import segment
-from deixis.video import Film
+from deixis.video import Video
 from deixis.video.colour import BT709, HLG, PQ, SMPTE170M, UNSTATED, Colours, light_of, mobius, tone_map, turn_by
 from deixis.writers import Output, write
 
@@ -108,7 +108,7 @@ def test_overlay_and_matte_show_the_colours_of_the_film(tmp_path: Path, kind: st
     path = film_of_patches(tmp_path / "film.mp4", size, layout, matrix, span, tagged=tagged)
     source, _ = as_a_player_shows(path)
     assert np.abs(source - PATCHES).max() <= 2.5, "the film of the test is right"
-    film = Film(path)
+    film = Video(path)
     assert np.abs(medians(next(film.frames()).pixels()) - PATCHES).max() <= 3
     with Output(tmp_path / "out") as output:
         write(output, film, segment(film, "nothing", model=colours()), ["overlay", "matte"], model=ABOUT)
@@ -122,7 +122,7 @@ def test_overlay_and_matte_show_the_colours_of_the_film(tmp_path: Path, kind: st
 
 def test_an_overlay_whose_height_would_change_what_players_take_says_it(tmp_path: Path) -> None:
     path = film_of_patches(tmp_path / "film.mkv", (719, 1280), "yuv444p", SMPTE170M, 1, tagged=False)
-    film = Film(path)
+    film = Video(path)
     with Output(tmp_path / "out") as output:
         write(output, film, segment(film, "nothing", model=colours()), ["overlay"], model=ABOUT)
     shown, tags = as_a_player_shows(tmp_path / "out" / "overlay.mp4")
@@ -169,7 +169,7 @@ def test_hdr_is_brought_to_sdr_and_told_once(tmp_path: Path, transfer: int, word
             made.colorspace, made.color_range, made.color_primaries, made.color_trc = 9, 1, 9, transfer
             container.mux(stream.encode(made))
         container.mux(stream.encode())
-    film = Film(path)
+    film = Video(path)
     shown = next(film.frames()).pixels()[32, 16::32].astype(float)
     assert np.abs(shown - sdr).max() <= 3
     list(film.frames())
@@ -218,7 +218,7 @@ def corner() -> np.ndarray:
 def test_all_eight_display_matrices_are_obeyed_as_ffmpeg_does(tmp_path: Path, name: str) -> None:
     abcd, expected = TURNS[name]
     path = with_matrix(write_film(tmp_path / "film.mp4", [corner()] * 3), abcd)
-    film = Film(path)
+    film = Video(path)
     wanted = expected(corner()).astype(int)
     shown = next(film.frames()).pixels().astype(int)
     assert film.source_size == wanted.shape[:2]
@@ -254,7 +254,7 @@ def test_pixels_that_are_not_square_turn_with_the_film(
         for _ in range(3):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(corner(), format="rgb24")))
         container.mux(stream.encode())
-    film = Film(with_matrix(path, abcd))
+    film = Video(with_matrix(path, abcd))
     assert film.pixel_aspect == expected
     with Output(tmp_path / "out") as output:
         write(output, film, segment(film, "red", model=colours()), ["overlay"], model=ABOUT)
@@ -296,7 +296,7 @@ def two_streams(
 def test_the_stream_that_players_show_is_read(
     tmp_path: Path, sizes: list[tuple[int, int]], default: int | None, frames: tuple[int, int], taken: int
 ) -> None:
-    film = Film(two_streams(tmp_path / "film.mkv", sizes, default, frames))
+    film = Video(two_streams(tmp_path / "film.mkv", sizes, default, frames))
     assert film.stream == taken
     assert film.source_size == sizes[taken]
     assert len(list(film.frames())) == frames[taken]

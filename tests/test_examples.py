@@ -80,7 +80,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights.save(deixis.load("light_debug"), folder / "light.safetensors")
     write_fixture("mevis", folder / "mevis")
     predict(open_benchmark("mevis", folder / "mevis"), folder / "results", "light_debug")
-    video = deixis.Film(folder / "film.mp4")
+    video = deixis.Video(folder / "film.mp4")
     tracks = deixis.segment(video, ["the red square", "a dog"], model="light_debug")
     with Output(folder / "written") as output:
         write(output, video, tracks, ["rle"], model={"name": "light"})

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from deixis.benchmarks import write_fixture
 from deixis.cli import app
 from deixis.types import DeixisError
-from deixis.video import Film
+from deixis.video import Video
 
 PACKAGE = Path(__file__).parents[1] / "src" / "deixis"
 
@@ -79,10 +79,10 @@ def copies(folder: Path) -> None:
     write_film(folder / "part.ts", moving(6))
     (folder / "IN.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:0.5,\npart.ts\n#EXT-X-ENDLIST\n")
     with pytest.raises(DeixisError, match="is a playlist"):
-        Film(folder / "IN.m3u8")
+        Video(folder / "IN.m3u8")
     words = ["ffmpeg", "-v", "error", "-i", str(folder / "IN.m3u8"), "-c", "copy", str(folder / "OUT.mp4")]
     subprocess.run(words, check=True)
-    assert len(list(Film(folder / "OUT.mp4").frames())) == 6
+    assert len(list(Video(folder / "OUT.mp4").frames())) == 6
 
 
 def checks(folder: Path) -> None:
@@ -157,7 +157,7 @@ def test_the_names_that_coco_gives_pictures_are_those_that_its_command_makes(tmp
         ],
         check=True,
     )
-    film = Film(path)
+    film = Video(path)
     for frame in film.frames():
         with av.open(str(tmp_path / film.file_name(frame.name))) as picture:
             shown = next(picture.decode(video=0)).to_ndarray(format="rgb24").astype(int)

@@ -34,7 +34,7 @@ from deixis.config import check_bounds
 from deixis.training.checkpoint import load_checkpoint, read_facts, save_checkpoint
 from deixis.training.loop import train
 from deixis.types import DeixisError
-from deixis.video import PLAYLISTS, Film
+from deixis.video import PLAYLISTS, Video
 from deixis.weights_import import import_checkpoint
 from deixis.writers.rle import read_rle
 
@@ -86,7 +86,7 @@ def test_a_duration_tag_that_is_no_time_is_passed_over(tmp_path: Path, place: Pa
     at = data.index(b"DURATION") + 8
     time_at = data.index(b"00:0", at)
     path.write_bytes(data[:time_at] + b"99999999999999" + data[time_at + 14 :])
-    film = Film(path)
+    film = Video(path)
     assert film.length is None or film.length > 0
     assert segment(path, place, "--as", "rle").exit_code == 0
 
@@ -180,7 +180,7 @@ def test_a_film_whose_frames_stand_for_years_is_written_with_shorter_ones(
     assert "a frame stands for more than 1 h" in result.stderr
     films = [place / "out" / "overlay.mp4", *(place / "out" / "matte").iterdir()]
     for film in films:
-        assert [frame.seconds for frame in Film(film).frames()] == [3600.0 * i for i in range(6)]
+        assert [frame.seconds for frame in Video(film).frames()] == [3600.0 * i for i in range(6)]
     assert len(films) == 2
 
 

@@ -18,14 +18,14 @@ from deixis import systems
 from deixis.cli import app
 from deixis.inference import segment
 from deixis.types import DeixisError
-from deixis.video import Film
+from deixis.video import Video
 from deixis.writers import Output, read_rle, write
 
 ABOUT = {"name": "colours", "checkpoint": None, "sha256": None}
 SHAPE = (72, 96)
 
 
-def left_edges(film: Film) -> list[int]:
+def left_edges(film: Video) -> list[int]:
     return [int(np.flatnonzero((f.pixels()[..., 0] > 120).any(0))[0]) for f in film.frames()]
 
 
@@ -55,19 +55,19 @@ def test_every_picture_that_moves_gives_all_its_frames(tmp_path: Path, name: str
     kind = {"avif": "AVIF", "apng": "PNG"}.get(name.rpartition(".")[2].lower())
     first, *others = images()
     first.save(tmp_path / name, kind, save_all=True, append_images=others, **options)
-    film = Film(tmp_path / name, fps=10)
+    film = Video(tmp_path / name, fps=10)
     edges = left_edges(film)
     assert np.abs(np.array(edges) - np.arange(4, 10)).max() <= 1, edges
     assert [f.seconds for f in film.frames()] == pytest.approx([i / 10 for i in range(6)], abs=1e-3)
     assert film.length == 6
     assert film.warnings == []
-    assert [f.name for f in Film(tmp_path / name, fps=10, start=0.25).frames()] == ["00003", "00004", "00005"]
+    assert [f.name for f in Video(tmp_path / name, fps=10, start=0.25).frames()] == ["00003", "00004", "00005"]
 
 
 def test_frames_that_stand_for_different_times_keep_them(tmp_path: Path) -> None:
     first, *others = images(4)
     first.save(tmp_path / "a.webp", save_all=True, append_images=others, duration=[100, 300, 50, 50], lossless=True)
-    assert [f.seconds for f in Film(tmp_path / "a.webp").frames()] == pytest.approx([0, 0.1, 0.4, 0.45])
+    assert [f.seconds for f in Video(tmp_path / "a.webp").frames()] == pytest.approx([0, 0.1, 0.4, 0.45])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -75,7 +75,7 @@ def test_a_stack_of_grey_pages_of_any_depth_is_a_film(tmp_path: Path, dtype: typ
     top = {np.uint8: 255, np.uint16: 4095, np.float32: 1.0}[dtype]
     pages = [Image.fromarray((picture[..., 0] / 230 * top).astype(dtype)) for picture in moving(4)]
     pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
-    film = Film(tmp_path / "stack.tif")
+    film = Video(tmp_path / "stack.tif")
     assert left_edges(film) == [4, 5, 6, 7]
     assert next(film.frames()).pixels().max() == 255
     assert len(film.warnings) == (dtype == np.uint16)
@@ -84,13 +84,13 @@ def test_a_stack_of_grey_pages_of_any_depth_is_a_film(tmp_path: Path, dtype: typ
 def test_a_stack_of_16_bit_colours_is_a_film(tmp_path: Path) -> None:
     pages = [picture[..., ::-1].astype(np.uint16) * 257 for picture in moving(3)]
     assert cv2.imwritemulti(str(tmp_path / "deep.tif"), pages)
-    assert left_edges(Film(tmp_path / "deep.tif")) == [4, 5, 6]
+    assert left_edges(Video(tmp_path / "deep.tif")) == [4, 5, 6]
 
 
 def test_previews_in_a_stack_are_left_out(tmp_path: Path) -> None:
     first, *others = images(3)
     first.save(tmp_path / "s.tif", save_all=True, append_images=[*others, first.resize((24, 18))])
-    film = Film(tmp_path / "s.tif")
+    film = Video(tmp_path / "s.tif")
     assert len(list(film.frames())) == 3
     assert film.warnings == ["pages of another size, as of a preview, are left out"]
 
@@ -98,7 +98,7 @@ def test_previews_in_a_stack_are_left_out(tmp_path: Path) -> None:
 def test_a_camera_file_with_a_second_picture_for_depth_is_one_frame(tmp_path: Path) -> None:
     first, second = images(2)
     first.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[second])
-    assert len(list(Film(tmp_path / "phone.jpg").frames())) == 1
+    assert len(list(Video(tmp_path / "phone.jpg").frames())) == 1
 
 
 @pytest.mark.parametrize("name", ["a.webp", "a.png", "a.tif", "a.avif", "a.jpg", "a.bmp"])
@@ -112,7 +112,7 @@ def test_a_picture_that_is_cut_off_is_one_line_or_what_decodes(tmp_path: Path, n
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: int(len(data) * share)])
     with contextlib.suppress(DeixisError):
-        film = Film(tmp_path / name)
+        film = Video(tmp_path / name)
         assert 1 <= len([f.pixels() for f in film.frames()]) <= 6
 
 
@@ -132,13 +132,13 @@ def test_two_pictures_of_one_name_are_refused_by_name(tmp_path: Path, beside: st
     names = [name for i in range(4) for name in (f"{i:05d}.jpg", beside.format(f"{i:05d}"))]
     other = beside.format("00000")
     with pytest.raises(DeixisError, match=rf"00000.jpg and {other} \(4 such pairs\): which are the frames\?"):
-        Film(save(tmp_path / "f", names))
+        Video(save(tmp_path / "f", names))
 
 
 @pytest.mark.parametrize("beside", ["{}_mask.png", "{}-seg.png", "{}.label.png", "{}_gt.png", "{}_depth.png"])
 def test_masks_and_labels_beside_frames_are_left_out_with_one_line(tmp_path: Path, beside: str) -> None:
     names = [name for i in range(4) for name in (f"{i:05d}.jpg", beside.format(f"{i:05d}"))]
-    film = Film(save(tmp_path / "f", names))
+    film = Video(save(tmp_path / "f", names))
     assert [f.name for f in film.frames()] == [f"{i:05d}" for i in range(4)]
     first = beside.format("00000")
     assert film.warnings == [
@@ -147,12 +147,12 @@ def test_masks_and_labels_beside_frames_are_left_out_with_one_line(tmp_path: Pat
 
 
 def test_frames_that_are_called_mask_are_frames_where_there_are_no_others(tmp_path: Path) -> None:
-    film = Film(save(tmp_path / "f", ["shot_mask_0.png", "shot_mask_1.png", "mask.png"]))
+    film = Video(save(tmp_path / "f", ["shot_mask_0.png", "shot_mask_1.png", "mask.png"]))
     assert len(list(film.frames())) == 3
 
 
 def test_a_folder_that_mixes_kinds_says_so_once(tmp_path: Path) -> None:
-    film = Film(save(tmp_path / "f", ["0.jpg", "1.jpeg", "2.JPG", "3.png", "4.jfif"]))
+    film = Video(save(tmp_path / "f", ["0.jpg", "1.jpeg", "2.JPG", "3.png", "4.jfif"]))
     assert [f.name for f in film.frames()] == ["0", "1", "2", "3", "4"]
     assert film.warnings == ["the folder mixes pictures of several kinds (4 JPEG, 1 PNG); all are read as frames"]
 
@@ -168,20 +168,20 @@ def test_folders_of_every_kind_that_is_decoded_here_are_read(tmp_path: Path, suf
     for i, image in enumerate(images(3)):
         kind = "JPEG" if suffix in ("jfif", "jpe") else None
         (image.convert("1") if suffix == "pbm" else image).save(folder / f"{i}.{suffix}", kind)
-    assert len(list(Film(folder).frames())) == 3
+    assert len(list(Video(folder).frames())) == 3
 
 
 def test_heic_without_its_reader_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deixis.video.pictures.has_heic", lambda: False)
     (tmp_path / "0.heic").write_bytes(b"\0\0\0\x1cftypheic")
     with pytest.raises(DeixisError, match=r"no frames in it \(0.heic is not a picture that decodes; left out \(HEIC"):
-        Film(tmp_path)
+        Video(tmp_path)
 
 
 def test_frames_one_folder_further_down_are_named(tmp_path: Path) -> None:
     save(tmp_path / "top" / "clip", ["0.png"]) if (tmp_path / "top").mkdir() is None else None
     with pytest.raises(DeixisError, match=re.escape(f"; there are some in {tmp_path / 'top' / 'clip'}")):
-        Film(tmp_path / "top")
+        Video(tmp_path / "top")
 
 
 @pytest.mark.parametrize(
@@ -196,12 +196,12 @@ def test_frames_one_folder_further_down_are_named(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_decimals_in_names_are_ordered_as_numbers(tmp_path: Path, names: list[str], ordered: list[str]) -> None:
-    assert [f.name for f in Film(save(tmp_path / "f", [f"{name}.png" for name in names])).frames()] == ordered
+    assert [f.name for f in Video(save(tmp_path / "f", [f"{name}.png" for name in names])).frames()] == ordered
 
 
 def test_a_thousand_problems_of_one_kind_are_one_line(tmp_path: Path) -> None:
     pictures = [np.zeros((20 + i % 3, 30, 3), np.uint8) for i in range(60)]
-    film = Film(write_folder(tmp_path / "f", pictures))
+    film = Video(write_folder(tmp_path / "f", pictures))
     for i in range(10, 20):
         (tmp_path / "f" / f"{i:05d}.png").write_bytes(b"no picture")
     for _ in range(2):
@@ -223,7 +223,7 @@ def test_deep_pictures_are_as_bright_as_their_range_says(tmp_path: Path, bits: i
         deep = (picture.astype(float) / 255 * top).round().astype(np.uint16)
         deep[-1, -1] = top
         assert cv2.imwrite(str(tmp_path / f"{i}.{suffix}"), deep[..., ::-1])
-    film = Film(tmp_path)
+    film = Video(tmp_path)
     for frame, plain in zip(film.frames(), moving(3), strict=True):
         assert np.abs(frame.pixels().astype(int) - plain)[:-1].max() <= 1
     assert len(film.warnings) == (bits < 16)
@@ -235,7 +235,7 @@ def test_pictures_of_floating_point_are_read(tmp_path: Path, low: float, high: f
     for i, picture in enumerate(moving(3)):
         values = (low + picture[..., 0].astype(np.float32) / 230 * (high - low)).astype(np.float32)
         Image.fromarray(values).save(tmp_path / f"{i}.tif")
-    film = Film(tmp_path)
+    film = Video(tmp_path)
     assert left_edges(film) == [4, 5, 6]
     assert next(film.frames()).pixels().min() == 0
     assert len(film.warnings) == (low < 0)
@@ -253,10 +253,10 @@ def test_a_film_of_any_name_is_read_by_its_relative_name(
 ) -> None:
     write_film(tmp_path / "plain.mp4", moving(4), tone=True).rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    film = Film(name)
+    film = Video(name)
     with Output(tmp_path / "out") as output:  # the sound is opened by name too
         write(output, film, segment(film, "red", model=colours()), ["overlay"], model=ABOUT)
-    assert Film(tmp_path / "out" / "overlay.mp4").has_audio
+    assert Video(tmp_path / "out" / "overlay.mp4").has_audio
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_a_film_of_any_name_is_read_by_its_relative_name(
 )
 def test_what_is_no_file_is_told_for_what_it_is(path: str, words: str) -> None:
     with pytest.raises(DeixisError, match=re.escape(words)):
-        Film(path)
+        Video(path)
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -298,9 +298,9 @@ def long(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize(("start", "end", "every"), [(None, None, 1), (2.0, None, 10), (1.3, 3.9, 7), (4.9, None, 1)])
 def test_frames_keep_their_number_in_the_film(long: Path, start: float | None, end: float | None, every: int) -> None:
-    whole = {f.number: f.seconds for f in Film(long).frames()}
+    whole = {f.number: f.seconds for f in Video(long).frames()}
     assert list(whole) == list(range(60))
-    film = Film(long, start=start, end=end, every=every)
+    film = Video(long, start=start, end=end, every=every)
     frames = list(film.frames())
     wanted = [n for n, s in whole.items() if (start or 0) <= round(s, 6) < (end or 99)][::every]
     assert [f.number for f in frames] == wanted
@@ -311,12 +311,12 @@ def test_frames_keep_their_number_in_the_film(long: Path, start: float | None, e
 
 def test_a_film_of_uneven_times_keeps_its_numbers(tmp_path: Path) -> None:
     times = [0.0, 0.05, 0.3, 0.35, 1.0, 1.02, 1.5, 2.2]
-    film = Film(write_film(tmp_path / "vfr.mkv", moving(8), times=times), start=0.32, every=2)
+    film = Video(write_film(tmp_path / "vfr.mkv", moving(8), times=times), start=0.32, every=2)
     assert [(f.number, round(f.seconds, 2)) for f in film.frames()] == [(3, 0.35), (5, 1.02), (7, 2.2)]
 
 
 def test_masks_carry_the_frames_of_the_film_and_the_stretch(tmp_path: Path, long: Path) -> None:
-    film = Film(long, start=2.0, end=4.0, every=10)
+    film = Video(long, start=2.0, end=4.0, every=10)
     with Output(tmp_path / "out") as output:
         write(output, film, segment(film, "red", model=colours()), ["rle", "png"], model=ABOUT)
     found = json.loads((tmp_path / "out" / "masks.json").read_text())
@@ -328,7 +328,7 @@ def test_masks_carry_the_frames_of_the_film_and_the_stretch(tmp_path: Path, long
 
 
 def test_masks_of_the_old_form_are_read_as_ever(tmp_path: Path) -> None:
-    film = Film(write_folder(tmp_path / "f", moving(3)))
+    film = Video(write_folder(tmp_path / "f", moving(3)))
     with Output(tmp_path / "out") as output:
         write(output, film, segment(film, "red", model=colours()), ["rle"], model=ABOUT)
     path = tmp_path / "out" / "masks.json"

@@ -16,7 +16,7 @@ from deixis.inference import choose_device, choose_precision, cpu_has_bf16, mode
 from deixis.linking import Linking, Presence, Window, best_path
 from deixis.tracks import Candidates, TrackBuilder, select, to_source
 from deixis.types import DeixisError, Expression, Prediction, encode_rle
-from deixis.video import Film
+from deixis.video import Video
 from deixis.waiting import DiskRles, most_bytes, pack_logits, unpack_logits
 
 SHAPE = (72, 96)
@@ -75,7 +75,7 @@ def test_a_clip_is_encoded_once_whatever_the_number_of_expressions(film: Path) -
 
 
 def test_the_film_may_begin_late_end_early_and_skip(film: Path) -> None:
-    (track,) = segment(Film(film, start=0.5, end=1.5, every=2), "red", model=colours())
+    (track,) = segment(Video(film, start=0.5, end=1.5, every=2), "red", model=colours())
     assert list(track.times) == pytest.approx(
         [0.5, 0.5 + 2 / 12, 0.5 + 4 / 12, 1.0, 1.0 + 2 / 12, 1.0 + 4 / 12], abs=1e-3
     )
@@ -375,7 +375,7 @@ def test_logits_that_waited_on_disk_give_the_same_mask_to_the_pixel(rough: int, 
 
 def test_answer_gives_one_set_of_candidates_per_expression(film: Path) -> None:
     system = Colours(replace(ColoursConfig(), window=4))
-    clip = next(Film(film).windows(4, size=(72, 96)))
+    clip = next(Video(film).windows(4, size=(72, 96)))
     read = lambda prediction, size, padded, _: select(prediction, Linking(), size, padded)  # noqa: E731
     found = predict_clip(system.eval(), clip, [Expression("red"), Expression("blue")], read, CPU)
     assert [f.presence for f in found] == [5.0, -5.0]

@@ -14,7 +14,7 @@ from deixis.inference import remarks_on, segment
 from deixis.sentences import names_several, plain, remarks
 from deixis.types import Expression, MaskTrack, RleMasks, encode_rle
 from deixis.verdicts import Verdict
-from deixis.video import Film
+from deixis.video import Video
 from deixis.writers import Output, lettering, write
 from deixis.writers.lettering import FONT, font_of, legible
 
@@ -198,7 +198,7 @@ def test_the_model_reads_the_phrase_and_results_carry_what_was_typed(tmp_path: P
             read.extend(e.text for e in expressions)
             return super().decode(maps, expressions, wanted)
 
-    film = Film(write_folder(tmp_path / "f", moving(3)))
+    film = Video(write_folder(tmp_path / "f", moving(3)))
     tracks = segment(
         film, ["Where is the red one?", Expression("Where is the red one?")], model=Listening(colours().config)
     )
@@ -287,7 +287,7 @@ def test_no_letter_of_the_package_font_is_a_box() -> None:
 
 
 def test_labels_of_every_script_are_drawn_on_overlay_and_sheet(tmp_path: Path) -> None:
-    film = Film(write_folder(tmp_path / "f", moving(2)))
+    film = Video(write_folder(tmp_path / "f", moving(2)))
     words = ["red 穿黑裙子的女人", "red собака", "red 🐕", "red é"]
     with Output(tmp_path / "out") as output:
         write(output, film, segment(film, words, model=colours()), ["overlay", "png"], model={"name": "x"})

@@ -26,7 +26,7 @@ pytest.importorskip("gradio", reason="needs the extra web")
 
 from deixis.cli import app
 from deixis.types import DeixisError
-from deixis.video import Film
+from deixis.video import Video
 from deixis.web import app as app_module
 from deixis.web import guard, html, process, timeline, worker
 from deixis.web import queue as queue_module
@@ -101,9 +101,9 @@ def test_a_list_of_other_files_that_poses_as_a_film_is_refused(tmp_path: Path, k
     bait.write_text(text)
     if kind == "m3u8":
         with pytest.raises(DeixisError, match="is a playlist, which may name any file"):
-            Film(bait)
+            Video(bait)
     else:  # may name what lies beside it only, and a visitor's folder holds nobody else's film
-        assert Film(bait).source_size == (72, 96)
+        assert Video(bait).source_size == (72, 96)
     with pytest.raises(DeixisError, match="not a film that can be decoded here"):
         process.check_container(bait)
 
@@ -155,7 +155,7 @@ def test_a_film_that_browsers_do_not_play_is_shown_as_one_that_they_do(tmp_path:
     film = write_film(tmp_path / "film.avi", moving(6), codec="mjpeg", pixels="yuvj420p")
     process.run_task(a_task(film, tmp_path / "out"), weights.load("light_debug"), lambda *_: None, lambda: False)
     assert process.check_container(tmp_path / "out" / "original.mp4") == "mp4"
-    assert Film(tmp_path / "out" / "original.mp4").length == 6
+    assert Video(tmp_path / "out" / "original.mp4").length == 6
 
 
 @pytest.mark.parametrize("stage", ["looking", "drawing", "packing"])

@@ -16,7 +16,7 @@ from pycocotools import mask as coco
 
 from deixis.inference import segment
 from deixis.types import DeixisError, Expression, MaskTrack
-from deixis.video import Film
+from deixis.video import Video
 from deixis.writers import FORMATS, check_formats, write
 from deixis.writers.output import Output, slug
 from deixis.writers.png import encode_png
@@ -34,17 +34,17 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def film(path: Path) -> Film:
-    return Film(path)
+def film(path: Path) -> Video:
+    return Video(path)
 
 
 @pytest.fixture(scope="module")
-def tracks(film: Film) -> list[MaskTrack]:
+def tracks(film: Video) -> list[MaskTrack]:
     return segment(film, WORDS, model=colours())
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory, film: Film, tracks: list[MaskTrack]) -> Path:
+def out(tmp_path_factory: pytest.TempPathFactory, film: Video, tracks: list[MaskTrack]) -> Path:
     folder = tmp_path_factory.mktemp("results") / "out"
     with Output(folder) as output:
         write(output, film, tracks, FORMATS, model=ABOUT)
@@ -114,7 +114,7 @@ def test_the_documented_schema_names_every_field_that_is_written(out: Path) -> N
         assert f"`{key}`" in page, key
 
 
-def test_the_overlay_tints_the_object_in_its_colour_and_nothing_else(out: Path, film: Film) -> None:
+def test_the_overlay_tints_the_object_in_its_colour_and_nothing_else(out: Path, film: Video) -> None:
     shown = decode(out / "overlay.mp4")
     assert len(shown) == 14
     assert shown[0].shape == (74, 98, 3)  # H.264 wants even sides
@@ -130,7 +130,7 @@ def test_the_overlay_keeps_times_and_sound(out: Path, path: Path) -> None:
         assert written.streams.audio[0].codec_context.name == "aac"
         before = sum(p.size for p in source.demux(source.streams.audio[0]))
         assert sum(p.size for p in written.demux(written.streams.audio[0])) == pytest.approx(before, rel=0.1)
-    assert [f.seconds for f in Film(out / "overlay.mp4").frames()] == pytest.approx(
+    assert [f.seconds for f in Video(out / "overlay.mp4").frames()] == pytest.approx(
         [i / 12 for i in range(14)], abs=2e-3
     )
 
@@ -138,10 +138,10 @@ def test_the_overlay_keeps_times_and_sound(out: Path, path: Path) -> None:
 def test_uneven_times_and_a_late_start_survive_in_the_overlay(tmp_path: Path) -> None:
     times = [0.0, 0.1, 0.15, 0.6, 0.7, 1.2, 1.25]
     source = write_film(tmp_path / "vfr.mkv", moving(7), times=times, tone=True)
-    film = Film(source, start=0.12)
+    film = Video(source, start=0.12)
     with Output(tmp_path / "out") as output:
         write(output, film, segment(film, "red", model=colours()), ["overlay"], model=ABOUT)
-    shown = Film(tmp_path / "out" / "overlay.mp4")
+    shown = Video(tmp_path / "out" / "overlay.mp4")
     assert [f.seconds for f in shown.frames()] == pytest.approx([t - 0.15 for t in times[2:]], abs=2e-3)
     with av.open(str(tmp_path / "out" / "overlay.mp4")) as container:
         sound = [p.pts * p.time_base for p in container.demux(audio=0) if p.pts is not None]
@@ -162,7 +162,7 @@ def test_sound_that_mp4_does_not_take_is_encoded_again(tmp_path: Path) -> None:
             frame = av.AudioFrame.from_ndarray(wave[None, start : start + 1000], format="s16", layout="mono")
             frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
             container.mux(audio.encode(frame))
-    film = Film(source)
+    film = Video(source)
     with Output(tmp_path / "out") as output:
         write(output, film, segment(film, "red", model=colours()), ["overlay"], model=ABOUT)
     with av.open(str(tmp_path / "out" / "overlay.mp4")) as container:
@@ -197,7 +197,7 @@ def test_the_contact_sheet_has_a_row_per_expression_and_six_frames_a_row(out: Pa
 
 
 def test_a_film_of_one_frame_is_written_too(tmp_path: Path) -> None:
-    film = Film(write_folder(tmp_path / "one", moving(1)))
+    film = Video(write_folder(tmp_path / "one", moving(1)))
     with Output(tmp_path / "out") as output:
         write(output, film, segment(film, "red", model=colours()), FORMATS, model=ABOUT)
     assert len(decode(tmp_path / "out" / "overlay.mp4")) == 1
@@ -205,7 +205,7 @@ def test_a_film_of_one_frame_is_written_too(tmp_path: Path) -> None:
 
 
 def test_the_smallest_film_is_written_too(tmp_path: Path) -> None:
-    film = Film(write_folder(tmp_path / "tiny", [np.full((1, 3, 3), 99, np.uint8)] * 2))
+    film = Video(write_folder(tmp_path / "tiny", [np.full((1, 3, 3), 99, np.uint8)] * 2))
     with Output(tmp_path / "out") as output:
         write(output, film, segment(film, "red", model=colours()), FORMATS, model=ABOUT)
     assert len(decode(tmp_path / "out" / "overlay.mp4")) == 2
@@ -299,7 +299,7 @@ def test_an_out_that_cannot_be_is_refused_at_once(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "x"
 
 
-def test_a_track_that_was_stopped_early_says_that_it_is_not_complete(tmp_path: Path, film: Film) -> None:
+def test_a_track_that_was_stopped_early_says_that_it_is_not_complete(tmp_path: Path, film: Video) -> None:
     (track,) = segment(film, "red", model=colours(), stop=lambda: True)
     write_rle(tmp_path / "masks.json", film, [track], model=ABOUT, complete=False)
     found = json.loads((tmp_path / "masks.json").read_text())

@@ -19,8 +19,7 @@ from deixis.inference import Setup, as_expressions, model_size, prepare
 from deixis.linking import sigmoid
 from deixis.systems.light import Light, TrackFeatures
 from deixis.types import DeixisError, Expression, MaskTrack
-from deixis.video import Film as Video
-from deixis.video import normalise
+from deixis.video import Video, normalise
 
 MOST_FRAMES = 16  # frames that are looked at, evenly spread over the video (our choice: memory does not grow)
 

@@ -104,7 +104,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the verd
 
 @app.command()
 def segment(
-    film: Annotated[str, typer.Argument(help="A film, or a folder of frames.")],
+    film: Annotated[str, typer.Argument(metavar="VIDEO", help="A film, or a folder of frames.")],
     expressions: Annotated[list[str], typer.Argument(help="Words that name an object; one or more.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")],
     formats: FormatOption = "overlay,rle",
@@ -127,16 +127,16 @@ def segment(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Cut the object that each EXPRESSION names out of FILM."""
+    """Cut the object that each EXPRESSION names out of VIDEO."""
     from deixis.out_folder import Output
     from deixis.types import DeixisError
-    from deixis.video import Film
+    from deixis.video import Video
     from deixis.writers import check_formats
 
     kinds = check_formats(formats)
     output = Output(out, overwrite=overwrite, keep=True)
     output.check()  # before the film is read
-    source = Film(film, start=start, end=end, every=every, max_pixels=max_pixels, fps=fps)
+    source = Video(film, start=start, end=end, every=every, max_pixels=max_pixels, fps=fps)
     if source.path.is_dir() and source.path.resolve() == output.out.resolve():
         raise DeixisError(f"{out} is the folder of the frames themselves; give another one with -o")
     screen = Screen(as_json=as_json, quiet=quiet or as_json)
@@ -153,12 +153,12 @@ def demo(
 ) -> None:
     """Run `segment` on the short clip that comes with deixis, with three expressions, one of something not there."""
     from deixis.out_folder import Output
-    from deixis.video import Film
+    from deixis.video import Video
     from deixis.weights import DEMO_EXPRESSIONS, DEMO_FILM
     from deixis.writers import check_formats
 
     kinds = check_formats(formats)
-    source = Film(DEMO_FILM)
+    source = Video(DEMO_FILM)
     typer.echo(f"{DEMO_FILM}")
     output = Output(out, overwrite=True, keep=True)
     _segment_to_disk(source, DEMO_EXPRESSIONS, output, kinds, model, device, precision, None, None, Screen())

@@ -47,7 +47,7 @@ from deixis.types import (
     SystemConfig,
     TwoPassSystem,
 )
-from deixis.video import Film, ahead, fit, normalise
+from deixis.video import Video, ahead, fit, normalise
 from deixis.waiting import require_room
 
 AT_ONCE = 16  # expressions decoded together (our choice: bounds the memory of their masks)
@@ -57,7 +57,7 @@ Read = Callable[[Prediction, Size, Size, int], Sequence[Any]]  # see ``film_answ
 
 
 def segment(
-    film: str | Path | Film,
+    video: str | Path | Video,
     expressions: str | Expression | Sequence[str | Expression],
     *,
     model: str | Path | nn.Module = "light",
@@ -74,7 +74,7 @@ def segment(
     """Segment, in every frame of a video, the object that each expression refers to.
 
     Args:
-        film: Path of a video or of a folder of frames, or an open `Film`, which can begin late, end early or skip
+        video: Path of a video or of a folder of frames, or an open `Video`, which can begin late, end early or skip
             frames.
         expressions: One expression or several; each yields one track.
         model: Name listed by `deixis models`, path of a checkpoint, or a system.
@@ -105,7 +105,7 @@ def segment(
         (96, 160)
     """
     asked = as_expressions(expressions)
-    source = film if isinstance(film, Film) else Film(film)
+    source = video if isinstance(video, Video) else Video(video)
     setup = prepare(
         model, device=device, precision=precision, threshold=threshold, selection=selection, linking=linking, size=size
     )
@@ -174,7 +174,7 @@ def prepare(
 
 def follow_film(
     setup: Setup,
-    film: Film,
+    film: Video,
     expressions: Sequence[Expression],
     *,
     folder: Path | None = None,

@@ -32,7 +32,7 @@ from deixis.linking import sigmoid
 from deixis.selection import threshold_at_input
 from deixis.tracks import TrackBuilder
 from deixis.types import Clip, DeixisError, Expression, MaskTrack, Prediction, Size, encode_rle
-from deixis.video import Film, resize
+from deixis.video import Video, resize
 
 log = logging.getLogger(__name__)
 
@@ -177,15 +177,15 @@ def _mark(results: Path, sample: Sample, presence: float, scores: Sequence[float
 
 
 @contextlib.contextmanager
-def film_of(video: VideoEntry) -> Iterator[Film]:
+def film_of(video: VideoEntry) -> Iterator[Video]:
     """The listed frames of a video as a film, whatever else lies in their folder."""
     if isinstance(video.frames, Path):
-        yield Film(video.frames)
+        yield Video(video.frames)
         return
     with tempfile.TemporaryDirectory(prefix="deixis-") as folder:
         for index, frame in enumerate(video.frames):
             (Path(folder) / f"{index:08d}{frame.suffix}").symlink_to(frame.absolute())
-        film = Film(folder)
+        film = Video(folder)
         yield film
         if film.warnings:  # a frame that cannot be read is filled in for people; a score must not rest on that
             raise DeixisError(f"video {video.id}: {film.warnings[0]}")

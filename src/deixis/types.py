@@ -94,7 +94,7 @@ class Clip:
 
     Example:
         >>> import deixis
-        >>> clip = next(deixis.Film("film.mp4").windows(4))
+        >>> clip = next(deixis.Video("film.mp4").windows(4))
         >>> clip.frames.shape, clip.names[0]
         (torch.Size([4, 3, 96, 160]), '00000')
     """

@@ -21,7 +21,7 @@ from helpers.films import moving, write_film
 from helpers.serving import Server, running
 
 from deixis.inference import segment
-from deixis.video import Film
+from deixis.video import Video
 from deixis.writers.rle import read_rle
 
 pytestmark = pytest.mark.browser
@@ -165,7 +165,7 @@ def test_upload_ask_see_and_download(visit, server: Server, film: Path, tmp_path
         coming.value.save_as(got[name])
     for theirs, ours in zip(read_rle(got["masks.json"]), tracks, strict=True):
         assert np.array_equal(np.asarray(theirs.masks), np.asarray(ours.masks))
-    assert Film(got["overlay.mp4"]).length == 24
+    assert Video(got["overlay.mp4"]).length == 24
     facts = json.loads(got["masks.json"].read_text())
     assert (facts["film"]["name"], facts["model"]["name"]) == ("squares.mp4", "light_debug")
     assert visitor.complaints == []

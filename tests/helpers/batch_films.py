@@ -21,7 +21,7 @@ from deixis.batch.storage import RESULT, RESULTS
 from deixis.batch.worker import FilmWorker
 from deixis.cli import app
 from deixis.types import MaskTrack
-from deixis.video import Film
+from deixis.video import Video
 from deixis.writers.output import Output
 from helpers.films import COLOURS, moving, write_film, write_folder
 
@@ -129,7 +129,7 @@ def state(out: Path) -> dict[str, str]:
 class Mortal(FilmWorker):
     """Killed while it writes films that are named for it: ``once`` the first time, ``deadly`` every time."""
 
-    def make(self, job: BatchJob, film: Film, output: Output) -> list[MaskTrack]:
+    def make(self, job: BatchJob, film: Video, output: Output) -> list[MaskTrack]:
         tracks = super().make(job, film, output)
         killed = Path(job.place).with_name(f"killed-{Path(job.film).name}")
         if "deadly" in job.film or ("once" in job.film and not killed.exists()):

@@ -14,7 +14,7 @@ from deixis.batch.manifest import BatchJob, Settings, read_text
 from deixis.batch.run import BatchPlan, finished_results, in_words
 from deixis.batch.storage import RESULTS, URL, Store
 from deixis.types import DeixisError
-from deixis.video import Film
+from deixis.video import Video
 
 # --- what would be done, and how long ---------------------------------------------------------------------------------
 
@@ -89,7 +89,7 @@ def _length(job: BatchJob) -> int | None:
     if URL.match(job.place):
         return None
     asked = job.options
-    return Film(
+    return Video(
         job.place, start=asked.start, end=asked.end, every=asked.every, max_pixels=asked.max_pixels, fps=asked.fps
     ).length
 

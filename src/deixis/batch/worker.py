@@ -19,7 +19,7 @@ from deixis.batch.manifest import BATCH_SCHEMA, BatchJob, Settings
 from deixis.batch.storage import RESULT, Store, fetched, fingerprint
 from deixis.inference import choose_device, remarks_on, segment
 from deixis.types import DeixisError, MaskTrack
-from deixis.video import Film
+from deixis.video import Video
 from deixis.writers import write
 from deixis.writers.output import Output
 
@@ -60,7 +60,7 @@ class FilmWorker:
 
     def _answer(self, job: BatchJob, path: Path, began: float) -> dict[str, Any]:
         asked = job.options
-        film = Film(
+        film = Video(
             path, start=asked.start, end=asked.end, every=asked.every, max_pixels=asked.max_pixels, fps=asked.fps
         )
         contents, name = fingerprint(path), job.folder(self.settings)
@@ -76,7 +76,7 @@ class FilmWorker:
                 place.write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
         return result
 
-    def make(self, job: BatchJob, film: Film, output: Output) -> list[MaskTrack]:
+    def make(self, job: BatchJob, film: Video, output: Output) -> list[MaskTrack]:
         """What ``deixis segment`` does."""
         tracks = segment(
             film, list(job.sentences), model=self.system, device=self.device, precision=self.settings.precision,
@@ -85,7 +85,7 @@ class FilmWorker:
         write(output, film, tracks, job.options.formats, model=self.settings.facts)
         return tracks
 
-    def _result(self, job: BatchJob, film: Film, tracks: Sequence[MaskTrack], output: Output) -> dict[str, Any]:
+    def _result(self, job: BatchJob, film: Video, tracks: Sequence[MaskTrack], output: Output) -> dict[str, Any]:
         outputs = {}
         for name in output.finished:
             place = output.scratch / name

@@ -35,7 +35,7 @@ from deixis.benchmarks.samples import (
 )
 from deixis.files import cache_folder, list_folder, require_file, require_folder, safe_name, write_json
 from deixis.types import DeixisError, Expression
-from deixis.video import Film, natural
+from deixis.video import Video, natural
 
 log = logging.getLogger(__name__)
 
@@ -374,7 +374,7 @@ def _fingerprint(paths: Sequence[Path]) -> str:
 def _look(path: Path, size: tuple[int, int] | None, masks: Sequence[Path]) -> dict:
     frames = 0
     if size is None:
-        film = Film(path)
+        film = Video(path)
         size = film.source_size
         frames = sum(1 for _ in film.frames())
     return {"size": list(size), "frames": frames, "masks": {mask.name: _numbers_in(mask, size) for mask in masks}}

@@ -10,7 +10,7 @@ import numpy as np
 
 from deixis.benchmarks.samples import Sample, VideoEntry
 from deixis.types import DeixisError
-from deixis.video import Film
+from deixis.video import Video
 
 
 def centred_window(centre: int, count: int) -> list[int]:
@@ -32,13 +32,13 @@ def read_frames(video: VideoEntry, indices: Sequence[int]) -> np.ndarray:
     wanted = {max(i, 0) for i in indices}
     found: dict[int, np.ndarray] = {}
     last = None
-    for frame in Film(video.frames).frames():
+    for frame in Video(video.frames).frames():
         last = frame
         if frame.index in wanted:
             found[frame.index] = frame.pixels()
         if frame.index >= max(wanted):
             break
-    assert last is not None, "a Film without frames is refused when it is opened"
+    assert last is not None, "a Video without frames is refused when it is opened"
     end = last.pixels() if len(found) < len(wanted) else next(iter(found.values()))
     return np.stack([found.get(max(i, 0), end) for i in indices])
 

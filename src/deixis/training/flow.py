@@ -32,7 +32,7 @@ from safetensors.numpy import save_file
 from deixis.files import cache_folder
 from deixis.training.captions import CaptionedFilm, VideoCaptions
 from deixis.types import DeixisError
-from deixis.video import Film, Frame, fit
+from deixis.video import Frame, Video, fit
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def to_cells(flow: np.ndarray, cells: tuple[int, int]) -> np.ndarray:
 # --- films ------------------------------------------------------------------------------------------------------------
 
 
-def sampled(film: Film, settings: FlowSettings) -> Iterator[Frame]:
+def sampled(film: Video, settings: FlowSettings) -> Iterator[Frame]:
     """Frames at the settings' rate: of each 1/rate seconds the first that comes."""
     due = 0.0
     taken = 0
@@ -198,7 +198,7 @@ def sampled(film: Film, settings: FlowSettings) -> Iterator[Frame]:
 
 def flow_of_film(row: CaptionedFilm, settings: FlowSettings) -> CacheEntry:
     """Decode a film's sampled frames and estimate their flow. Raises one of BROKEN where it cannot be had."""
-    film = Film(row.film, fps=row.fps)
+    film = Video(row.film, fps=row.fps)
     size = fit(film.source_size, settings.short_side, settings.long_side, settings.cell)
     taken = [(frame.seconds, frame.pixels(size)) for frame in sampled(film, settings)]
     if len(taken) < 2:

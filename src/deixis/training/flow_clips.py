@@ -17,7 +17,7 @@ from deixis.training.augment import mirror_words
 from deixis.training.captions import CaptionedFilm, VideoCaptions, shuffled
 from deixis.training.flow import BROKEN, FlowCache, FlowError, FlowSettings, flow_target, to_cells
 from deixis.types import DeixisError
-from deixis.video import Film, resize
+from deixis.video import Video, resize
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def frames_at(row: CaptionedFilm, seconds: np.ndarray) -> list[np.ndarray]:
     """The frames of a film at the times that the cache noted. Raises DeixisError where the film has others now."""
     half = 0.5 * float(np.diff(seconds).min())
     near = min(half, 1e-3)
-    film = Film(row.film, start=max(0.0, float(seconds[0]) - near), end=float(seconds[-1]) + near, fps=row.fps)
+    film = Video(row.film, start=max(0.0, float(seconds[0]) - near), end=float(seconds[-1]) + near, fps=row.fps)
     wanted = iter(seconds)
     due = next(wanted)
     found: list[np.ndarray] = []

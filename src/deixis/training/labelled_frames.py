@@ -21,7 +21,7 @@ from deixis.files import cache_path
 from deixis.synthetic.scene import Sentence, SyntheticVideo
 from deixis.training.augment import resize_video
 from deixis.types import DeixisError
-from deixis.video import Film
+from deixis.video import Video
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def _unpack(film: Path, wanted: Mapping[int, str], folder: Path) -> None:
     half = folder.with_name(f"{folder.name}.{os.getpid()}.half")
     try:
         half.mkdir(parents=True, exist_ok=True)
-        for frame in Film(film).frames():
+        for frame in Video(film).frames():
             if frame.index in wanted:
                 picture = cv2.cvtColor(frame.pixels(), cv2.COLOR_RGB2BGR)
                 whole, data = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 95])

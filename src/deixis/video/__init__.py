@@ -1,7 +1,7 @@
 """Pixels in: a film or a folder of frames, read lazily in windows; resize, normalise, pad.
 
-T frames of a window, H W pixels of a frame, B clips. Pictures are RGB. A film is never held whole: ``Film.frames`` and
-``Film.windows`` decode as they go, and may be called any number of times (every call opens the film again).
+T frames of a window, H W pixels of a frame, B clips. Pictures are RGB. A film is never held whole: ``Video.frames`` and
+``Video.windows`` decode as they go, and may be called any number of times (every call opens the film again).
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import math
 import queue
 import re
 import threading
+import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,8 +31,19 @@ from deixis.video.pictures import PICTURES, Pictures, natural
 from deixis.video.stream import PLAYLISTS, Stream
 
 __all__ = [
-    "FOLDER_FPS", "MAX_PIXELS", "PICTURES", "PLAYLISTS", "Film", "Frame", "Size", "ahead", "check_stretch", "fit",
-    "natural", "normalise", "resize",
+    "FOLDER_FPS",
+    "MAX_PIXELS",
+    "PICTURES",
+    "PLAYLISTS",
+    "Frame",
+    "Size",
+    "Video",
+    "ahead",
+    "check_stretch",
+    "fit",
+    "natural",
+    "normalise",
+    "resize",
 ]  # fmt: skip
 
 FOLDER_FPS = 24.0  # our choice: frames per second of a folder, whose pictures carry no times
@@ -41,7 +53,7 @@ SIDES_MAY_BEND = 0.04  # our choice: share by which a side may change so that no
 Item = TypeVar("Item")
 
 
-class Film:
+class Video:
     """A video file or a folder of frames, opened lazily.
 
     Frames are decoded as they are read. A video may be read any number of times; every pass opens it again.
@@ -67,7 +79,7 @@ class Film:
 
     Example:
         >>> import deixis
-        >>> video = deixis.Film("film.mp4", every=2)
+        >>> video = deixis.Video("film.mp4", every=2)
         >>> video.source_size, video.length
         ((96, 160), 6)
     """
@@ -129,7 +141,7 @@ class Film:
 
         Example:
             >>> import deixis
-            >>> video = deixis.Film("film.mp4")
+            >>> video = deixis.Video("film.mp4")
             >>> video.warn("a frame is damaged")
             >>> video.warnings
             ['a frame is damaged']
@@ -147,7 +159,7 @@ class Film:
 
         Example:
             >>> import deixis
-            >>> deixis.Film("film.mp4").numbers(["00003"])
+            >>> deixis.Video("film.mp4").numbers(["00003"])
             [3]
         """
         return [self._source.number_of(name) for name in names]
@@ -163,7 +175,7 @@ class Film:
 
         Example:
             >>> import deixis
-            >>> deixis.Film("film.mp4").file_name("00003")
+            >>> deixis.Video("film.mp4").file_name("00003")
             '00003.jpg'
         """
         return self._source.file_name(name)
@@ -176,7 +188,7 @@ class Film:
 
         Example:
             >>> import deixis
-            >>> video = deixis.Film("film.mp4", start=0.2)
+            >>> video = deixis.Video("film.mp4", start=0.2)
             >>> [frame.index for frame in video.frames()][:3]
             [0, 1, 2]
         """
@@ -201,7 +213,7 @@ class Film:
 
         Example:
             >>> import deixis
-            >>> video = deixis.Film("film.mp4")
+            >>> video = deixis.Video("film.mp4")
             >>> [(clip.start, len(clip)) for clip in video.windows(8, size=(48, 80))]
             [(0, 8), (4, 8)]
         """
@@ -254,6 +266,13 @@ class Film:
 
     def _cause(self) -> str:
         return f" ({'; '.join(self.warnings)})" if self.warnings else ""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Film":  # alias for one release
+        warnings.warn("deixis.video.Film is now called deixis.video.Video", DeprecationWarning, stacklevel=2)
+        return Video
+    raise AttributeError(f"module 'deixis.video' has no attribute {name!r}")
 
 
 def _exists(path: Path) -> bool:
@@ -349,7 +368,7 @@ def normalise(
     Example:
         >>> import deixis
         >>> from deixis.video import normalise
-        >>> clip = next(deixis.Film("film.mp4").windows(4))
+        >>> clip = next(deixis.Video("film.mp4").windows(4))
         >>> frames, padding = normalise(clip, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), multiple=64)
         >>> frames.shape, int(padding[0, 0].sum())
         (torch.Size([1, 4, 3, 128, 192]), 9216)

@@ -31,7 +31,7 @@ class Frame:
 
     Example:
         >>> import deixis
-        >>> frame = next(deixis.Film("film.mp4").frames())
+        >>> frame = next(deixis.Video("film.mp4").frames())
         >>> frame.name, frame.pixels().shape
         ('00000', (96, 160, 3))
     """
@@ -53,7 +53,7 @@ class Frame:
 
         Example:
             >>> import deixis
-            >>> next(deixis.Film("film.mp4").frames()).pixels((48, 80)).dtype
+            >>> next(deixis.Video("film.mp4").frames()).pixels((48, 80)).dtype
             dtype('uint8')
         """
         picture = self.convert()

@@ -22,7 +22,7 @@ import numpy as np
 from deixis import weights
 from deixis.inference import remarks_on, segment
 from deixis.types import DeixisError, MaskTrack, Rle, RleMasks
-from deixis.video import PICTURES, Film
+from deixis.video import PICTURES, Video
 from deixis.web.jobs import FOLDERS, Task
 from deixis.web.timeline import row, timeline
 from deixis.weights import describe
@@ -110,8 +110,8 @@ def run_task(
     Raises Stopped soon after ``stop()`` is True, and DeixisError for what the visitor can set right.
     """
     plays = check_container(Path(task.film))
-    check_seconds(Film(task.film, max_pixels=task.pixels), task.seconds)
-    film = Film(task.film, end=task.seconds, max_pixels=task.pixels)  # its header may lie about the seconds
+    check_seconds(Video(task.film, max_pixels=task.pixels), task.seconds)
+    film = Video(task.film, end=task.seconds, max_pixels=task.pixels)  # its header may lie about the seconds
     of = film.length or 0
 
     def check() -> None:

@@ -114,7 +114,7 @@ def write(
         >>> from pathlib import Path
         >>> import deixis
         >>> from deixis.writers import Output, write
-        >>> video = deixis.Film("film.mp4")
+        >>> video = deixis.Video("film.mp4")
         >>> tracks = deixis.segment(video, "the red square")
         >>> with Output(Path("out")) as output:
         ...     write(output, video, tracks, ["png", "rle"], model={"name": "light"})

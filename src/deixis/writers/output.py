@@ -14,7 +14,7 @@ __all__ = ["Output", "VideoSource", "slug"]
 
 
 class VideoSource(Protocol):
-    """What the writers need of a ``Film``."""
+    """What the writers need of a ``Video``."""
 
     path: Path
     source_size: tuple[int, int]

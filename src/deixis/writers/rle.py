@@ -32,7 +32,7 @@ def write_rle(
         >>> from pathlib import Path
         >>> import deixis
         >>> from deixis.writers.rle import read_rle, write_rle
-        >>> video = deixis.Film("film.mp4")
+        >>> video = deixis.Video("film.mp4")
         >>> write_rle(Path("again.json"), video, deixis.segment(video, "the red square"), model={"name": "light"})
         >>> len(read_rle("again.json"))
         1
