@@ -4,30 +4,36 @@
 #
 #   tools/bundled_model.sh RUNS DATA WEIGHTS        RUNS: a folder beside the checkout; DATA, WEIGHTS: shared/data, shared/weights
 #
-# One core: OMP_NUM_THREADS=1. Disk: 16 GB a view, 0.1 GB of objects, 0.15 MB a clip of tokens. Memory: 5 GB at most.
+# One core: OMP_NUM_THREADS=1. Disk: 16 GB a view, 10 GB of mosaics, 0.1 GB of objects, 0.15 MB a clip of tokens.
+# Memory: 5 GB at most.
 set -euo pipefail
 runs=$1 data=$2 weights=$3 here=$(cd "$(dirname "$0")" && pwd)
 python=${PYTHON:-python}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONPATH="$here/../src:$here"
-parts=(--data "features=$runs/views" --data "objects=$runs/objects" --data "pictures=$data" --data "weights=$weights")
+parts=(--data "objects=$runs/objects" --data "pictures=$data" --data "weights=$weights")
 
-stage() {  # stage NAME START SET...: one recipe, once
-    local name=$1 start=$2
-    shift 2
+stage() {  # stage FOLDER RECIPE START VIEWS SETTING...: one recipe, once
+    local name=$1 recipe=$2 start=$3 views=$4
+    shift 4
     [ -e "$runs/$name/model.safetensors" ] && return
-    "$python" -m deixis.cli train "light_$name" -o "$runs/$name" --resume "${parts[@]}" \
+    "$python" -m deixis.cli train "light_$recipe" -o "$runs/$name" --resume "${parts[@]}" --data "features=$runs/$views" \
         ${start:+--data "start=$start"} --data "tokens=$runs/tokens" "$@"
 }
 
 "$python" "$here/remember_views.py" --data "$data" --weights "$weights" -o "$runs/views" --view 0
 "$python" "$here/data_engine.py" --data "$data" --weights "$weights" -o "$runs/objects"
-stage namer ""
-stage proposals "$runs/namer/model.safetensors"
+"$python" "$here/remember_views.py" --data "$data" --weights "$weights" -o "$runs/mosaics" --mosaics 3000
+mkdir -p "$runs/both"  # every view once, every mosaic twice: small things are rare in the pictures themselves
+ln -sfn "$runs/views/v0" "$runs/both/v0"
+for turn in 1 2; do ln -sfn "$runs/mosaics/mosaics" "$runs/both/mosaics$turn"; done
+stage namer namer "" views
+stage large proposals "$runs/namer/model.safetensors" views --set train.steps=3000
+stage proposals proposals "$runs/large/model.safetensors" both --set train.steps=2600
 "$python" "$here/remember_views.py" --data "$data" --weights "$weights" -o "$runs/views" --view 1 --written
 model=$runs/proposals/model.safetensors
 for kind in pictures davis stills films; do
     "$python" "$here/make_tokens.py" $kind --model "$model" --features "$runs/views" --objects "$runs/objects" \
         --data "$data" -o "$runs/tokens" --films "${FILMS:-10000}"
 done
-stage scorer "$model"
+stage scorer scorer "$model" views
 echo "done: $runs/scorer/model.safetensors"
