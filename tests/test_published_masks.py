@@ -20,6 +20,8 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco
+from scipy.ndimage import binary_dilation
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from deixis import systems
@@ -119,6 +121,68 @@ def single_frame(masks: Tensor, scores: Tensor, model: tuple[int, int], size: tu
     return list(zip(nearest, scores.sigmoid().tolist(), strict=True))
 
 
+# --- the scores once more, from shared/spec/benchmarks.md -------------------------------------------------------------
+
+
+def region(a: np.ndarray, b: np.ndarray) -> float:
+    return (a & b).sum() / (a | b).sum() if (a | b).any() else 1.0
+
+
+def boundary(mask: np.ndarray) -> np.ndarray:
+    padded = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+    lines = (mask != padded[:-1, 1:]) | (mask != padded[1:, :-1]) | (mask != padded[1:, 1:])
+    lines[-1, :-1], lines[:-1, -1] = mask[-1, :-1] != mask[-1, 1:], mask[:-1, -1] != mask[1:, -1]
+    lines[-1, -1] = False
+    return lines
+
+
+def contour(a: np.ndarray, b: np.ndarray) -> float:
+    reach = int(np.ceil(0.008 * np.hypot(*a.shape)))
+    disk = np.hypot(*np.mgrid[-reach : reach + 1, -reach : reach + 1]) <= reach
+    a, b = boundary(a), boundary(b)
+    if not a.any() or not b.any():
+        return float(a.any() == b.any())
+    precision, recall = (a & binary_dilation(b, disk)).sum() / a.sum(), (b & binary_dilation(a, disk)).sum() / b.sum()
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def davis_scores(films: list[tuple[np.ndarray, list[np.ndarray], np.ndarray]]) -> dict[str, float]:
+    """J and F of (answers (T, H, W), objects, void) an annotator and video, each answer to the object it fits best."""
+    found = []
+    for answers, objects, void in films:
+        table = np.array([[np.mean([(region((x == i + 1) & ~v, o & ~v), contour((x == i + 1) & ~v, o & ~v))
+                                    for x, o, v in zip(answers, own, void, strict=True)], axis=0)
+                           for own in objects] for i in range(len(objects))])  # fmt: skip
+        found += list(table[linear_sum_assignment(table.mean(-1), maximize=True)])
+    j, f = np.mean(found, axis=0)
+    return {"J": j, "F": f, "J&F": (j + f) / 2}
+
+
+def single_frame_scores(frames: list[tuple[np.ndarray, list[Any]]]) -> dict[str, float]:
+    """Of (true mask, [(mask, score)]) a frame: the best answer's IoU in three ways, and COCO's mAP of all answers."""
+    best = [(truth, max(answers, key=lambda a: a[1])[0]) for truth, answers in frames]
+    both, either = (np.array([op(a, b).sum() for a, b in best]) for op in (np.logical_and, np.logical_or))
+    scores = {"mIoU": np.mean((both + 1e-6) / (either + 1e-6)), "oIoU": both.sum() / either.sum()}
+    scores |= {f"P@{k}": np.mean(both > k * either) for k in (0.5, 0.6, 0.7, 0.8, 0.9)}
+    precisions = []
+    for threshold in 0.5 + 0.05 * np.arange(10):
+        hits: list[tuple[float, bool]] = []
+        for truth, answers in frames:
+            free = True
+            for mask, score in sorted(answers, key=lambda a: -a[1]):
+                hit = free and (mask & truth).sum() >= (threshold - 1e-9) * (mask | truth).sum() > 0
+                hits, free = [*hits, (score, hit)], free and not hit
+        true = np.cumsum([hit for _, hit in sorted(hits, key=lambda h: -h[0])])
+        recall, precision = true / len(frames), true / np.arange(1, len(true) + 1)
+        precisions += [max(precision[recall >= r - 1e-12], default=0.0) for r in np.linspace(0, 1, 101)]
+    return scores | {"mAP": np.mean(precisions)}
+
+
+def same_summary(found: Any, expected: dict[str, float]) -> None:
+    for measure, value in expected.items():
+        assert found[measure] == pytest.approx(value, abs=1e-6), measure
+
+
 # --- predict against the rules ----------------------------------------------------------------------------------------
 
 SOURCE, MODEL = (48, 32), (72, 48)  # pixels: of the fixtures' frames, and as the double gets them
@@ -193,7 +257,8 @@ def same_scores(name: str, folder: Path, benchmark: Benchmark, top: str, expecte
 
 
 def test_on_ref_davis17_objects_compete_and_every_window_chooses_anew(double: Stored, tmp_path: Path) -> None:
-    benchmark, several = predicted("ref-davis17", double, tmp_path), 0
+    benchmark, several, films = predicted("ref-davis17", double, tmp_path), 0, []
+    assert benchmark.truth is not None
     for samples in benchmark.by_video().values():
         for annotator in range(4):
             own = [s for s in samples if int(s.id) % 4 == annotator]
@@ -203,7 +268,14 @@ def test_on_ref_davis17_objects_compete_and_every_window_chooses_anew(double: St
                 path = tmp_path / "results" / f"anno_{annotator}" / samples[0].video.id / f"{index:05d}.png"
                 assert np.array_equal(png(path), wanted)
             several += len(np.unique(expected)) == len(own) + 1
+            truth = [benchmark.truth(samples[0].video, index) for index in range(len(expected))]
+            blank = np.zeros(expected.shape[1:], bool)
+            objects = [np.stack([t.masks.get(str(i), blank) for t in truth]) for i in range(1, len(own) + 1)]
+            films.append((expected, objects, np.stack([blank if t.void is None else t.void for t in truth])))
     assert several
+    summary = score_benchmark("ref-davis17", tmp_path / "data", tmp_path / "results").summary
+    same_summary(summary, davis_scores(films))
+    assert 0 < summary["J&F"] < 1  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", ["a2d-sentences", "jhmdb-sentences", "refcoco"])
@@ -212,14 +284,21 @@ def test_in_single_frames_every_query_is_an_answer(name: str, double: Stored, tm
     given: dict[str, list[Any]] = {}
     for answer in json.loads((tmp_path / "results" / "predictions.json").read_text()):
         given.setdefault(answer["image_id"], []).append(answer)
+    assert benchmark.truth is not None
+    frames = []
     for sample in benchmark.samples:
         assert sample.scored is not None
+        assert sample.objects is not None
         masks, scores = outputs(double, sample, [film_index(sample, sample.scored[0])])
         expected = single_frame(masks[0], scores[0], MODEL, SOURCE)
         assert len(given[sample.id]) == len(expected) == len(double.scores[0])
         for answer, (mask, score) in zip(given[sample.id], expected, strict=True):
             assert np.array_equal(coco.decode(answer["segmentation"]).astype(bool), mask)
             assert answer["score"] == pytest.approx(score, abs=1e-6)
+        frames.append((benchmark.truth(sample.video, sample.scored[0]).union(sample.objects), expected))
+    summary = score_benchmark(name, tmp_path / "data", tmp_path / "results", benchmark.split).summary
+    same_summary(summary, single_frame_scores(frames))
+    assert 0 < summary["mIoU"] < 1  # type: ignore[operator]
 
 
 def test_the_stored_logits_are_those_that_a_byte_of_8_would_spoil(double: Stored) -> None:
