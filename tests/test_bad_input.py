@@ -79,7 +79,7 @@ def test_a_good_film_ends_in_status_0_with_one_line_per_expression(film: Path, p
     result = run(film, place, "--as", "rle,png", words=("the red one", "a blue one"))
     assert result.exit_code == 0, result.output
     first, second, *rest = result.stdout.splitlines()
-    assert first.startswith("the red one: present (presence 0.99), 0.0 to 0.9 s, 8.3 % of the picture")
+    assert first.startswith("the red one: there (presence 0.99), 0.0 to 0.9 s, 8.3 % of the picture")
     assert second == "a blue one: not there (presence 0.01, below 0.5)"
     assert rest == [f"wrote {place / 'out' / name}" for name in ("masks.json", "masks", "contact_sheet.png")]
     assert re.fullmatch(r"colours_debug on cpu in (fp32|bf16)\n", result.stderr)

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from deixis.metrics.choice import overlap_with_each, right_object
-from deixis.training.measure import changes_object, chosen_threshold, fit_presence, wilson
+from deixis.systems.light import light_debug
+from deixis.training.measure import (
+    NEVER_SURE,
+    Answer,
+    changes_object,
+    chosen_threshold,
+    fit_presence,
+    sure_bound,
+    wilson,
+)
+from deixis.training.recipes.light import with_fitted_presence
 
 
 def two_objects(frames=16):
@@ -74,3 +84,34 @@ def test_wilson_intervals_hold_the_share_and_narrow_with_more_answers():
     assert low < 0.8 < high
     assert wilson(8000, 10_000)[0] > low
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_the_sure_bound_is_the_least_presence_from_which_enough_is_there() -> None:
+    wrong, right = [(0.86 + i / 1000, i % 2 == 0) for i in range(40)], [(0.95 + i / 10000, True) for i in range(100)]
+    found = [(0.3, False)] * 500 + wrong + right  # half of those at .86 to .90 are there, and all from .95 on
+    bound = sure_bound(found, 0.85, 0.95)
+    above = [there for p, there in found if p >= bound]
+    assert 0.86 < bound < 0.95
+    assert sum(above) / len(above) >= 0.95
+    assert sum(above) / len(above) > sum(t for p, t in found if p >= 0.85) / 140
+    assert sure_bound(right, 0.85, 0.95) == 0.85  # all that is shown is there: nothing is a guess
+    assert sure_bound(wrong, 0.85, 0.95) == NEVER_SURE
+    assert sure_bound(right[:19], 0.85, 0.95) == NEVER_SURE  # too few to rest on
+
+
+def test_a_calibration_states_a_sure_bound_at_or_above_its_threshold() -> None:
+    rng = np.random.default_rng(0)
+    there = rng.random(600) < 0.6
+    logits = np.where(there, 1.5, -1.5) + rng.normal(0, 1.2, 600)
+    found = [
+        Answer(film="f", text="x", kind="class", there=bool(t), right=bool(t), overlap=1.0, empty=False, changed=False,
+               presence=float(1 / (1 + np.exp(-z))))
+        for t, z in zip(there, logits, strict=True)
+    ]  # fmt: skip
+    config = with_fitted_presence(light_debug().config, found)
+    assert config.presence_sure is not None
+    assert config.presence_threshold is not None
+    assert config.presence_threshold < config.presence_sure < 0.99
+    p = 1 / (1 + np.exp(-(logits / config.presence_temperature + config.presence_shift)))
+    assert there[p >= config.presence_sure].mean() >= 0.945
+    assert there[p >= config.presence_threshold].mean() < 0.95

@@ -356,7 +356,8 @@ def test_verdicts_come_as_lines_of_json_and_nothing_else(tmp_path: Path, run) ->
     assert first["begin"] == 0
     assert first["end"] == pytest.approx(11 / 12, abs=1e-3)
     assert second == {
-        "expression": "a blue one", "present": False, "presence": second["presence"], "threshold": 0.5, "begin": None,
+        "expression": "a blue one", "present": False, "verdict": "not there", "presence": second["presence"],
+        "threshold": 0.5, "sure": None, "begin": None,
         "end": None, "frames": 0, "of": 12, "share": 0.0,
     }  # fmt: skip
     assert done.stderr == ""
@@ -365,7 +366,7 @@ def test_verdicts_come_as_lines_of_json_and_nothing_else(tmp_path: Path, run) ->
 def test_quiet_prints_the_verdicts_alone_and_a_picture_has_no_times(tmp_path: Path, run) -> None:
     folder = write_folder(tmp_path / "one", moving(1))
     done = run(folder / "00000.png", "red", "-o", tmp_path / "out", "-q")
-    assert (done.stdout, done.stderr) == ("red: present (presence 0.99), 8.3 % of the picture\n", "")
+    assert (done.stdout, done.stderr) == ("red: there (presence 0.99), 8.3 % of the picture\n", "")
 
 
 def test_the_folder_of_the_frames_is_no_place_for_results(tmp_path: Path, run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ from helpers.films import Colours, colours, moving, write_folder
 from PIL import ImageFont
 
 from deixis.inference import remarks_on, segment
+from deixis.linking import Presence
 from deixis.sentences import names_several, plain, remarks
-from deixis.types import Expression, MaskTrack, RleMasks, encode_rle
-from deixis.verdicts import Verdict
+from deixis.types import DeixisError, Expression, MaskTrack, RleMasks, encode_rle
+from deixis.verdicts import TrackSummary
 from deixis.video import Video
-from deixis.writers import Output, lettering, write
+from deixis.writers import Output, lettering, read_rle, write
 from deixis.writers.lettering import FONT, font_of, legible
+from deixis.writers.overlay import Label
 
 UNWRAPPED = {
     "Where is the woman in the black dress?": "the woman in the black dress",
@@ -209,9 +212,12 @@ def test_the_model_reads_the_phrase_and_results_carry_what_was_typed(tmp_path: P
 # --- the verdict ------------------------------------------------------------------------------------------------------
 
 
-def track(presence: float, threshold: float | None, filled: bool = False) -> MaskTrack:
+def track(
+    presence: float, threshold: float | None, filled: bool = False, sure: float | None = None
+) -> MaskTrack:
     masks = RleMasks([encode_rle(np.full((4, 4), filled))] * 2, (4, 4))
-    return MaskTrack(Expression("she"), masks, np.zeros(2, np.float32), presence, ["0", "1"], [0.0, 0.5], threshold)
+    scores = np.zeros(2, np.float32)
+    return MaskTrack(Expression("she"), masks, scores, presence, ["0", "1"], [0.0, 0.5], threshold, sure)
 
 
 @pytest.mark.parametrize(
@@ -226,13 +232,66 @@ def track(presence: float, threshold: float | None, filled: bool = False) -> Mas
     ],
 )
 def test_the_verdict_names_the_threshold(presence: float, threshold: float | None, line: str) -> None:
-    assert str(Verdict.of(track(presence, threshold))) == line
+    assert str(TrackSummary.of(track(presence, threshold))) == line
 
 
 def test_the_verdict_of_what_is_there() -> None:
-    found = Verdict.of(track(0.9, 0.5, filled=True))
-    assert str(found) == "she: present (presence 0.90), 0.0 to 0.5 s, 100.0 % of the picture"
+    found = TrackSummary.of(track(0.9, 0.5, filled=True))
+    assert str(found) == "she: there (presence 0.90), 0.0 to 0.5 s, 100.0 % of the picture"
     assert json.loads(json.dumps(found.facts()))["frames"] == 2
+    assert found.facts()["verdict"] == "there"
+
+
+def test_what_is_shown_below_the_sure_bound_is_called_a_guess() -> None:
+    found = TrackSummary.of(track(0.949, 0.85, filled=True, sure=0.95))
+    why = "a guess is shown; presence 0.949, below 0.95"
+    assert str(found) == f"she: unsure ({why}), 0.0 to 0.5 s, 100.0 % of the picture"
+    assert (found.facts()["verdict"], found.facts()["sure"], found.facts()["present"]) == ("unsure", 0.95, True)
+
+
+@pytest.mark.parametrize(
+    ("presence", "filled", "sure", "word"),
+    [
+        (0.95, True, 0.95, "there"),
+        (0.94, True, 0.95, "unsure"),
+        (0.94, True, None, "there"),  # a model that states no bound has two words
+        (0.94, False, 0.95, "not there"),
+        (0.99, False, 0.95, "not there"),
+    ],
+)
+def test_the_verdict_is_one_of_three_words(presence: float, filled: bool, sure: float | None, word: str) -> None:
+    assert track(presence, 0.85, filled, sure).verdict == word
+
+
+@pytest.mark.parametrize("bound", [0.0, 1.0, -1.0, float("nan")])
+def test_a_sure_bound_that_is_no_probability_is_refused(bound: float) -> None:
+    with pytest.raises(DeixisError, match="sure"):
+        Presence(sure=bound)
+
+
+@pytest.mark.parametrize("selection", ["official", "linked"])
+def test_a_guess_is_marked_wherever_its_words_stand(tmp_path: Path, selection: str) -> None:
+    film = Video(write_folder(tmp_path / "f", moving(3)))
+    presence = segment(film, ["red"], model=colours(), selection=selection)[0].presence
+    words = ["red", "a blue one"]
+    unsure = Colours(replace(colours().config, presence_sure=presence + 0.001))
+    tracks = segment(film, words, model=unsure, selection=selection)
+    assert [t.verdict for t in tracks] == ["unsure", "not there"]
+    with Output(tmp_path / "out") as output:
+        write(output, film, tracks, ["rle"], model={"name": "x"})
+    again = read_rle(tmp_path / "out" / "masks.json")
+    assert [t.verdict for t in again] == ["unsure", "not there"]
+    found = json.loads((tmp_path / "out" / "masks.json").read_text())["tracks"]
+    assert [(t["verdict"], t["present"]) for t in found] == [("unsure", True), ("not there", False)]
+
+
+def test_the_overlay_says_that_it_shows_a_guess() -> None:
+    sure, guess = (Label("red", 0, (255, 0, 0), (360, 640), note) for note in ("", " (a guess)"))
+    assert guess._patch.shape[1] > 2 * sure._patch.shape[1]
+    wide = Label("red " * 100, 0, (255, 0, 0), (120, 160), " (a guess)")  # the words are cut, the note is not
+    cut = Label("red " * 100, 0, (255, 0, 0), (120, 160))
+    assert wide._patch.shape[1] <= 160
+    assert not np.array_equal(wide._patch[:, -20:], cut._patch[:, -20:])
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

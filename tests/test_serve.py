@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 pytest.importorskip("gradio", reason="needs the extra web")
 
 from deixis.cli import app
-from deixis.types import DeixisError
+from deixis.types import DeixisError, Expression, MaskTrack, RleMasks, encode_rle
 from deixis.video import Video
 from deixis.web import app as app_module
 from deixis.web import guard, html, process, timeline, worker
@@ -50,18 +50,28 @@ def test_stretches_last_until_the_next_frame_and_the_last_one_a_gap() -> None:
 def test_words_of_a_visitor_are_words_in_the_page_and_never_code() -> None:
     words = "<script>alert(1)</script> ${alert(2)} {{value}} `x` \"'"
     row = {"sentence": words, "colour": "#fff", "present": True, "presence": 0.5, "stretches": [[0, 1]], "share": 0.1}
+    row["verdict"] = "there"
     for made in (timeline.timeline([row], 2.0), html.table_html([row]), html.status_html("failed", words)):
         assert "&lt;script&gt;" in made
         assert not [sign for sign in ("<script", "${", "{{", "`") if sign in made]
 
 
 def test_the_timeline_puts_a_bar_where_the_object_is() -> None:
-    row = {"sentence": "red", "colour": "#ff4040", "present": True, "stretches": [[1.0, 1.5]]}
-    away = {"sentence": "blue", "colour": "#4090ff", "present": False, "stretches": []}
-    made = timeline.timeline([row, away], 2.0)
+    row = {"sentence": "red", "colour": "#ff4040", "verdict": "there", "stretches": [[1.0, 1.5]]}
+    away = {"sentence": "blue", "colour": "#4090ff", "verdict": "not there", "stretches": []}
+    guess = {"sentence": "green", "colour": "#40ff40", "verdict": "unsure", "stretches": [[0.0, 0.5]]}
+    made = timeline.timeline([row, away, guess], 2.0)
     assert 'x="50.00%" y="26" width="25.00%"' in made
     assert made.count("#4090ff") == 0
     assert "not there" in made
+    assert "unsure: a guess is shown" in made
+
+
+def test_the_table_marks_a_guess() -> None:
+    filled = RleMasks([encode_rle(np.ones((4, 4), bool))] * 2, (4, 4))
+    tracks = [MaskTrack(Expression("red"), filled, np.ones(2, "f4"), 0.9, ["0", "1"], [0.0, 0.5], 0.85, 0.95)]
+    made = html.table_html([timeline.row(track, 0, 0.5) for track in tracks])
+    assert "<td>unsure: a guess is shown</td>" in made
 
 
 def test_a_message_tells_no_path_and_no_advice_for_the_owner() -> None:

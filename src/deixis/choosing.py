@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deixis.inference import Setup, as_expressions, model_size, prepare
 from deixis.linking import sigmoid
 from deixis.systems.light import Light, TrackFeatures
-from deixis.types import DeixisError, Expression, MaskTrack
+from deixis.types import DeixisError, Expression, MaskTrack, Verdict, verdict_of
 from deixis.video import Video, normalise
 
 MOST_FRAMES = 16  # frames that are looked at, evenly spread over the video (our choice: memory does not grow)
@@ -33,6 +33,7 @@ class Choice:
         track: Index of the track that it refers to, or None where it refers to none of them.
         presence: 0..1, the probability that it refers to one of the tracks.
         probabilities: (Q,) of each track; they and 1 - presence sum to 1.
+        sure: Presence below which ``track`` is a guess; None where the model does not say.
 
     Example:
         >>> from deixis import Choice, Expression
@@ -44,6 +45,12 @@ class Choice:
     track: int | None
     presence: float
     probabilities: tuple[float, ...]
+    sure: float | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """ "there"; "unsure": ``track`` is a guess; or "not there"."""
+        return verdict_of(self.track is not None, self.presence, self.sure)
 
 
 def choose(
@@ -105,7 +112,8 @@ def choose(
         presence = float(sigmoid(raw / config.presence_temperature + config.presence_shift))
         shares = row.softmax(0) * presence
         there = setup.judge.threshold is None or presence >= setup.judge.threshold
-        choices.append(Choice(expression, int(row.argmax()) if there else None, presence, tuple(shares.tolist())))
+        track = int(row.argmax()) if there else None
+        choices.append(Choice(expression, track, presence, tuple(shares.tolist()), setup.judge.sure))
     return choices
 
 

@@ -251,7 +251,7 @@ def _segment_to_disk(
     """The two passes over a film, with what is seen on the screen."""
     from deixis.inference import as_expressions, choose_device, choose_precision, remarks_on
     from deixis.inference import segment as answer
-    from deixis.verdicts import Verdict
+    from deixis.verdicts import TrackSummary
     from deixis.weights import describe
     from deixis.writers import write
     from deixis.writers.rle import write_rle
@@ -288,7 +288,7 @@ def _segment_to_disk(
                         )
                 raise
             for track in tracks:
-                screen.verdict(Verdict.of(track))
+                screen.verdict(TrackSummary.of(track))
     except KeyboardInterrupt:
         stopped = True
     finally:

@@ -45,11 +45,13 @@ class Presence:
 
     The probability is sigmoid(logit / temperature + shift); threshold is in 0..1, both ends left out. None: every
     expression is answered, as published code does; a system whose presence nobody calibrated states that.
+    sure: below it what is shown is a guess; None: never.
     """
 
     threshold: float | None = None
     temperature: float = 1.0
     shift: float = 0.0
+    sure: float | None = None
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not 0 < self.threshold < 1:
@@ -57,6 +59,8 @@ class Presence:
                 f"the presence threshold must lie between 0 and 1, both left out, got {self.threshold};"
                 " 0.001 shows nearly everything"
             )
+        if self.sure is not None and not 0 < self.sure < 1:
+            raise DeixisError(f"the sure bound of presence must lie between 0 and 1, both left out, got {self.sure}")
         if not self.temperature > 0:
             raise DeixisError(f"the presence temperature must be above 0, got {self.temperature}")
 
@@ -67,6 +71,7 @@ class Presence:
             threshold=config.presence_threshold if threshold is None else threshold,
             temperature=config.presence_temperature,
             shift=config.presence_shift,
+            sure=config.presence_sure,
         )
 
     def calibrated(self, logits: Any) -> Any:

@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from deixis.training.run import Progress
-    from deixis.verdicts import Verdict
+    from deixis.verdicts import TrackSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Screen:
     as_json: bool = False
     quiet: bool = False
 
-    def verdict(self, verdict: Verdict) -> None:
+    def verdict(self, verdict: TrackSummary) -> None:
         typer.echo(json.dumps(verdict.facts(), ensure_ascii=False) if self.as_json else printable(str(verdict)))
 
     def note(self, line: str, *, err: bool = True) -> None:

@@ -192,8 +192,8 @@ class PublishedTracks:
             rles, scores = [empty] * len(rles), np.minimum(scores, np.float32(presence))
         return MaskTrack(
             self.expressions[number], RleMasks(rles, self.source_size), scores, presence, self.names, self.times,
-            self.judge.threshold,
-        )
+            self.judge.threshold, self.judge.sure,
+        )  # fmt: skip
 
     def _verdict(self, number: int) -> tuple[float, bool]:
         """(the film's presence, whether its masks are shown)."""

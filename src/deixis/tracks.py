@@ -170,6 +170,7 @@ class TrackBuilder:
             self.names,
             self.times,
             judge.threshold,
+            judge.sure,
         )
 
     def _decide(self, film: Sequence[Window], judge: Presence) -> tuple[list[np.ndarray], float]:

@@ -73,6 +73,7 @@ class SystemConfig:
     # How official masks grow to source size: at once, or through the size that the model got.
     enlarge: Literal["at_once", "through_input"] = "at_once"
     presence_threshold: float | None = None  # probability from which on an object counts as present; None: always
+    presence_sure: float | None = bounded(None, least=0, most=1)  # below it masks are a guess ("unsure"); None: never
     presence_temperature: float = bounded(1.0, least=1e-6, most=1e6)  # divides the presence logit
     presence_shift: float = bounded(0.0, least=-1e6, most=1e6)  # added to the presence logit after that
     presence_from: str = ""  # what a calibration on held-out data found; empty: none was made
@@ -431,6 +432,30 @@ class RleMasks(Sequence[np.ndarray]):
         return f"RleMasks({len(self)} frames of {self.size[0]}x{self.size[1]})"
 
 
+Verdict = Literal["there", "unsure", "not there"]
+
+
+def verdict_of(shown: bool, presence: float, sure: float | None) -> Verdict:
+    """Say in a word whether an object is in a video.
+
+    Args:
+        shown: Whether any frame holds a mask.
+        presence: 0..1.
+        sure: Presence from which on masks are no guess; None: they never are one.
+
+    Returns:
+        "there"; "unsure": masks are shown, as a guess; or "not there".
+
+    Example:
+        >>> from deixis.types import verdict_of
+        >>> verdict_of(True, 0.97, 0.95), verdict_of(True, 0.9, 0.95), verdict_of(False, 0.1, 0.95)
+        ('there', 'unsure', 'not there')
+    """
+    if not shown:
+        return "not there"
+    return "there" if sure is None or presence >= sure else "unsure"
+
+
 @dataclass(frozen=True, eq=False)
 class MaskTrack:
     """The masks of one object over a video: the result for one expression.
@@ -443,6 +468,7 @@ class MaskTrack:
         names: T frame names.
         times: T times in seconds.
         threshold: Presence below which the masks were emptied, where that is known.
+        sure: Presence below which the masks are a guess; None where the model does not say.
 
     Raises:
         DeixisError: For lengths that do not agree.
@@ -461,6 +487,7 @@ class MaskTrack:
     names: Sequence[str]
     times: Sequence[float]
     threshold: float | None = None
+    sure: float | None = None
 
     def __post_init__(self) -> None:
         t = len(self.masks)
@@ -477,3 +504,8 @@ class MaskTrack:
     def present(self) -> bool:
         """Whether any frame holds a mask."""
         return bool(self.masks.areas().any())
+
+    @property
+    def verdict(self) -> Verdict:
+        """ "there"; "unsure": the masks are a guess; or "not there"."""
+        return verdict_of(self.present, self.presence, self.sure)

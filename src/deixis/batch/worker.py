@@ -94,7 +94,7 @@ class FilmWorker:
         return {
             "film": job.film, "sentences": list(job.sentences), "status": "done", "reason": None,
             "folder": job.folder(self.settings), "frames": len(tracks[0]),
-            "tracks": [{"presence": round(t.presence, 6), "present": t.present} for t in tracks],
+            "tracks": [{"presence": round(t.presence, 6), "present": t.present, "verdict": t.verdict} for t in tracks],
             "outputs": outputs, "options": asdict(job.options),
             "warnings": [*remarks_on(job.sentences, self.settings.model), *film.warnings],
             "model": dict(self.settings.facts), "precision": self.settings.precision, "device": self.device,

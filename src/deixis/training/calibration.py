@@ -60,6 +60,7 @@ def calibrated(system: Any, data: str, ask: Callable[[Any], Sequence[PresenceSam
 
 def fitted(config: SystemConfig, data: str, samples: Sequence[PresenceSample]) -> SystemConfig:
     """The config with temperature, shift and threshold of the first half, if the second half bears them out."""
+    config = replace(config, presence_sure=None)  # it was of the calibration before
     always = replace(config, presence_threshold=None, presence_temperature=1.0, presence_shift=0.0)
     counts = [sum(t.there == there and t.half == half for t in samples) for there in (True, False) for half in (0, 1)]
     if min(counts) < LEAST:

@@ -6,7 +6,7 @@ The films go to disk and through ``deixis.segment``, the path that users take. T
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +140,21 @@ def chosen_threshold(found: list[tuple[float, bool]], absent: list[float], left_
     best = max(gains)
     fair = float(np.median([c for c, g in zip(candidates, gains, strict=True) if g >= best - 0.003]))
     return min([fair, *(float(c) for c in candidates if (away < c).mean() >= left_empty)])
+
+
+LEAST_SURE = 20  # answers that a sure bound must rest on (our choice)
+NEVER_SURE = 0.999  # the bound where no presence is high enough to be sure
+
+
+def sure_bound(found: Sequence[tuple[float, bool]], threshold: float, share: float) -> float:
+    """The presence from which on an answer is no guess: the least one, the threshold or above, such that at least
+    ``share`` of the sentences with that presence or more name something that is there. ``NEVER_SURE`` where no bound
+    does so for 20 sentences. found: (presence, whether the object is there)."""
+    shown = sorted((p, there) for p, there in found if p >= threshold)
+    for i in range(len(shown) - LEAST_SURE + 1):
+        if np.mean([there for _, there in shown[i:]]) >= share:
+            return threshold if i == 0 else shown[i][0]
+    return NEVER_SURE
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from deixis.web.jobs import RESULT_FILES, SHOWN_ONLY, Job, Limits
 from deixis.web.queue import Queue
-from deixis.web.timeline import safe, timeline
+from deixis.web.timeline import VERDICT_WORDS, safe, timeline
 
 
 def limits_line(limits: Limits) -> str:
@@ -90,11 +90,11 @@ def table_html(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         when = ", ".join(f"{begin:.1f}–{end:.1f} s" for begin, end in row["stretches"][:4])
         when += f" and {len(row['stretches']) - 4} more" if len(row["stretches"]) > 4 else ""
-        verdict = "there" if row["present"] else "not there"
+        words = VERDICT_WORDS[row["verdict"]]
         share = f"{100 * row['share']:.1f} %" if row["present"] else "–"
         lines.append(
             f'<tr data-present="{str(row["present"]).lower()}"><td><i style="background:{row["colour"]}"></i>'
-            f"{safe(row['sentence'])}</td><td>{verdict}</td><td>{row['presence']:.2f}</td><td>{when or '–'}</td>"
+            f"{safe(row['sentence'])}</td><td>{words}</td><td>{row['presence']:.2f}</td><td>{when or '–'}</td>"
             f"<td>{share}</td></tr>"
         )
     head = "".join(f"<th>{words}</th>" for words in ("Sentence", "Is it there?", "Presence", "When", "Of the picture"))

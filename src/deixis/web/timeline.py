@@ -6,15 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from deixis.types import MaskTrack
+from deixis.types import MaskTrack, verdict_of
 from deixis.writers.overlay import TRACK_COLOURS
+
+VERDICT_WORDS = {"there": "there", "unsure": "unsure: a guess is shown", "not there": "not there"}
 
 
 def row(track: MaskTrack, index: int, gap: float) -> dict[str, Any]:
     """What a table says of one sentence. gap: seconds from a frame to the next, for the last one.
 
-    sentence, colour (CSS), present, presence 0..1, stretches [[from, to], ...] in seconds, seen: seconds in all,
-    share: of the picture, 0..1, mean over the frames in which it is seen.
+    sentence, colour (CSS), present, verdict, presence 0..1, stretches [[from, to], ...] in seconds, seen: seconds in
+    all, share: of the picture, 0..1, mean over the frames in which it is seen.
     """
     areas = track.masks.areas()
     height, width = track.masks.size
@@ -23,6 +25,7 @@ def row(track: MaskTrack, index: int, gap: float) -> dict[str, Any]:
         "sentence": track.expression.text,
         "colour": "#{:02x}{:02x}{:02x}".format(*TRACK_COLOURS[index % len(TRACK_COLOURS)]),
         "present": bool(found),
+        "verdict": verdict_of(bool(found), track.presence, track.sure),
         "presence": round(track.presence, 4),
         "stretches": [[round(a, 3), round(b, 3)] for a, b in found],
         "seen": round(sum(b - a for a, b in found), 3),
@@ -56,7 +59,8 @@ def timeline(rows: Sequence[Mapping[str, Any]], length: float) -> str:
         y = top + i * step
         words = str(facts["sentence"])
         words = words if len(words) <= 90 else words[:89] + "…"
-        note = "" if facts["present"] else '<tspan opacity="0.6"> · not there</tspan>'
+        verdict = VERDICT_WORDS[facts["verdict"]]
+        note = "" if facts["verdict"] == "there" else f'<tspan opacity="0.6"> · {verdict}</tspan>'
         parts.append(f'<text x="0" y="{y + 13}" fill="currentColor">{safe(words)}{note}</text>')
         parts.append(f'<rect x="0" y="{y + 20}" width="100%" height="10" rx="5" fill="currentColor" opacity="0.1"/>')
         for begin, end in facts["stretches"]:

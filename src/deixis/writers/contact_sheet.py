@@ -53,6 +53,6 @@ class ContactSheet:
         for row, track in enumerate(self._tracks):
             top = row * (self._tile[0] + self._head)
             words, font = legible(track.expression.text[:120], row, 14)
-            words += f"   [{'present' if track.present else 'not there'}, {track.presence:.2f}]"
+            words += f"   [{track.verdict}, {track.presence:.2f}]"
             pen.text((6, top + 4), words, fill=TRACK_COLOURS[row % len(TRACK_COLOURS)], font=font)
         picture.save(self._path, "png")

@@ -19,6 +19,8 @@ TRACK_COLOURS = (  # RGB, one an expression, then again from the first (our choi
     (160, 160, 64),
 )  # fmt: skip
 
+LABEL_NOTES = {"there": "", "unsure": " (a guess)", "not there": ""}  # after the words of a label
+
 
 class Overlay:
     """The film with each object's mask, contour and words in its own colour; H.264, the sound kept."""
@@ -28,7 +30,7 @@ class Overlay:
         self._film = FilmWriter(path, film, "libx264", "yuv420p", options, even=True)
         self._film.keep_sound(film)
         self._labels = [
-            Label(t.expression.text, i, TRACK_COLOURS[i % len(TRACK_COLOURS)], film.source_size)
+            Label(t.expression.text, i, TRACK_COLOURS[i % len(TRACK_COLOURS)], film.source_size, LABEL_NOTES[t.verdict])
             for i, t in enumerate(tracks)
         ]
 
@@ -67,10 +69,14 @@ def tint(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) ->
 class Label:
     """The words of an expression as a small picture, drawn once and put on every frame beside the object."""
 
-    def __init__(self, text: str, number: int, colour: tuple[int, int, int], size: tuple[int, int]) -> None:
-        text, font = legible(text, number, max(10, min(size) / 24))
-        while font.getlength(text) > max(size[1] - 8, 8) and len(text) > 1:
+    def __init__(
+        self, text: str, number: int, colour: tuple[int, int, int], size: tuple[int, int], note: str = ""
+    ) -> None:
+        text, font = legible(text + note, number, max(10, min(size) / 24))
+        text = text.removesuffix(note)
+        while font.getlength(text + note) > max(size[1] - 8, 8) and len(text) > 1:
             text = text.rstrip("…")[:-1].rstrip() + "…"
+        text += note
         right, bottom = (round(v) for v in font.getbbox(text)[2:])
         patch = Image.new("RGB", (right + 8, bottom + 6), colour)
         dark = sum(colour) > 380  # our choice: black words on bright colours, white on dark ones

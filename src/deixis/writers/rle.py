@@ -65,6 +65,8 @@ def write_rle(
                 "presence": round(track.presence, 6),
                 "threshold": track.threshold,
                 "present": track.present,
+                "sure": track.sure,
+                "verdict": track.verdict,
             }
             file.write((",\n" if number else "\n") + json.dumps(about, ensure_ascii=False)[:-1] + ',\n"scores": ')
             _write_list(file, (f"{score:.4f}" for score in track.scores))
@@ -113,6 +115,7 @@ def read_rle(path: str | Path) -> list[MaskTrack]:
                 found["names"],
                 found["times"],
                 track.get("threshold"),
+                track.get("sure"),
             )
             for track in found["tracks"]
         ]

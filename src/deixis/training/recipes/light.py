@@ -34,7 +34,7 @@ from deixis.synthetic.scene import SyntheticVideo
 from deixis.synthetic.sentences import SentenceMix
 from deixis.systems.light import FrameFeatures, Light, LightConfig, link
 from deixis.training.clips import ClipBatch, gather_clips
-from deixis.training.measure import Answer, answers, chosen_threshold, fit_presence
+from deixis.training.measure import Answer, answers, chosen_threshold, fit_presence, sure_bound
 from deixis.training.optimizer import parameter_groups
 from deixis.training.pretrained import load_minilm, packaged_minilm
 from deixis.training.regions import (
@@ -392,6 +392,7 @@ def shares_of(found: Sequence[Answer]) -> dict[str, float]:
 
 
 LEFT_EMPTY = 0.9  # share of absent objects that the threshold should leave empty (our choice)
+SURE = 0.95  # share of the sentences with the verdict "there" that should name something that is there (our choice)
 
 
 def export_stage(system: nn.Module, path: Path) -> None:
@@ -411,7 +412,8 @@ def export(pictures: str, system: nn.Module, path: Path) -> None:
 def calibrated(pictures: str, system: Light, films: int = 60) -> LightConfig:
     """The config with presence fitted on development films and stills, generated and written sentences.
 
-    Temperature and shift make the predicted probability agree with the facts; the threshold is ``chosen_threshold``'s.
+    Temperature and shift make the predicted probability agree with the facts; the threshold is ``chosen_threshold``'s,
+    and what is shown below ``sure_bound`` counts as a guess.
     """
 
     def films_of() -> Iterator[SyntheticVideo]:
@@ -424,7 +426,7 @@ def calibrated(pictures: str, system: Light, films: int = 60) -> LightConfig:
 
 
 def with_fitted_presence(config: LightConfig, found: Sequence[Answer]) -> LightConfig:
-    """The config with temperature, shift and threshold fitted on answers of which none was kept back."""
+    """The config with temperature, shift, threshold and sure bound fitted on answers of which none was kept back."""
     there = np.array([a.there for a in found])
     temperature, shift = fit_presence(
         np.array([a.presence for a in found]), there, config.presence_temperature, config.presence_shift
@@ -436,8 +438,13 @@ def with_fitted_presence(config: LightConfig, found: Sequence[Answer]) -> LightC
         return float(sigmoid(raw / temperature + shift))
 
     shown = [(again(a.presence), a.right) for a in found if a.there]
-    threshold = chosen_threshold(shown, [again(a.presence) for a in found if not a.there], LEFT_EMPTY)
-    log.info("presence: temperature %.3f, shift %.3f, threshold %.2f", temperature, shift, threshold)
-    return replace(
-        config, presence_temperature=temperature, presence_shift=shift, presence_threshold=round(threshold, 3)
+    absent = [again(a.presence) for a in found if not a.there]
+    threshold = round(chosen_threshold(shown, absent, LEFT_EMPTY), 3)
+    sure = round(sure_bound([(again(a.presence), a.there) for a in found], threshold, SURE), 3)
+    log.info(
+        "presence: temperature %.3f, shift %.3f, threshold %.3f, sure from %.3f", temperature, shift, threshold, sure
     )
+    return replace(
+        config, presence_temperature=temperature, presence_shift=shift, presence_threshold=threshold,
+        presence_sure=sure,
+    )  # fmt: skip
