@@ -16,7 +16,7 @@ from deixis.encoders.tokenizers import roberta_letter_tokenizer, word_tokenizer
 from deixis.systems.soc import Soc, SocConfig
 from deixis.training.clips import mirrored
 from deixis.training.recipes import RECIPES, find_recipe, soc
-from deixis.training.recipes.soc import SOC_RECIPES
+from deixis.training.recipes.soc import RECIPES as SOC_RECIPES
 from deixis.training.sources import MEVIS, PSEUDO, SocData, epoch_order, read_clip
 from deixis.types import DeixisError
 from deixis.weights_import import load_roberta

@@ -23,6 +23,7 @@ except ImportError:
 
 from deixis import __version__
 from deixis.progress import Screen, counting_bar, frames_bar, training_bar
+from deixis.tables import BENCHMARK_FILES, FORMAT_FILES
 
 if TYPE_CHECKING:
     from deixis.metrics.summary import Scores
@@ -67,7 +68,7 @@ app = typer.Typer(
 ModelOption = Annotated[str, typer.Option(help="A name that `deixis models` lists, or a checkpoint file.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
-FormatOption = Annotated[str, typer.Option("--as", help="Of overlay, png, rle, matte, coco; commas between.")]
+FormatOption = Annotated[str, typer.Option("--as", help=f"Of {', '.join(FORMAT_FILES)}; commas between.")]
 StartOption = Annotated[float | None, typer.Option(help="Begin at this second.")]
 EndOption = Annotated[float | None, typer.Option(help="End before this second.")]
 EveryOption = Annotated[int, typer.Option(help="Look at each Nth frame.")]
@@ -448,6 +449,7 @@ def world(
     typer.echo(f"{out}: " + ", ".join(f"{count} films in {split}" for split, count in counts.items()))
 
 
+BenchmarkArgument = Annotated[str, typer.Argument(help=f"{', '.join(BENCHMARK_FILES[:-1])} or {BENCHMARK_FILES[-1]}.")]
 RootArgument = Annotated[Path, typer.Argument(help="The benchmark's folder; `deixis data fixture` shows its layout.")]
 SplitOption = Annotated[str | None, typer.Option(help="Default: the split that is usually reported.")]
 SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave bad annotations out instead of refusing.")]
@@ -455,7 +457,7 @@ SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave bad annot
 
 @app.command()
 def predict(
-    benchmark: Annotated[str, typer.Argument(help="ref-youtube-vos, ref-davis17, mevis, a2d-sentences, ...")],
+    benchmark: BenchmarkArgument,
     root: RootArgument,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; a stopped run is taken up there.")],
     model: ModelOption = "light",
@@ -567,7 +569,7 @@ app.add_typer(data, name="data")
 
 @data.command()
 def check(
-    benchmark: Annotated[str, typer.Argument(help="The benchmark's name.")],
+    benchmark: BenchmarkArgument,
     root: RootArgument,
     split: Annotated[str | None, typer.Option(help="Only this split (default: all that are there).")] = None,
 ) -> None:
@@ -585,7 +587,7 @@ def check(
 
 @data.command()
 def fixture(
-    benchmark: Annotated[str, typer.Argument(help="The benchmark's name.")],
+    benchmark: BenchmarkArgument,
     out: Annotated[Path, typer.Argument(help="A new folder.")],
 ) -> None:
     """Write a tiny valid copy of a benchmark, in the layout of the real one."""

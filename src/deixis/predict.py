@@ -36,8 +36,6 @@ from deixis.video import Video, resize
 
 log = logging.getLogger(__name__)
 
-SEVERAL = ("mevis", "world")  # benchmarks whose expressions may name several objects
-
 
 def setup_for(benchmark: Benchmark, setup: Setup, threshold: float | None = None) -> Setup:
     """The setup by the rules of a benchmark.
@@ -46,7 +44,7 @@ def setup_for(benchmark: Benchmark, setup: Setup, threshold: float | None = None
     expression names something, every one is answered, as published code does. The published rule ranks queries over the
     whole film, but on Ref-DAVIS17, where each window is a clip by itself.
     """
-    several = benchmark.name in SEVERAL and setup.several
+    several = benchmark.several and setup.several
     judge = setup.judge
     if threshold is None and not (benchmark.absent_possible or several):
         judge = replace(judge, threshold=None)

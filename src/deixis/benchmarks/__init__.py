@@ -1,32 +1,28 @@
-"""One file, one benchmark: disk layout, splits, scored frames, submission format.
-
-BENCHMARKS maps the name on the command line to the module and the function that opens a split of it.
-"""
+"""One file, one benchmark: disk layout, splits, scored frames, submission format."""
 
 from __future__ import annotations
 
 import zipfile
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from deixis.files import Missing
+from deixis.tables import BENCHMARK_FILES
 from deixis.types import DeixisError
 
 if TYPE_CHECKING:
     from deixis.benchmarks.samples import Benchmark
 
-BENCHMARKS = {
-    "ref-youtube-vos": ("ref_youtube_vos", "open_split"),
-    "ref-davis17": ("ref_davis17", "open_split"),
-    "mevis": ("mevis", "open_split"),
-    "a2d-sentences": ("a2d_sentences", "open_split"),
-    "jhmdb-sentences": ("jhmdb_sentences", "open_split"),
-    "refcoco": ("refcoco", "open_split"),
-    "visor": ("visor", "open_split"),
-    "world": ("world", "open_world"),
-    "folder": ("folder", "open_split"),
-}
+BENCHMARKS = BENCHMARK_FILES
+
+
+def _module(name: str) -> ModuleType:
+    """The file of a benchmark. Raises DeixisError for a name that is none."""
+    if name not in BENCHMARKS:
+        raise DeixisError(f"unknown benchmark {name!r}; deixis knows {', '.join(BENCHMARKS)}")
+    return import_module(f"deixis.benchmarks.{name.replace('-', '_')}")
 
 
 def open_benchmark(name: str, root: Path, split: str | None = None, skip_bad: bool = False) -> Benchmark:
@@ -51,11 +47,9 @@ def open_benchmark(name: str, root: Path, split: str | None = None, skip_bad: bo
         >>> benchmark.split, benchmark.protocol
         ('valid_u', 'expressions')
     """
-    if name not in BENCHMARKS:
-        raise DeixisError(f"unknown benchmark {name!r}; deixis knows {', '.join(BENCHMARKS)}")
-    module, function = BENCHMARKS[name]
+    module = _module(name)
     try:
-        return getattr(import_module(f"deixis.benchmarks.{module}"), function)(Path(root), split, skip_bad)
+        return module.open_split(Path(root), split, skip_bad)
     except Missing as error:
         raise Missing(f"{error}{_nearby(error.path, Path(root))}", error.path) from error
 
@@ -95,13 +89,8 @@ def splits_of(name: str, root: Path) -> tuple[str, ...]:
         >>> splits_of("mevis", Path("mevis"))
         ('valid_u', 'train', 'valid')
     """
-    if name not in BENCHMARKS:
-        raise DeixisError(f"unknown benchmark {name!r}; deixis knows {', '.join(BENCHMARKS)}")
-    if name == "world":
-        return import_module("deixis.benchmarks.world").world_splits(Path(root))
-    if name == "folder":
-        return import_module("deixis.benchmarks.folder").splits(Path(root))
-    return import_module(f"deixis.benchmarks.{BENCHMARKS[name][0]}").SPLITS
+    module = _module(name)
+    return module.splits(Path(root)) if hasattr(module, "splits") else module.SPLITS
 
 
 def write_fixture(name: str, out: Path) -> None:
@@ -121,10 +110,8 @@ def write_fixture(name: str, out: Path) -> None:
         >>> len(open_benchmark("ref-youtube-vos", Path("rvos"), "train").by_video())
         3
     """
-    if name not in BENCHMARKS:
-        raise DeixisError(f"unknown benchmark {name!r}; deixis knows {', '.join(BENCHMARKS)}")
-    out = Path(out)
+    module, out = _module(name), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DeixisError(f"{out} is not empty; a fixture is written to a new folder")
     out.mkdir(parents=True, exist_ok=True)
-    import_module(f"deixis.benchmarks.{BENCHMARKS[name][0]}").write_fixture(out)
+    module.write_fixture(out)

@@ -53,7 +53,7 @@ def open_layout(
     expected = {} if published is None else published[split, version]
     return checked_benchmark(
         Benchmark(
-            name=name, split=split, root=root, protocol="expressions", samples=tuple(samples),
+            name=name, split=split, root=root, protocol="expressions", samples=tuple(samples), several=True,
             truth=None if store is None else _Truth(store, samples),
             counts={"videos": len({s.video.id for s in samples}), "expressions": len(samples)},
             expected=expected, absent_possible=version == 2 or published is None,

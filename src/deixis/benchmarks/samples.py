@@ -100,6 +100,7 @@ class Benchmark:
         ``answers``: IoU of single frames; predictions.json, COCO results, one or more scored masks a sample
     truth: (video, frame index) -> FrameTruth, or None where the truth is not public.
     absent_possible: whether an expression may name nothing (else published code always answers, and so does predict).
+    several: whether an expression may name several objects.
     counts and expected: what was found, and what the complete benchmark holds (empty for generated ones).
     """
 
@@ -111,6 +112,7 @@ class Benchmark:
     truth: Callable[[VideoEntry, int], FrameTruth] | None
     folder: str = ""
     absent_possible: bool = False
+    several: bool = False
     counts: Mapping[str, int] = field(default_factory=dict)
     expected: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()

@@ -539,3 +539,13 @@ DEBUG_SIZES = {
 def conv_clip_mevis_debug() -> ConvClipMevis:
     """Random weights, small: for tests."""
     return ConvClipMevis(ConvClipMevisConfig(**DEBUG_SIZES))  # type: ignore[arg-type]
+
+
+SYSTEM = ConvClipMevis, ConvClipMevisConfig
+PRESETS = conv_clip_mevis_l, conv_clip_mevis_b, conv_clip_mevis_debug
+NEEDS = {
+    "conv_clip_mevis_l": "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup, from the hub (or its cache) or a "
+    "folder with its file and vocabulary; frozen",
+    "conv_clip_mevis_b": "laion/CLIP-convnext_base_w_320-laion_aesthetic-s13B-b82K-augreg, from the hub (or its cache) "
+    "or a folder with its file and vocabulary; frozen",
+}

@@ -928,3 +928,7 @@ def colours_named(texts: Sequence[str]) -> Tensor:
         words = {COLOUR_SYNONYMS.get(w, w) for w in re.findall(r"\w+", text.lower())}
         rows.append([float(colour in words) for colour in COLOURS])
     return torch.tensor(rows)
+
+
+SYSTEM = Light, LightConfig
+PRESETS = light, light_debug

@@ -512,3 +512,7 @@ def slvp_debug() -> Slvp:
 def slvp_language_debug() -> Slvp:
     """The same, language as query."""
     return Slvp(replace(DEBUG, fusion="language"))
+
+
+SYSTEM = Slvp, SlvpConfig
+PRESETS = slvp_vision, slvp_language, slvp_debug, slvp_language_debug

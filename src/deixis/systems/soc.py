@@ -216,3 +216,7 @@ def soc_debug() -> Soc:
             window=8,
         )
     )
+
+
+SYSTEM = Soc, SocConfig
+PRESETS = soc_swin_t, soc_swin_b, soc_debug

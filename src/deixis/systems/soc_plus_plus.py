@@ -236,3 +236,7 @@ def soc_plus_plus_debug() -> SocPlusPlus:
             window=8,
         )
     )
+
+
+SYSTEM = SocPlusPlus, SocPlusPlusConfig
+PRESETS = soc_plus_plus_swin_t, soc_plus_plus_swin_b, soc_plus_plus_debug

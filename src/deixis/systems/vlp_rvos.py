@@ -652,3 +652,13 @@ def debug_config() -> VlpRvosConfig:
 def vlp_rvos_debug() -> VlpRvos:
     """Random weights, small: for tests."""
     return VlpRvos(debug_config())
+
+
+SYSTEM = VlpRvos, VlpRvosConfig
+PRESETS = vlp_rvos_clip_b, vlp_rvos_clip_l, vlp_rvos_vlmo_b, vlp_rvos_vlmo_l, vlp_rvos_debug
+NEEDS = {
+    "vlp_rvos_clip_b": "openai/clip-vit-base-patch16, from the hub (or its cache) or a folder; frozen",
+    "vlp_rvos_clip_l": "openai/clip-vit-large-patch14, from the hub (or its cache) or a folder; frozen",
+    "vlp_rvos_vlmo_b": "vlmo_base_patch16_384_coco.pt, a file that may not be obtainable any more; frozen",
+    "vlp_rvos_vlmo_l": "vlmo_large_patch16_384_coco.pt, a file that may not be obtainable any more; frozen",
+}

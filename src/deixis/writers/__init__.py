@@ -7,61 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from importlib import import_module
 from typing import Any
 
+from deixis.tables import FORMAT_FILES
 from deixis.types import DeixisError, MaskTrack
-from deixis.writers.coco import write_coco
 from deixis.writers.contact_sheet import ContactSheet
-from deixis.writers.matte import mattes
+from deixis.writers.format import Format
 from deixis.writers.output import Output, VideoSource
-from deixis.writers.overlay import Overlay
 from deixis.writers.painter import Painter, draw
-from deixis.writers.png import write_pngs
-from deixis.writers.rle import read_rle, write_rle
+from deixis.writers.rle import read_rle
 
-__all__ = ["FORMATS", "Output", "check_formats", "read_rle", "write"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """One way to write tracks.
-
-    Attributes:
-        item: The file or folder below OUT.
-        choice: What the web page calls it where it is chosen.
-        link: What the page calls it where it is downloaded (a folder as a zip).
-        write: Writes it from the tracks alone.
-        paint: Makes what draws it in the one pass over the frames.
-    """
-
-    item: str
-    choice: str
-    link: str
-    write: Callable[[Path, VideoSource, Sequence[MaskTrack], Mapping[str, Any], bool], None] | None = None
-    paint: Callable[[Path, VideoSource, Sequence[MaskTrack]], Sequence[Painter]] | None = None
+__all__ = ["FORMATS", "Format", "Output", "check_formats", "read_rle", "write"]
 
 
-FORMATS: dict[str, Format] = {  # one line a format
-    "overlay": Format(
-        item="overlay.mp4", choice="Overlay film", link="Overlay film",
-        paint=lambda path, film, tracks: [Overlay(path, film, tracks)],
-    ),
-    "png": Format(
-        item="masks", choice="Masks as pictures", link="Masks, PNG",
-        write=lambda path, film, tracks, model, complete: write_pngs(path, tracks),
-    ),
-    "rle": Format(
-        item="masks.json", choice="Masks as JSON", link="Masks, RLE",
-        write=lambda path, film, tracks, model, complete: write_rle(path, film, tracks, model=model, complete=complete),
-    ),
-    "matte": Format(item="matte", choice="Film with alpha", link="Matte films", paint=mattes),
-    "coco": Format(
-        item="coco", choice="COCO and YouTube-VIS", link="COCO, YouTube-VIS",
-        write=lambda path, film, tracks, model, complete: write_coco(path, film, tracks, model=model),
-    ),
-}  # fmt: skip
+FORMATS: dict[str, Format] = {name: import_module(f"deixis.writers.{name}").FORMAT for name in FORMAT_FILES}
 FIRST = "rle"  # is written before all others: small, and everything can be made of it again
 
 

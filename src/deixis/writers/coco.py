@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from pycocotools import mask as coco
 
 from deixis.types import MaskTrack
+from deixis.writers.format import Format
 from deixis.writers.output import VideoSource
 
 IMAGES, VIDEOS = "annotations/instances_default.json", "youtube_vis.json"  # as Datumaro and CVAT lay COCO out
@@ -114,3 +115,9 @@ def _followed(film: VideoSource, tracks: Sequence[MaskTrack]) -> Iterator[dict[s
 
 def _plain(rle: Mapping[str, Any]) -> dict[str, Any]:
     return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+
+
+FORMAT = Format(
+    item="coco", choice="COCO and YouTube-VIS", link="COCO, YouTube-VIS",
+    write=lambda path, film, tracks, model, complete: write_coco(path, film, tracks, model=model),
+)  # fmt: skip

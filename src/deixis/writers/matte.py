@@ -9,6 +9,7 @@ import numpy as np
 
 from deixis.types import MaskTrack
 from deixis.writers.encoder import FilmWriter
+from deixis.writers.format import Format
 from deixis.writers.output import VideoSource, slug
 
 
@@ -34,3 +35,6 @@ class Matte:
 
     def close(self) -> None:
         self._film.close()
+
+
+FORMAT = Format(item="matte", choice="Film with alpha", link="Matte films", paint=mattes)

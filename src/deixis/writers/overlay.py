@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from deixis.types import MaskTrack
 from deixis.writers.encoder import FilmWriter
+from deixis.writers.format import Format
 from deixis.writers.lettering import legible
 from deixis.writers.output import VideoSource
 
@@ -96,3 +97,9 @@ class Label:
         top = min(top, picture.shape[0] - height)
         picture[top : top + height, left : left + width] = self._patch
         return top, left, top + height, left + width
+
+
+FORMAT = Format(
+    item="overlay.mp4", choice="Overlay film", link="Overlay film",
+    paint=lambda path, film, tracks: [Overlay(path, film, tracks)],
+)  # fmt: skip

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from deixis.types import MaskTrack, RleMasks
+from deixis.writers.format import Format
 from deixis.writers.output import slug
 
 
@@ -44,3 +45,9 @@ def encode_png(mask: np.ndarray) -> bytes:
     done, data = cv2.imencode(".png", mask.astype(np.uint8) * 255, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     assert done, f"OpenCV could not encode a mask of {mask.shape}"
     return data.tobytes()
+
+
+FORMAT = Format(
+    item="masks", choice="Masks as pictures", link="Masks, PNG",
+    write=lambda path, film, tracks, model, complete: write_pngs(path, tracks),
+)  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from deixis.types import DeixisError, Expression, MaskTrack, RleMasks
+from deixis.writers.format import Format
 from deixis.writers.output import VideoSource
 
 MASKS_SCHEMA = "deixis.masks/1"  # see docs/rle.md; the number rises when a reader of the old one would fail
@@ -125,3 +126,9 @@ def read_rle(path: str | Path) -> list[MaskTrack]:
         if isinstance(error, DeixisError):
             raise
         raise DeixisError(f"{path} is not a JSON of masks as deixis writes it ({error!r})") from error
+
+
+FORMAT = Format(
+    item="masks.json", choice="Masks as JSON", link="Masks, RLE",
+    write=lambda path, film, tracks, model, complete: write_rle(path, film, tracks, model=model, complete=complete),
+)  # fmt: skip

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from deixis.training.recipes.conv_clip_mevis import CONV_CLIP_MEVIS_RECIPES
-from deixis.training.recipes.folder import light_folder, soc_folder
-from deixis.training.recipes.light import LIGHT_RECIPES
-from deixis.training.recipes.slvp import SLVP_RECIPES
-from deixis.training.recipes.soc import SOC_RECIPES
-from deixis.training.recipes.towers import tower_world
-from deixis.training.recipes.vlp_rvos import VLP_RVOS_RECIPES
+from deixis.tables import RECIPE_FILES
 from deixis.training.run import Run
 from deixis.types import DeixisError
 
@@ -24,14 +19,9 @@ class Recipe(Protocol):
 
 
 RECIPES: dict[str, Recipe] = {
-    "light_folder": light_folder,
-    "soc_folder": soc_folder,
-    "tower_world": tower_world,
-    **LIGHT_RECIPES,
-    **CONV_CLIP_MEVIS_RECIPES,
-    **SLVP_RECIPES,
-    **SOC_RECIPES,
-    **VLP_RVOS_RECIPES,
+    name: recipe
+    for file in RECIPE_FILES
+    for name, recipe in import_module(f"deixis.training.recipes.{file}").RECIPES.items()
 }
 
 

@@ -226,7 +226,7 @@ def kept_masks(model: Any, batch: Batch, expressions: Sequence[Expression]) -> T
     return answer.masks.masked_fill(~kept[:, None, :, None, None], float("-inf")).amax(2)
 
 
-CONV_CLIP_MEVIS_RECIPES: dict[str, Any] = {
+RECIPES: dict[str, Any] = {
     "conv_clip_mevis": partial(mevis, name="conv_clip_mevis", tower=convnext_large_d_320()),
     "conv_clip_mevis_b": partial(mevis, name="conv_clip_mevis_b", tower=convnext_base_w_320()),
     "conv_clip_mevis_world": conv_clip_mevis_world,

@@ -392,3 +392,6 @@ def export_light(place: str, data: LightFolderData, system: nn.Module, path: Pat
         export_model(system, path)
         return
     export_stage(system, path)
+
+
+RECIPES = {"light_folder": light_folder, "soc_folder": soc_folder}

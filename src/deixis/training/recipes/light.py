@@ -220,7 +220,7 @@ def light(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
 
 
 LIGHT_STAGES = {"light_proposals": PROPOSALS, "light_namer": NAMER, "light_scorer": SCORER}
-LIGHT_RECIPES = {
+RECIPES = {
     "light_proposals": light_proposals,
     "light_namer": light_namer,
     "light_scorer": light_scorer,

@@ -312,7 +312,7 @@ def build_small_slvp(config: SlvpConfig, films: SmallFilms, data: Mapping[str, P
     return model
 
 
-SLVP_RECIPES: dict[str, Any] = {
+RECIPES: dict[str, Any] = {
     "slvp_pretrain": partial(pretrain, name="slvp_pretrain", model=SlvpConfig(head="flow")),
     "slvp_pretrain_world": partial(pretrain_world, name="slvp_pretrain_world", model=replace(SMALL_SLVP, head="flow")),
     "slvp_refcoco": partial(transfer, name="slvp_refcoco", model=SlvpConfig(), known=PSEUDO, data_of=STILLS_DATA),

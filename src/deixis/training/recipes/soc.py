@@ -223,7 +223,7 @@ SOC_PUBLISHED: tuple[tuple[str, Schedule, tuple[ClipSource, ...], Config], ...] 
     ("soc_plus_plus_ref_youtube_vos", PLUS_YTVOS, (REF_YOUTUBE_VOS,), SocPlusPlusConfig()),
     ("soc_plus_plus_mevis", PLUS_MEVIS, (MEVIS,), SocPlusPlusConfig()),
 )
-SOC_RECIPES: dict[str, Any] = {
+RECIPES: dict[str, Any] = {
     "soc_world": partial(soc_world, name="soc_world", model=SocConfig(**SMALL_SOC)),
     "soc_plus_plus_world": partial(
         soc_world, name="soc_plus_plus_world", model=SocPlusPlusConfig(**SMALL_SOC, proxies=6)

@@ -109,3 +109,6 @@ def validate_tower(data: TowerData, system: nn.Module) -> dict[str, float]:
     hits["named"] = named_words(system, texts).tolist()
     chances = {f"{name}_chance": 1 / len(texts) for name, (texts, _) in tables.items()}
     return {name: float(np.mean(values)) for name, values in hits.items()} | chances
+
+
+RECIPES = {"tower_world": tower_world}

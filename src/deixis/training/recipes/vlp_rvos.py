@@ -282,4 +282,4 @@ def _published() -> dict[str, Any]:
     return made
 
 
-VLP_RVOS_RECIPES: dict[str, Any] = {"vlp_rvos_world": partial(vlp_rvos_world, name="vlp_rvos_world"), **_published()}
+RECIPES: dict[str, Any] = {"vlp_rvos_world": partial(vlp_rvos_world, name="vlp_rvos_world"), **_published()}
