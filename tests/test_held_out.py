@@ -21,7 +21,7 @@ from deixis.training.generated import generated_video
 from deixis.training.loop import train
 from deixis.training.measure import answers
 from deixis.training.recipes import find_recipe
-from deixis.training.recipes.held_out import HeldOut, samples_of_benchmark, validate
+from deixis.training.recipes.held_out import HeldOut, samples_of_benchmark, validate_held_out
 from deixis.types import DeixisError
 
 SPLIT = {"data.split": "train_without_holdout"}
@@ -103,7 +103,7 @@ def test_validation_is_a_fixed_part_of_the_split(place: Path) -> None:
     held = HeldOut(benchmark="ref-youtube-vos", place=str(place), split="train", samples=3)
     assert [s.id for s in held.opened().samples] == [s.id for s in held.opened().samples]
     assert len(held.opened().samples) == 3
-    scores = validate(held, small())
+    scores = validate_held_out(held, small())
     assert next(iter(scores)) == "J&F"
     assert 0 <= scores["J&F"] <= 1
     told = samples_of_benchmark(held, small())

@@ -79,7 +79,7 @@ FORMAT = Format(item="areas.txt", choice="Areas as text", link="Areas", write=wr
 """Toy films: MeViS's layout under another name."""
 
 from deixis.benchmarks.mevis_layout import open_layout, write_fixture
-from deixis.benchmarks.samples import choose_split
+from deixis.benchmarks.opening import choose_split
 
 SPLITS = ("valid_u", "train")
 

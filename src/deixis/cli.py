@@ -254,8 +254,6 @@ def _segment_to_disk(
     from deixis.inference import segment as answer
     from deixis.verdicts import TrackSummary
     from deixis.weights import describe
-    from deixis.writers import write
-    from deixis.writers.rle import write_rle
 
     as_expressions(expressions)  # refuses what is none, before anything is read
     where = choose_device(device)
@@ -277,17 +275,7 @@ def _segment_to_disk(
                 stopped = stop()
             if stopped:  # what is answered is kept in the form that is quickest to write
                 formats = ("rle",)
-            try:
-                with screen.frames_bar("drawing", len(tracks[0])) as progress:
-                    write(output, film, tracks, formats, model=about, complete=not stopped, progress=progress)
-            except Exception:  # whatever it is: the answers shall not be lost
-                if "masks.json" not in output.finished:
-                    with contextlib.suppress(OSError):
-                        output.rescue(
-                            "masks.json",
-                            lambda path: write_rle(path, film, tracks, model=about, complete=not stopped),
-                        )
-                raise
+            _write_or_rescue(output, film, tracks, formats, about, not stopped, screen)
             for track in tracks:
                 screen.verdict(TrackSummary.of(track))
     except KeyboardInterrupt:
@@ -301,6 +289,25 @@ def _segment_to_disk(
         kept = "what was finished is kept" if output.paths else "nothing was finished"
         typer.echo(f"deixis: stopped; {kept}", err=True)
         raise typer.Exit(130)
+
+
+def _write_or_rescue(
+    output: Output, film: Any, tracks: Any, formats: Sequence[str], about: Any, complete: bool, screen: Screen
+) -> None:
+    """Write all formats; whatever fails, the masks are kept."""
+    from deixis.writers import write
+    from deixis.writers.rle import write_rle
+
+    try:
+        with screen.frames_bar("drawing", len(tracks[0])) as progress:
+            write(output, film, tracks, formats, model=about, complete=complete, progress=progress)
+    except Exception:  # whatever it is: the answers shall not be lost
+        if "masks.json" not in output.finished:
+            with contextlib.suppress(OSError):
+                output.rescue(
+                    "masks.json", lambda path: write_rle(path, film, tracks, model=about, complete=complete)
+                )
+        raise
 
 
 @contextmanager
@@ -417,13 +424,13 @@ def recipes(
 ) -> None:
     """List what can be trained: data, published run, batch, length, hardware, and what differs from the publication."""
     from deixis.training.recipes import RECIPES, find_recipe
-    from deixis.training.recipes.statements import describe, table
+    from deixis.training.recipes.statements import describe_recipe, table
 
     if name is None:
         typer.echo("\n".join(table(RECIPES)))
         return
     find_recipe(name)
-    typer.echo("\n".join(describe(name)))
+    typer.echo("\n".join(describe_recipe(name)))
 
 
 @app.command()

@@ -97,14 +97,14 @@ def _first_that_reads(text: str, kinds: Any, read: Callable[[str, Any], Any] = p
     raise ValueError(text)
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """A config as JSON values: dataclasses as dicts, tuples as lists, everything unknown as its text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -223,9 +223,13 @@ def rename_keys(
             unknown.append(key)
         else:
             state[ours] = flat_patch(value) if ours == "vision.patch_embed.proj.weight" else value
-    if unknown:
-        raise DeixisError(f"{path}: {len(unknown)} keys are unknown to {system}: {', '.join(sorted(unknown)[:3])}")
+    _refuse_unknown(path, unknown, system)
     return state, left_out
+
+
+def _refuse_unknown(path: Path, unknown: Sequence[str], model: str) -> None:
+    if unknown:
+        raise DeixisError(f"{path}: {len(unknown)} keys are unknown to {model}: {', '.join(sorted(unknown)[:3])}")
 
 
 def match_key(key: str, rows: Rows) -> str | None:
@@ -351,7 +355,6 @@ def load_kinetics(vision: VideoSwin, path: Path) -> dict[str, str]:
             unknown.append(key)
         else:
             state[ours] = flat_patch(value) if ours == "patch_embed.proj.weight" else value
-    if unknown:
-        raise DeixisError(f"{path}: {len(unknown)} keys are unknown to Video Swin: {', '.join(sorted(unknown)[:3])}")
+    _refuse_unknown(path, unknown, "Video Swin")
     load_strictly(vision, state, path)
     return left_out

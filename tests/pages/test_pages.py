@@ -360,7 +360,7 @@ TOLD = (
     "config", "files", "video/__init__", "video/stream", "video/frames", "video/pictures",
     "inference", "choosing", "tracks", "linking", "weights", "weights_import", "predict",
     "writers/__init__", "writers/output", "writers/rle", "writers/encoder",
-    "benchmarks/__init__", "benchmarks/samples", "benchmarks/pngs", "benchmarks/results", "benchmarks/expressions",
+    "benchmarks/__init__", "benchmarks/opening", "benchmarks/pngs", "benchmarks/results", "benchmarks/expressions",
     "benchmarks/folder", "benchmarks/mevis", "benchmarks/mevis_layout", "benchmarks/world",
     "synthetic/world", "synthetic/world_config", "metrics/folders", "metrics/evaluate", "metrics/by_expression",
     "metrics/by_annotator", "metrics/by_frame", "metrics/parallel",

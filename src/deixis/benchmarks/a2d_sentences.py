@@ -16,16 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from deixis.benchmarks.fixtures import FRAMES, WORDS, tiny_videos, write_film
-from deixis.benchmarks.samples import (
-    Benchmark,
-    FrameTruth,
-    Problem,
-    Sample,
-    VideoEntry,
-    checked_benchmark,
-    choose_split,
-    normalise_text,
-)
+from deixis.benchmarks.opening import checked_benchmark, choose_split, normalise_text
+from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry
 from deixis.files import cache_path, read_json, read_words, require_file, require_folder, safe_name, write_json
 from deixis.types import DeixisError
 

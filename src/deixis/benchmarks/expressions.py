@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deixis.benchmarks.samples import Problem, VideoEntry, frame_files, normalise_text
+from deixis.benchmarks.opening import frame_files, normalise_text
+from deixis.benchmarks.samples import Problem, VideoEntry
 from deixis.files import field_of, read_json, safe_name
 from deixis.types import DeixisError
 

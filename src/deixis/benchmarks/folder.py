@@ -21,18 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from deixis.benchmarks.fixtures import WORDS, tiny_videos, write_film, write_jpegs
+from deixis.benchmarks.opening import IMAGE_SUFFIXES, checked_benchmark, choose_split, normalise_text
 from deixis.benchmarks.pngs import VOID, png_size, present_numbers, read_ids, write_ids
-from deixis.benchmarks.samples import (
-    IMAGE_SUFFIXES,
-    Benchmark,
-    FrameTruth,
-    Problem,
-    Sample,
-    VideoEntry,
-    checked_benchmark,
-    choose_split,
-    normalise_text,
-)
+from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry
 from deixis.files import cache_folder, list_folder, require_file, require_folder, safe_name, write_json
 from deixis.types import DeixisError, Expression
 from deixis.video import Video, natural

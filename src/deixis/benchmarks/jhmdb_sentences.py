@@ -15,17 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from deixis.benchmarks.fixtures import WORDS, tiny_videos
-from deixis.benchmarks.samples import (
-    Benchmark,
-    FrameTruth,
-    Problem,
-    Sample,
-    VideoEntry,
-    checked_benchmark,
-    choose_split,
-    frame_files,
-    normalise_text,
-)
+from deixis.benchmarks.opening import checked_benchmark, choose_split, frame_files, normalise_text
+from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry
 from deixis.files import list_folder, read_json, read_words, require_file, require_folder, safe_name
 from deixis.types import DeixisError
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from deixis.benchmarks.mevis_layout import SPLITS, open_layout, write_fixture
-from deixis.benchmarks.samples import Benchmark, choose_split
+from deixis.benchmarks.opening import choose_split
+from deixis.benchmarks.samples import Benchmark
 
 __all__ = ["EXPECTED", "NAME", "SPLITS", "open_split", "write_fixture"]
 

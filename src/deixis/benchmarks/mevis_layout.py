@@ -13,8 +13,9 @@ import numpy as np
 
 from deixis.benchmarks.expressions import ExpressionEntry, id_list, read_expressions
 from deixis.benchmarks.fixtures import WORDS, tiny_videos, write_jpegs
+from deixis.benchmarks.opening import checked_benchmark
 from deixis.benchmarks.pngs import checked_mask, png_size
-from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry, checked_benchmark
+from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry
 from deixis.files import cache_path, parse_json, require_file, require_folder, write_json
 from deixis.types import DeixisError, encode_rle
 

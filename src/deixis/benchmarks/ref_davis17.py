@@ -19,17 +19,10 @@ import numpy as np
 
 from deixis.benchmarks.expressions import ExpressionEntry, id_list, read_expressions
 from deixis.benchmarks.fixtures import WORDS, tiny_videos, write_jpegs
+from deixis.benchmarks.opening import checked_benchmark, choose_split
 from deixis.benchmarks.pngs import VOID, read_ids, write_ids
 from deixis.benchmarks.results import ANNOTATORS
-from deixis.benchmarks.samples import (
-    Benchmark,
-    FrameTruth,
-    Problem,
-    Sample,
-    VideoEntry,
-    checked_benchmark,
-    choose_split,
-)
+from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry
 from deixis.files import list_folder, read_json, read_words, require_file, require_folder
 from deixis.types import DeixisError
 

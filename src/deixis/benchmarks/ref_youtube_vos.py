@@ -13,16 +13,9 @@ from pathlib import Path
 
 from deixis.benchmarks.expressions import ExpressionEntry, id_list, read_expressions, video_ids
 from deixis.benchmarks.fixtures import WORDS, tiny_videos, write_jpegs
+from deixis.benchmarks.opening import checked_benchmark, choose_split
 from deixis.benchmarks.pngs import read_ids, write_ids
-from deixis.benchmarks.samples import (
-    Benchmark,
-    FrameTruth,
-    Problem,
-    Sample,
-    VideoEntry,
-    checked_benchmark,
-    choose_split,
-)
+from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry
 from deixis.files import Missing
 from deixis.types import DeixisError
 

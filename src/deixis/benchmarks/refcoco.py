@@ -17,17 +17,9 @@ import numpy as np
 from PIL import Image
 
 from deixis.benchmarks.fixtures import HEIGHT, WIDTH, WORDS, tiny_videos
+from deixis.benchmarks.opening import checked_benchmark, choose_split, normalise_text
 from deixis.benchmarks.pngs import checked_mask, polygon_mask
-from deixis.benchmarks.samples import (
-    Benchmark,
-    FrameTruth,
-    Problem,
-    Sample,
-    VideoEntry,
-    checked_benchmark,
-    choose_split,
-    normalise_text,
-)
+from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry
 from deixis.files import field_of, list_folder, read_json, require_folder, safe_name
 from deixis.types import encode_rle
 

@@ -28,7 +28,8 @@ SETS: dict[str, tuple[str, ...]] = {
     "refcocog": ("umd", "google"),
 }  # who split each set, the one that papers report first
 SPLITS = {"train": "train", "val": "val", "test": "test", "testA": "testA", "testB": "testB"}
-IMAGES = ("train2014", "images/train2014", "images/mscoco/images/train2014")  # below the folder of the download
+# below the folder of the download
+TRAIN2014_PLACES = ("train2014", "images/train2014", "images/mscoco/images/train2014")
 LARGEST = 2_000_000_000  # bytes of a .p file (our choice: the real ones have below 100 million)
 WHERE = (
     "get refcoco, refcoco+ and refcocog from https://github.com/lichengunc/refer, and train2014 from"
@@ -141,10 +142,10 @@ def build_refcoco(source: Path, out: Path, images: Path | None = None) -> dict[s
 def _pictures(source: Path, images: Path | None) -> Path:
     if images is not None:
         return require_folder(images, WHERE)
-    for place in IMAGES:
+    for place in TRAIN2014_PLACES:
         if (source / place).is_dir():
             return source / place
-    raise DeixisError(f"{source} holds none of {', '.join(IMAGES)}; name COCO's train2014 with --images")
+    raise DeixisError(f"{source} holds none of {', '.join(TRAIN2014_PLACES)}; name COCO's train2014 with --images")
 
 
 def _tables(name: str, refs: Path, instances: Path) -> dict[str, dict[str, Any]]:
@@ -206,7 +207,7 @@ def write_download(out: Path) -> None:
     images, annotations = [], []
     for number, video in enumerate(tiny_videos()):
         picture = f"COCO_train2014_{number + 1:012d}.jpg"
-        Image.fromarray(video.frames[0]).save(out / IMAGES[2] / picture, quality=95)
+        Image.fromarray(video.frames[0]).save(out / TRAIN2014_PLACES[2] / picture, quality=95)
         images.append({"id": number + 1, "file_name": picture, "height": HEIGHT, "width": WIDTH, "license": 1})
         for i in (1, 2):
             mask = video.ids[0] == i
@@ -266,5 +267,5 @@ def write_rearranged(out: Path) -> None:
         (out / name).mkdir(exist_ok=True)
         file.replace(out / name / file.name)
     (out / "train2014").mkdir(exist_ok=True)
-    for entry in list_folder(out / "download" / IMAGES[2]):
+    for entry in list_folder(out / "download" / TRAIN2014_PLACES[2]):
         Path(entry.path).replace(out / "train2014" / entry.name)

@@ -19,16 +19,9 @@ import numpy as np
 
 from deixis.benchmarks.expressions import ExpressionEntry, id_list, read_expressions
 from deixis.benchmarks.fixtures import tiny_videos, write_jpegs
+from deixis.benchmarks.opening import checked_benchmark, choose_split
 from deixis.benchmarks.pngs import read_ids, write_ids
-from deixis.benchmarks.samples import (
-    Benchmark,
-    FrameTruth,
-    Problem,
-    Sample,
-    VideoEntry,
-    checked_benchmark,
-    choose_split,
-)
+from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry
 from deixis.files import field_of, read_json, require_folder, safe_name
 from deixis.types import DeixisError
 

@@ -42,7 +42,7 @@ def mask_loss(prediction: Prediction, targets: Sequence[Target], config: MaskLos
     for i, track in enumerate(tracks):
         if track is None:
             continue
-        query = match_query(scores[i], masks[i], track, config)
+        query = match_query_by_mask(scores[i], masks[i], track, config)
         positive[i, :, query] = track.visible.float()
         logits, truth = at_full_size(masks[i, :, query, None], track.masks)
         sums["mask_focal"] = sums["mask_focal"] + terms.mask_focal(logits[:, 0], truth).sum()
@@ -52,7 +52,7 @@ def mask_loss(prediction: Prediction, targets: Sequence[Target], config: MaskLos
 
 
 @torch.no_grad()
-def match_query(scores: Tensor, masks: Tensor, track: Track, config: MaskLossConfig) -> Tensor:
+def match_query_by_mask(scores: Tensor, masks: Tensor, track: Track, config: MaskLossConfig) -> Tensor:
     """() int: the query of one clip that answers for the track, the same in all frames.
 
     scores: (T, Q).  masks: (T, Q, h, w).

@@ -20,7 +20,7 @@ from deixis.types import DeixisError
 WORST = 10
 PLAIN = ("identity swaps",)  # counts, not shares
 HISTOGRAM_BINS = 20  # of the histogram, over 0..1
-INK, BAR, SHOWN, TRUE_COLOUR = (40, 40, 40), (90, 130, 200), (230, 60, 60), (60, 200, 80)  # RGB
+INK, BAR, ANSWER_COLOUR, TRUE_COLOUR = (40, 40, 40), (90, 130, 200), (230, 60, 60), (60, 200, 80)  # RGB
 
 
 def as_json(scores: Scores, version: str) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _tile(row: Row, key: str, look: Look | None) -> np.ndarray:
         scale = min(192 / frame.shape[1], 165 / frame.shape[0])
         size = max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))
         small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-        for mask, colour in ((truth, TRUE_COLOUR), (answer, SHOWN)):
+        for mask, colour in ((truth, TRUE_COLOUR), (answer, ANSWER_COLOUR)):
             there = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
             outlines, _ = cv2.findContours(there, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
             cv2.drawContours(small, outlines, -1, colour, 1)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 SHOWN = 0.97  # share of present objects that the threshold must show, where it is fitted (our choice)
 SHOWN_AGAIN = 0.95  # and on the films that it was not fitted on
-LEFT_EMPTY = 0.70  # share of absent objects that it must leave empty there, or no threshold is stated
+LEFT_EMPTY_AGAIN = 0.70  # share of absent objects that it must leave empty there, or no threshold is stated
 LEAST = 20  # present and absent ones, each, in each half
 
 
@@ -34,7 +34,7 @@ class PresenceSample:
     half: int
 
 
-def calibrated(system: Any, data: str, ask: Callable[[Any], Sequence[PresenceSample]]) -> Any:
+def calibrate_presence(system: Any, data: str, ask: Callable[[Any], Sequence[PresenceSample]]) -> Any:
     """The system's config with presence as held-out data has it.
 
     Args:
@@ -46,7 +46,7 @@ def calibrated(system: Any, data: str, ask: Callable[[Any], Sequence[PresenceSam
         The config, with ``presence_from`` saying on what it rests and what it is worth.
 
     Example:
-        >>> calibrated(system, "held-out films", ask).presence_threshold  # doctest: +SKIP
+        >>> calibrate_presence(system, "held-out films", ask).presence_threshold  # doctest: +SKIP
         0.41
     """
     config = system.config
@@ -81,7 +81,7 @@ def fitted(config: SystemConfig, data: str, samples: Sequence[PresenceSample]) -
         for there in (True, False)
     )
     worth = f"shows {shown:.2f} of present objects, leaves {empty:.2f} of absent ones empty"
-    if shown < SHOWN_AGAIN or empty < LEFT_EMPTY:
+    if shown < SHOWN_AGAIN or empty < LEFT_EMPTY_AGAIN:
         log.info("presence: always answers; the best threshold %s", worth)
         return replace(always, presence_from=f"always answers: on {data} the best threshold {worth}")
     log.info("presence: temperature %.3f, shift %.3f, threshold %.3f; %s", temperature, shift, threshold, worth)

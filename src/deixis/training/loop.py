@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from deixis.config import plain
+from deixis.config import to_plain
 from deixis.files import write_atomically
 from deixis.training.checkpoint import (
     check_facts,
@@ -328,8 +328,8 @@ class _Trainer:
             "best_score": self.best_score,
             "counts": self.counts,
             "processes": self.world.size,
-            "config": plain(self.run.config),
-            "train": plain(self.config),
+            "config": to_plain(self.run.config),
+            "train": to_plain(self.config),
         }
 
     def _save(self, path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deixis.metrics.choice import right_object
-from deixis.training.calibration import PresenceSample, calibrated
+from deixis.training.calibration import PresenceSample, calibrate_presence
 from deixis.training.clips import TrainingClip, collate
 from deixis.training.generated import WorldData, generated_video
 from deixis.training.measure import answers
@@ -65,7 +65,7 @@ def export_world(data: WorldData, system: nn.Module, path: Path) -> None:
     """Calibrate presence on held-out films, of which half are used to check it, and write the model."""
     model: Any = system
     if data.calibration_films:
-        model.config = calibrated(model, "held-out generated films", partial(samples_of_films, data))
+        model.config = calibrate_presence(model, "held-out generated films", partial(samples_of_films, data))
     save(model, path)
 
 

@@ -27,13 +27,13 @@ from deixis.video.frames import Frame, check_pixels
 
 log = logging.getLogger(__name__)
 
-KINDS = {  # suffix -> what it is called, one name for the spellings of one kind
+PICTURE_KINDS = {  # suffix -> what it is called, one name for the spellings of one kind
     ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".png": "PNG", ".apng": "PNG", ".webp": "WebP",
     ".bmp": "BMP", ".dib": "BMP", ".tif": "TIFF", ".tiff": "TIFF", ".ppm": "PPM", ".pgm": "PPM", ".pbm": "PPM",
     ".pnm": "PPM", ".avif": "AVIF", ".avifs": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".hif": "HEIC",
     ".jp2": "JPEG 2000", ".j2k": "JPEG 2000", ".tga": "TGA",
 }  # fmt: skip
-PICTURES = frozenset(KINDS)
+PICTURES = frozenset(PICTURE_KINDS)
 MOVING = frozenset({"WEBP", "PNG", "AVIF", "TIFF"})  # Pillow's formats whose many pictures are frames
 ONLY_PILLOW = frozenset({"AVIF", "HEIC", "TGA"})
 BESIDE = re.compile(  # what tools append to a frame's name for what belongs to it
@@ -131,7 +131,7 @@ class Pictures:
             raise DeixisError(
                 f"{self.path} holds {names}{more}: which are the frames? Put one kind into a folder of its own"
             )
-        kinds = Counter(KINDS[f.suffix.lower()] for f in frames)
+        kinds = Counter(PICTURE_KINDS[f.suffix.lower()] for f in frames)
         if len(kinds) > 1:
             counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
             self.warn(f"the folder mixes pictures of several kinds ({counts}); all are read as frames")
@@ -142,7 +142,7 @@ class Pictures:
         pages: list[int] = []
         durations: list[float] = []
         try:
-            with opened(self.path) as picture:
+            with open_picture(self.path) as picture:
                 if picture.format not in MOVING:
                     return
                 count, size = getattr(picture, "n_frames", 1), picture.size
@@ -205,7 +205,7 @@ class Pictures:
             self.warn(f"page {page} does not decode; left out", kind="does not decode", which=str(page))
             return None
         file = self.files[number]
-        hint = f" ({FORMAT_HINT})" if KINDS[file.suffix.lower()] == "HEIC" and not has_heic() else ""
+        hint = f" ({FORMAT_HINT})" if PICTURE_KINDS[file.suffix.lower()] == "HEIC" and not has_heic() else ""
         self.warn(
             f"{file.name} is not a picture that decodes; left out{hint}", kind="does not decode", which=file.name
         )
@@ -229,12 +229,12 @@ class Pictures:
                 f"{file.name} holds {pages} pictures; of each such file of a folder the first is used",
                 kind="many pages", which=file.name,
             )  # fmt: skip
-        if KINDS[file.suffix.lower()] not in ONLY_PILLOW:
+        if PICTURE_KINDS[file.suffix.lower()] not in ONLY_PILLOW:
             flags = cv2.IMREAD_COLOR if plain else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
             picture = cv2.imdecode(np.fromfile(file, np.uint8), flags)
             if picture is not None:
                 return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-        with opened(file) as image:
+        with open_picture(file) as image:
             return values_of(image)
 
     # --- deep pictures ---
@@ -288,7 +288,7 @@ class Reader(AbstractContextManager["Reader"]):
     def page(self, page: int) -> np.ndarray:
         if self.image is None or self.at > page:
             self.__exit__()
-            self.image = opened(self.path)
+            self.image = open_picture(self.path)
         self.at = page
         try:
             self.image.seek(page)
@@ -337,11 +337,11 @@ def has_heic() -> bool:
     return True
 
 
-def opened(file: Path) -> Any:
+def open_picture(file: Path) -> Any:
     """A picture, its header read, by Pillow."""
     from PIL import Image
 
-    if KINDS.get(file.suffix.lower()) == "HEIC":
+    if PICTURE_KINDS.get(file.suffix.lower()) == "HEIC":
         has_heic()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -354,7 +354,7 @@ def opened(file: Path) -> Any:
 def header(file: Path) -> tuple[Size | None, int, bool]:
     """((height, width), pictures in it, whether it holds 8 bits a value) from a header; a size of None without one."""
     try:
-        with opened(file) as picture:
+        with open_picture(file) as picture:
             pages = getattr(picture, "n_frames", 1) if picture.format in MOVING else 1
             return (picture.height, picture.width), pages, picture.format in ("JPEG", "WEBP", "BMP")
     except DeixisError:

@@ -175,6 +175,37 @@ def make_app(queue: Queue) -> Any:
     )  # fmt: skip
 
 
+def lay_out(queue: Queue) -> tuple[Any, ...]:
+    """Put the page's parts into the open blocks: film, text, model, formats; three buttons; status, result."""
+    import gradio as gr
+
+    limits, names = queue.limits, list(queue.models)
+    gr.HTML(
+        f'<header class="dx-head" data-bytes="{limits.bytes}"><h1>deixis</h1>'
+        "<p>Point at things in a film with words.</p></header>"
+    )
+    with gr.Row(equal_height=False, elem_classes="dx-row"):
+        with gr.Column(scale=0, min_width=340, elem_classes="dx-ask"):
+            film = gr.File(label="Film", height=128, elem_id="film")
+            demo = gr.Button("Use the demo film", size="sm", variant="secondary", elem_id="demo")
+            text = gr.Textbox(
+                label="What to look for, one sentence a line", lines=4, max_lines=limits.sentences + 2,
+                placeholder="the woman in the black dress\nthe bench", elem_id="sentences",
+            )  # fmt: skip
+            model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model", visible=len(names) > 1)
+            formats = gr.CheckboxGroup(
+                FORMAT_WORDS, value=["overlay", "rle"], label="To download", elem_id="formats"
+            )
+            with gr.Row(elem_classes="dx-buttons"):
+                go = gr.Button("Find", variant="primary", elem_id="find", min_width=80)
+                halt = gr.Button("Stop", variant="secondary", interactive=False, elem_id="stop", min_width=80)
+            gr.HTML(f'<p class="dx-limits">{safe(limits_line(limits))}</p>')
+        with gr.Column(scale=1, min_width=320, elem_classes="dx-answer"):
+            status = gr.HTML(elem_id="status")
+            result = gr.HTML(empty_html(), elem_id="result")
+    return film, text, model, formats, demo, go, halt, status, result
+
+
 def make_page(queue: Queue) -> Any:
     """The page as Gradio blocks. Its API has two names: ``/segment``, and ``/models`` for what may be asked."""
     import gradio as gr
@@ -217,32 +248,8 @@ def make_page(queue: Queue) -> Any:
 
     for function in (find, api_segment, stop):  # an annotation is how Gradio is asked for the request
         function.__annotations__["request"] = gr.Request
-    limits = queue.limits
-    names = list(queue.models)
     with gr.Blocks(title="deixis", analytics_enabled=False, fill_width=True) as page:
-        gr.HTML(
-            f'<header class="dx-head" data-bytes="{limits.bytes}"><h1>deixis</h1>'
-            "<p>Point at things in a film with words.</p></header>"
-        )
-        with gr.Row(equal_height=False, elem_classes="dx-row"):
-            with gr.Column(scale=0, min_width=340, elem_classes="dx-ask"):
-                film = gr.File(label="Film", height=128, elem_id="film")
-                demo = gr.Button("Use the demo film", size="sm", variant="secondary", elem_id="demo")
-                text = gr.Textbox(
-                    label="What to look for, one sentence a line", lines=4, max_lines=limits.sentences + 2,
-                    placeholder="the woman in the black dress\nthe bench", elem_id="sentences",
-                )  # fmt: skip
-                model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model", visible=len(names) > 1)
-                formats = gr.CheckboxGroup(
-                    FORMAT_WORDS, value=["overlay", "rle"], label="To download", elem_id="formats"
-                )
-                with gr.Row(elem_classes="dx-buttons"):
-                    go = gr.Button("Find", variant="primary", elem_id="find", min_width=80)
-                    halt = gr.Button("Stop", variant="secondary", interactive=False, elem_id="stop", min_width=80)
-                gr.HTML(f'<p class="dx-limits">{safe(limits_line(limits))}</p>')
-            with gr.Column(scale=1, min_width=320, elem_classes="dx-answer"):
-                status = gr.HTML(elem_id="status")
-                result = gr.HTML(empty_html(), elem_id="result")
+        film, text, model, formats, demo, go, halt, status, result = lay_out(queue)
         go.click(
             find, [film, text, model, formats], [status, result, go, halt], api_visibility="private",
             concurrency_limit=None, show_progress="hidden",

@@ -167,7 +167,7 @@ class Queue:
             for place in self.uploads.iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     if place not in needed and place.lstat().st_mtime + self.limits.keep <= now:
-                        remove(place)
+                        remove_place(place)
 
     def _sweep_now_and_then(self) -> None:
         while True:
@@ -248,10 +248,10 @@ def empty(folder: Path) -> None:
     """Delete all in a folder but the mark. Links are removed, not followed."""
     for place in folder.iterdir():
         if place.name != MARK:
-            remove(place)
+            remove_place(place)
 
 
-def remove(place: Path) -> None:
+def remove_place(place: Path) -> None:
     if place.is_dir() and not place.is_symlink():
         shutil.rmtree(place, ignore_errors=True)
     else:

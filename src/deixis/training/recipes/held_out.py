@@ -22,7 +22,7 @@ from deixis.benchmarks.samples import Benchmark
 from deixis.inference import finish_tracks, follow_film, prepare
 from deixis.metrics.evaluate import score_opened
 from deixis.predict import film_of, predict
-from deixis.training.calibration import PresenceSample, calibrated
+from deixis.training.calibration import PresenceSample, calibrate_presence
 from deixis.training.run import export_model
 from deixis.training.sources import Selecting
 from deixis.types import DeixisError, Expression
@@ -82,10 +82,10 @@ def judged_by(held: HeldOut | None, made: Selecting) -> dict[str, Any]:
     if held is None:
         return {}
     export: Callable[..., None] = partial(export_with_presence, held) if made.calibrate else export_model
-    return {"validate": partial(validate, held), "export_best": export_model, "export": export}
+    return {"validate": partial(validate_held_out, held), "export_best": export_model, "export": export}
 
 
-def validate(held: HeldOut, system: nn.Module) -> dict[str, float]:
+def validate_held_out(held: HeldOut, system: nn.Module) -> dict[str, float]:
     """Scores of ``predict`` and ``score`` on the held-out samples, the one that picks the best first."""
     benchmark = held.opened()
     device = str(next(system.parameters()).device)
@@ -100,7 +100,7 @@ def validate(held: HeldOut, system: nn.Module) -> dict[str, float]:
 def export_with_presence(held: HeldOut, system: nn.Module, path: Path) -> None:
     """Calibrate presence on the held-out samples, then write the model. What is not there are other videos' objects."""
     model: Any = system
-    model.config = calibrated(model, f"{held.benchmark} {held.split}", partial(samples_of_benchmark, held))
+    model.config = calibrate_presence(model, f"{held.benchmark} {held.split}", partial(samples_of_benchmark, held))
     save(model, path)
 
 

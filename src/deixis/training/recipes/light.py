@@ -188,7 +188,7 @@ class LightData:
         return (self.sizes[2 * lane], self.sizes[2 * lane + 1]), self.frames[lane]
 
 
-def light(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
+def light_recipe(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
     """Last stage: everything but the frozen encoders, together, on rendered films.
 
     data: ``pictures``, the folder of the training sets; ``start``, the checkpoint of the stage before, or ``weights``
@@ -224,7 +224,7 @@ RECIPES = {
     "light_proposals": light_proposals,
     "light_namer": light_namer,
     "light_scorer": light_scorer,
-    "light": light,
+    "light": light_recipe,
 }
 
 

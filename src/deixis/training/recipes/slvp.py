@@ -123,7 +123,6 @@ def start_pretraining(config: SlvpConfig, data: Mapping[str, Path]) -> nn.Module
 
 VISOR = ClipSource(data="visor", benchmark="visor", split="train", how="windows")
 SOURCES = (sources_module.REF_YOUTUBE_VOS, VISOR)
-PSEUDO = sources_module.PSEUDO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +314,9 @@ def build_small_slvp(config: SlvpConfig, films: SmallFilms, data: Mapping[str, P
 RECIPES: dict[str, Any] = {
     "slvp_pretrain": partial(pretrain, name="slvp_pretrain", model=SlvpConfig(head="flow")),
     "slvp_pretrain_world": partial(pretrain_world, name="slvp_pretrain_world", model=replace(SMALL_SLVP, head="flow")),
-    "slvp_refcoco": partial(transfer, name="slvp_refcoco", model=SlvpConfig(), known=PSEUDO, data_of=STILLS_DATA),
+    "slvp_refcoco": partial(
+        transfer, name="slvp_refcoco", model=SlvpConfig(), known=sources_module.PSEUDO, data_of=STILLS_DATA
+    ),
     "slvp_transfer": partial(transfer, name="slvp_transfer", model=SlvpConfig()),
     "slvp_world": partial(transfer_world, name="slvp_world", model=SMALL_SLVP),
 }

@@ -199,7 +199,7 @@ def table(names: Iterable[str]) -> list[str]:
     return rows
 
 
-def describe(name: str) -> list[str]:
+def describe_recipe(name: str) -> list[str]:
     """A recipe in lines: what it is, what it needs, its run, and in what it differs."""
     one = STATEMENTS[name]
     needs = ", ".join(f"--data {need.replace('|', '=... or --data ')}=..." for need in one.needs) or "nothing"
