@@ -246,7 +246,7 @@ def with_words_of_others(job: Any) -> Callable[[Any], dict[str, float]]:
 # --- what came of it -------------------------------------------------------------------------------------------------
 
 
-def by_lot(job: Any) -> dict[str, float]:
+def by_chance(job: Any) -> dict[str, float]:
     """Scores of an object drawn by lot and painted perfectly."""
     from deixis.training.generated import generated_video
 
@@ -278,7 +278,7 @@ def table(out: Path) -> None:
             if asked:
                 cells = [spread([score(s, *column) for s in asked]) for column in COLUMNS]
                 print(f"| {words} | {size} | {len(asked)} | {steps} | " + " | ".join(cells) + " |")
-    lot = out / "by_lot.json"
+    lot = out / "by_chance.json"
     if lot.is_file():
         cells = [f"{score(json.loads(lot.read_text()), *column):.3f}" for column in COLUMNS]
         print("| an object drawn by lot, perfectly painted | | | | " + " | ".join(cells) + " |")
@@ -354,12 +354,12 @@ def main() -> None:
                     facts = json.loads(done.read_text())
                     told = {f"{n} {k}": round(score(facts["scores"], n, k), 3) for n, k in COLUMNS}
                     print(name, seed, told, facts["cpu_seconds_of_training"], "s", flush=True)
-        lot = options.out / "by_lot.json"
+        lot = options.out / "by_chance.json"
         if not lot.is_file():
             from deixis.training.recipes import find_recipe
 
             given = {"data.held_out_films": str(options.held_out), "data.objects": ",".join(map(str, options.objects))}
-            lot.write_text(json.dumps(by_lot(find_recipe("soc_world")({}, overrides={**FILMS, **given}))))
+            lot.write_text(json.dumps(by_chance(find_recipe("soc_world")({}, overrides={**FILMS, **given}))))
     table(options.out)
     curves(options.out)
     if elsewhere:

@@ -520,9 +520,9 @@ def test_where_only_some_workers_can_start_those_do_all_the_films(few: Path, tmp
 
 def test_workers_fill_the_cores_and_share_the_threads() -> None:
     cores = usable_cores()
-    assert Local().crew("cpu", None, None, 1000) == (cores, 1)
-    assert Local().crew("cpu", 1, None, 1000) == (1, cores)
-    assert Local().crew("cpu", 8, 3, 2) == (2, 3)
+    assert Local().allocate("cpu", None, None, 1000) == (cores, 1)
+    assert Local().allocate("cpu", 1, None, 1000) == (1, cores)
+    assert Local().allocate("cpu", 8, 3, 2) == (2, 3)
 
 
 # --- kill -9 and Ctrl-C of the whole group ----------------------------------------------------------------------------

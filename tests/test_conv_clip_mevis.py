@@ -348,13 +348,13 @@ def test_two_passes_over_windows_answer_as_one_look_at_the_whole_film() -> None:
         return model.encode(frames[:, part], nothing[:, part])
 
     for part in windows:
-        memory = model.gather(maps(part), asked, memory)
+        memory = model.collect(maps(part), asked, memory)
     assert memory is not None
-    memory = model.conclude(memory, asked)
+    memory = model.finalize(memory, asked)
     assert memory.queries == ()
     painted = []
     for part in windows:
-        answer, memory = model.follow(maps(part), asked, memory)
+        answer, memory = model.step(maps(part), asked, memory)
         painted.append(answer)
     close(torch.cat([p.masks for p in painted], 1), whole.masks)
     close(torch.cat([p.scores for p in painted], 1), whole.scores)
@@ -387,15 +387,15 @@ class Counting(nn.Module):
     def decode(self, maps: FeatureMaps, expressions: Any, wanted: Any = None) -> Any:
         raise AssertionError("a system with a memory is asked to follow")
 
-    def gather(self, maps: FeatureMaps, expressions: Any, memory: Any) -> int:
-        self.log.append(("gather", memory))
+    def collect(self, maps: FeatureMaps, expressions: Any, memory: Any) -> int:
+        self.log.append(("collect", memory))
         return (memory or 0) + maps.levels[0].shape[1]
 
-    def conclude(self, memory: int, expressions: Any) -> tuple[int, int]:
+    def finalize(self, memory: int, expressions: Any) -> tuple[int, int]:
         return memory, 0
 
-    def follow(self, maps: FeatureMaps, expressions: Any, memory: Any) -> tuple[Prediction, Any]:
-        self.log.append(("follow", memory))
+    def step(self, maps: FeatureMaps, expressions: Any, memory: Any) -> tuple[Prediction, Any]:
+        self.log.append(("step", memory))
         t = maps.levels[0].shape[1]
         masks = torch.full((len(expressions), t, 1, 16, 24), 3.0)
         return Prediction(masks, torch.full((len(expressions), t, 1), 4.0)), (memory[0], memory[1] + t)
@@ -405,8 +405,8 @@ def test_a_memory_is_carried_from_window_to_window_for_each_group_of_expressions
     folder = write_folder(tmp_path / "film", moving(5, shape=(64, 96)))
     system = Counting()
     tracks = segment(folder, [f"number {i}" for i in range(17)], model=system)
-    gathers = [m for verb, m in system.log if verb == "gather"]
-    follows = [m for verb, m in system.log if verb == "follow"]
+    gathers = [m for verb, m in system.log if verb == "collect"]
+    follows = [m for verb, m in system.log if verb == "step"]
     assert gathers == [None, None, 2, 2, 4, 4]  # two groups: 16 expressions and one
     assert follows == [(5, 0), (5, 0), (5, 2), (5, 2), (5, 4), (5, 4)]
     assert all(np.asarray(track.masks).all() for track in tracks)
@@ -416,7 +416,7 @@ def test_a_stop_in_the_first_pass_still_answers_a_window(tmp_path: Path) -> None
     folder = write_folder(tmp_path / "film", moving(6, shape=(64, 96)))
     system = Counting()
     (track,) = segment(folder, "dog", model=system, stop=lambda: True)
-    assert system.log == [("gather", None), ("follow", (2, 0))]
+    assert system.log == [("collect", None), ("step", (2, 0))]
     assert len(track) == 2
 
 

@@ -282,8 +282,8 @@ def test_only_a_plain_file_of_the_uploads_counts_as_a_film(queue: Queue, tmp_pat
         good.parent / ".." / good.parent.name / good.name, queue.folder / queue_module.MARK, Path("a.mp4"), Path(""),
         Path("/etc/passwd"), Path("/proc/self/environ"), Path(str(good) + "\0"), good.parent / ("n" * 5000),
     ]  # fmt: skip
-    assert [queue.brought(path) for path in bad] == [False] * len(bad)
-    assert queue.brought(good)
+    assert [queue.is_upload(path) for path in bad] == [False] * len(bad)
+    assert queue.is_upload(good)
     for path in bad:
         with pytest.raises(DeixisError, match="no film is given"):
             queue.submit(path, "red", "light", ["rle"])

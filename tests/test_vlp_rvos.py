@@ -91,13 +91,13 @@ def test_one_clip_asked_many_things_answers_as_if_asked_each_alone(at_once: int)
     x = batch(clip(3), "dog")
     maps = model.encode(x.frames, x.padding)
     texts = ("dog", "the red cat on the left", "a")
-    together, told = model.follow(maps, [Expression(t) for t in texts], None)
-    again, _ = model.follow(maps, [Expression(t) for t in texts], told)
+    together, told = model.step(maps, [Expression(t) for t in texts], None)
+    again, _ = model.step(maps, [Expression(t) for t in texts], told)
     for i, text in enumerate(texts):
-        alone, tells = model.follow(maps, [Expression(text)], None)
+        alone, tells = model.step(maps, [Expression(text)], None)
         close(together.masks[i], alone.masks[0])
         close(told[i], tells[0])
-        close(again.masks[i], model.follow(maps, [Expression(text)], tells)[0].masks[0])
+        close(again.masks[i], model.step(maps, [Expression(text)], tells)[0].masks[0])
 
 
 @torch.no_grad()
@@ -242,17 +242,17 @@ def test_the_second_clip_hears_what_the_first_told_but_sends_no_gradient_back() 
     model = make().eval()
     x = batch(clip(1), "dog")
     maps = model.encode(x.frames, x.padding)
-    first, told = model.follow(maps, x.expressions, None)
+    first, told = model.step(maps, x.expressions, None)
     assert not told.requires_grad
     assert told.shape == (1, 4, 32)
-    second, _ = model.follow(maps, x.expressions, told)
+    second, _ = model.step(maps, x.expressions, told)
     assert not torch.allclose(first.masks, second.masks)
-    other, _ = model.follow(maps, x.expressions, told + 1)
+    other, _ = model.step(maps, x.expressions, told + 1)
     assert not torch.allclose(other.masks, second.masks)
     deaf = make(history=False).eval()
     maps = deaf.encode(x.frames, x.padding)
-    first, told = deaf.follow(maps, x.expressions, None)
-    assert torch.equal(deaf.follow(maps, x.expressions, told)[0].masks, first.masks)
+    first, told = deaf.step(maps, x.expressions, None)
+    assert torch.equal(deaf.step(maps, x.expressions, told)[0].masks, first.masks)
 
 
 @torch.no_grad()
@@ -381,14 +381,14 @@ def test_a_film_is_answered_in_clips_each_told_by_the_one_before(
 ) -> None:
     folder = write_folder(tmp_path / "frames", moving(11))
     model, heard = make().eval(), []
-    follow = VlpRvos.follow
+    follow = VlpRvos.step
 
     def listening(self: VlpRvos, maps: Any, expressions: Any, memory: Any, wanted: Any = None) -> Any:
         answer, told = follow(self, maps, expressions, memory)
         heard.append((memory, told, maps.levels[0].shape))
         return answer, told
 
-    monkeypatch.setattr(VlpRvos, "follow", listening)
+    monkeypatch.setattr(VlpRvos, "step", listening)
     tracks = segment(folder, ["red", "a green one"], model=model)
     assert [len(track) for track in tracks] == [11, 11]
     assert tracks[0].masks[3].shape == (72, 96)
@@ -547,7 +547,7 @@ def test_two_clips_in_one_step_have_the_gradients_of_each_with_the_token_detache
     memory = None
     for part in (slice(0, 2), slice(2, 4)):
         maps = model.encode(x.frames[:, part], x.padding[:, part])
-        answer, memory = model.follow(maps, x.expressions, memory)
+        answer, memory = model.step(maps, x.expressions, memory)
         whole = target([1, 0, 1, 1])
         half = Target(whole.masks[part], whole.boxes[part], whole.visible[part], whole.referred)
         (0.5 * sum(dense_loss([answer], [half], (64, 64), DenseLossConfig()).values())).backward()

@@ -10,9 +10,9 @@ of expressions, and nothing but the tracks' RLE grows with the film's length.
 A system that carries something through a film has, beside ``decode``, one or three methods. Nothing is changed in
 place; the memory is the system's own affair, None at the film's start, one for each group of expressions:
 
-    follow(maps, expressions, memory) -> (Prediction, memory)   instead of decode, window after window
-    gather(maps, expressions, memory) -> memory                 window after window, in a first pass; each frame once
-    conclude(memory, expressions) -> memory                     after that pass; follow then answers in a second one
+    step(maps, expressions, memory) -> (Prediction, memory)   instead of decode, window after window
+    collect(maps, expressions, memory) -> memory                window after window, in a first pass; each frame once
+    finalize(memory, expressions) -> memory                     after that pass; step then answers in a second one
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def film_answers(
                 if stop is not None and stop():
                     break
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=reduced):
-            carried = [system.conclude(memory, group) for group, memory in zip(groups, carried, strict=True)]
+            carried = [system.finalize(memory, group) for group, memory in zip(groups, carried, strict=True)]
     with closing(ahead(windows(overlap))) as clips:
         for clip in clips:
             found, carried = _follow(system, clip, groups, carried, read, device, reduced)
@@ -347,7 +347,7 @@ def _follow(
     with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
         maps, size, padded = _encode(system, clip, device)
         for group, before in zip(groups, carried, strict=True):
-            prediction, memory = system.follow(maps, group, before)
+            prediction, memory = system.step(maps, group, before)
             found += read(prediction, size, padded, len(found))
             kept.append(memory)
     return found, kept
@@ -360,7 +360,7 @@ def _gather(
 ) -> list[Any]:  # fmt: skip
     with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
         maps, _, _ = _encode(system, clip, device)
-        return [system.gather(maps, group, memory) for group, memory in zip(groups, carried, strict=True)]
+        return [system.collect(maps, group, memory) for group, memory in zip(groups, carried, strict=True)]
 
 
 def _encode(

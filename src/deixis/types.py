@@ -309,7 +309,7 @@ class Accelerated(Protocol):
 
 @runtime_checkable
 class RecurrentSystem(Protocol):
-    """A system that carries a memory from window to window: ``follow`` replaces ``decode``, which it need not have."""
+    """A system that carries a memory from window to window: ``step`` replaces ``decode``, which it need not have."""
 
     config: Any
 
@@ -317,20 +317,20 @@ class RecurrentSystem(Protocol):
         """As of any system."""
         ...
 
-    def follow(self, maps: FeatureMaps, expressions: Sequence[Expression], memory: Any) -> tuple[Prediction, Any]:
+    def step(self, maps: FeatureMaps, expressions: Sequence[Expression], memory: Any) -> tuple[Prediction, Any]:
         """The prediction of a window, and the memory for the next one (None before the first)."""
         ...
 
 
 @runtime_checkable
 class TwoPassSystem(RecurrentSystem, Protocol):
-    """A recurrent system that reads the whole video once before it follows."""
+    """A recurrent system that reads the whole video once before its first step."""
 
-    def gather(self, maps: FeatureMaps, expressions: Sequence[Expression], memory: Any) -> Any:
+    def collect(self, maps: FeatureMaps, expressions: Sequence[Expression], memory: Any) -> Any:
         """The memory after one more window of the first pass."""
         ...
 
-    def conclude(self, memory: Any, expressions: Sequence[Expression]) -> Any:
+    def finalize(self, memory: Any, expressions: Sequence[Expression]) -> Any:
         """The memory that the second pass begins with."""
         ...
 

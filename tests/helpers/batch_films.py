@@ -148,7 +148,7 @@ class Here:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def crew(self, device: str, workers: int | None, threads: int | None, items: int) -> tuple[int, int]:
+    def allocate(self, device: str, workers: int | None, threads: int | None, items: int) -> tuple[int, int]:
         return 1, 1
 
     def answers(

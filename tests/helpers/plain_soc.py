@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from deixis.blocks.attention import PackedAttention, ResidualFeedForward
 from deixis.blocks.deformable import DeformableAttention, refine_box
-from deixis.blocks.fusion import gate_with_text, mean_of_words, text_for
+from deixis.blocks.fusion import gate_with_text, mean_of_words, split_expressions
 from deixis.blocks.levels import ClipTokens, FrameDetections, detect_in_frames
 from deixis.blocks.mask_head import _split, _widths
 from deixis.blocks.positions import map_positions
@@ -208,7 +208,7 @@ class PlainSoc(Soc):
         self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
     ) -> Prediction:
         scene, text = PlainScene(maps, wanted), self.text([e.text for e in expressions])
-        return join([self.answer(scene, asked) for asked in text_for(scene.clips, text)])
+        return join([self.answer(scene, asked) for asked in split_expressions(scene.clips, text)])
 
     def answer(self, scene: ClipTokens, text: TextFeatures) -> Prediction:
         words = [self.see(text, scene, level) for level in range(3)][-1]  # only the last is used
@@ -222,7 +222,7 @@ class PlainSoc(Soc):
         )
         layers = range(self.config.layers)
         read = layers if self.training else [self.config.layers - 1] * len(layers)
-        clips = self.gather_clips([frames.queries[i] for i in sorted(set(read))], text.sentence)
+        clips = self.clip_queries([frames.queries[i] for i in sorted(set(read))], text.sentence)
         clips = clips if self.training else [clips[0]] * len(layers)
         sentence = mean_of_words(words, text.padding)
         levels = [

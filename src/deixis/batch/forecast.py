@@ -63,7 +63,7 @@ def forecast(planned: BatchPlan, rate_from: str | None = None) -> Forecast:
     """
     store = Store(planned.settings.out)
     with planned.engine:
-        settings = planned.crew()
+        settings = planned.allocate()
     jobs = planned.by_folder()
     done = finished_results(store, jobs, settings, closely=False)
     due, refused, frames, unknown = [], [], 0, 0

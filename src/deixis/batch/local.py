@@ -37,7 +37,7 @@ class Local:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def crew(self, device: str, workers: int | None, threads: int | None, items: int) -> tuple[int, int]:
+    def allocate(self, device: str, workers: int | None, threads: int | None, items: int) -> tuple[int, int]:
         """(workers, threads of each). By default one worker a GPU, or one a core where there is none; no more than
         there are items. Raises DeixisError for a device that is not there.
         """

@@ -33,7 +33,7 @@ class Cluster:
         except ImportError as error:
             raise DeixisError(f"--engine ray needs Ray ({error}): pip install 'deixis[cluster]'") from error
         self.address, self._ray, self._started = address, ray, False
-        self._gpus = 0  # that the workers use; known when the crew is
+        self._gpus = 0  # that the workers use; known when workers are allocated
 
     def __enter__(self) -> Self:
         if self._ray.is_initialized():
@@ -56,7 +56,7 @@ class Cluster:
             self._ray.shutdown()
             self._started = False
 
-    def crew(self, device: str, workers: int | None, threads: int | None, items: int) -> tuple[int, int]:
+    def allocate(self, device: str, workers: int | None, threads: int | None, items: int) -> tuple[int, int]:
         """(workers, threads of each). By default one worker a GPU of the cluster, or one a CPU where there is none; no
         more than there are items. Raises DeixisError where the cluster has no such device.
         """

@@ -47,7 +47,7 @@ class Engine(Protocol):
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *error: Any) -> None: ...
-    def crew(self, device: str, workers: int | None, threads: int | None, items: int) -> tuple[int, int]: ...
+    def allocate(self, device: str, workers: int | None, threads: int | None, items: int) -> tuple[int, int]: ...
     def answers(
         self, make: Callable[[int], Work], items: Sequence[Any], *, workers: int, threads: int, tries: int
     ) -> Iterator[tuple[int, Any]]: ...
@@ -94,9 +94,9 @@ class BatchPlan:
     tries: int = TRIES
     worker: type[FilmWorker] = FilmWorker
 
-    def crew(self) -> Settings:
+    def allocate(self) -> Settings:
         """The settings, with workers and threads. Asks the engine, which must have been entered."""
-        workers, threads = self.engine.crew(self.settings.device, self.workers, self.threads, len(self.jobs))
+        workers, threads = self.engine.allocate(self.settings.device, self.workers, self.threads, len(self.jobs))
         return replace(self.settings, workers=workers, threads=threads)
 
     def by_folder(self) -> dict[str, BatchJob]:
@@ -200,16 +200,16 @@ def batch(planned: BatchPlan, *, progress: Callable[[int, int], None] | None = N
         settings, before, now, stopped = planned.settings, 0, list[str](), False
         try:
             with planned.engine:
-                settings = planned.crew()
+                settings = planned.allocate()
                 sweep(store)
                 results |= finished_results(store, due, settings)
                 before, noted = len(results), time.perf_counter()
                 _tell(progress, results, due)
                 for name, result in _answers(planned, settings, {n: job for n, job in due.items() if n not in results}):
-                    stood = result.pop("stood", False)
+                    cached = result.pop("cached", False)
                     results[name] = result
-                    before += stood
-                    now += [name] if result["status"] == "done" and not stood else []
+                    before += cached
+                    now += [name] if result["status"] == "done" and not cached else []
                     _tell(progress, results, due)
                     if time.perf_counter() - noted > NOTE_SECONDS:
                         write_results(store, planned, results)

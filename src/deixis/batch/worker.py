@@ -47,7 +47,7 @@ class FilmWorker:
         return str(choose_device(f"cuda:{number % gpus}" if gpus else name))
 
     def __call__(self, job: BatchJob) -> dict[str, Any]:
-        """What results.jsonl tells of the film, with ``stood`` where it was finished before; a failure is an answer."""
+        """The film's line of results.jsonl, with ``cached`` where it was found finished; failures are returned."""
         began, path = time.perf_counter(), Path(job.place)
         try:
             with fetched(job.place) as path:
@@ -66,7 +66,7 @@ class FilmWorker:
         contents, name = fingerprint(path), job.folder(self.settings)
         before = finished_result(self.store, job, self.settings, contents)
         if before is not None:
-            return {**before, "stood": True}
+            return {**before, "cached": True}
         self.store.remove(name)
         with self.store.making(name) as output:
             tracks = self.make(job, film, output)

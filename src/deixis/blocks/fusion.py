@@ -48,7 +48,7 @@ def one_by_one(text: TextFeatures) -> list[TextFeatures]:
     return parts
 
 
-def text_for(clips: int, text: TextFeatures) -> list[TextFeatures]:
+def split_expressions(clips: int, text: TextFeatures) -> list[TextFeatures]:
     """What to ask in turn: one clip any number of expressions one by one, several clips one each, together."""
     if clips == 1:
         return one_by_one(text)

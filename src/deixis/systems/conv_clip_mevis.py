@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from deixis.blocks.attention import Mlp, ResidualFeedForward, check_heads
 from deixis.blocks.deformable import EncoderLayer, references_of, valid_share
-from deixis.blocks.fusion import one_by_one, text_for
+from deixis.blocks.fusion import one_by_one, split_expressions
 from deixis.blocks.levels import ClipTokens
 from deixis.blocks.pixel_decoder import ConvNormReLU
 from deixis.blocks.query_heads import join
@@ -141,7 +141,7 @@ class ConvClipMevis(nn.Module):
         All frames of the clip are watched; masks are given of the ``wanted`` ones.
         """
         scene, text = ClipTokens(maps), self.encode_text(expressions)
-        return join([self.answer(scene, asked, wanted) for asked in text_for(scene.clips, text)])
+        return join([self.answer(scene, asked, wanted) for asked in split_expressions(scene.clips, text)])
 
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding), batch.expressions, batch.wanted)
@@ -193,14 +193,14 @@ class ConvClipMevis(nn.Module):
 
     # A film is seen twice: the video queries know all of its frames, and what they paint on is too large to be kept.
 
-    def gather(self, maps: FeatureMaps, expressions: Sequence[Expression], memory: FilmMemory | None) -> FilmMemory:
+    def collect(self, maps: FeatureMaps, expressions: Sequence[Expression], memory: FilmMemory | None) -> FilmMemory:
         """First pass: a window's frame queries, which are all that the video queries need."""
         memory = memory or FilmMemory(self.encode_text(expressions))
         scene = ClipTokens(maps)
         found = [self.find_in_frames(scene, text)[0][-1] for text in one_by_one(memory.text)]  # (1, T, Q, D) each
         return replace(memory, queries=(*memory.queries, torch.cat(found)))
 
-    def conclude(self, memory: FilmMemory, expressions: Sequence[Expression]) -> FilmMemory:
+    def finalize(self, memory: FilmMemory, expressions: Sequence[Expression]) -> FilmMemory:
         """After it: the video module, once over the whole film."""
         queries = torch.cat(memory.queries, dim=1)  # (K, T, Q, D)
         kernels, scores = [], []
@@ -211,7 +211,7 @@ class ConvClipMevis(nn.Module):
                 scores.append(self.video_heads.score(video, text.sentence))
         return FilmMemory(memory.text, (), torch.cat(kernels), torch.cat(scores))
 
-    def follow(
+    def step(
         self, maps: FeatureMaps, expressions: Sequence[Expression], memory: FilmMemory
     ) -> tuple[Prediction, FilmMemory]:
         """Second pass: the film's video queries, painted on a window."""

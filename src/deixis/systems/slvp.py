@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from deixis.blocks.attention import CrossAttention, FeedForward, Mlp, SelfAttention
 from deixis.blocks.constants import constant
-from deixis.blocks.fusion import text_for
+from deixis.blocks.fusion import split_expressions
 from deixis.blocks.pixel_decoder import ConvNormReLU
 from deixis.blocks.positions import map_positions, plain_map_positions
 from deixis.blocks.query_heads import join
@@ -144,7 +144,7 @@ class Slvp(nn.Module):
             )
         maps = maps if wanted is None else of_frames(maps, wanted)
         text = self.text([e.text for e in expressions])
-        return join([self.answer(maps, asked) for asked in text_for(len(maps.padding), text)])
+        return join([self.answer(maps, asked) for asked in split_expressions(len(maps.padding), text)])
 
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding, batch.wanted), batch.expressions)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deixis.blocks.deformable import DeformableTransformer
-from deixis.blocks.fusion import CrossGate, gate_with_text, mean_of_words, text_for
+from deixis.blocks.fusion import CrossGate, gate_with_text, mean_of_words, split_expressions
 from deixis.blocks.levels import ClipTokens, ProjectLevels, detect_in_frames
 from deixis.blocks.pixel_decoder import FeaturePyramid
 from deixis.blocks.query_heads import QueryHeads, join
@@ -96,7 +96,7 @@ class Soc(nn.Module):
     ) -> Prediction:
         """One clip may be asked any number of expressions (B is then that number); otherwise one a clip."""
         scene, text = ClipTokens(maps, wanted), self.text([e.text for e in expressions])
-        return join([self.answer(scene, asked) for asked in text_for(scene.clips, text)])
+        return join([self.answer(scene, asked) for asked in split_expressions(scene.clips, text)])
 
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding, batch.wanted), batch.expressions)
@@ -111,7 +111,7 @@ class Soc(nn.Module):
         sentence = mean_of_words(words, text.padding)  # (B, D)
         levels, painted = self.levels(), None if self.training else self.config.painted
         with torch.autocast(sentence.device.type, enabled=False):  # scores, and the choice among queries, in fp32
-            clips = self.gather_clips([frames.queries[read] for read, _ in levels], text.sentence.float())  # (B, Q, D)
+            clips = self.clip_queries([frames.queries[read] for read, _ in levels], text.sentence.float())  # (B, Q, D)
             *aux, last = [
                 self.heads(
                     i, self.add_clip_context(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, painted
@@ -133,7 +133,7 @@ class Soc(nn.Module):
         last = self.config.layers - 1
         return [(last, 0 if self.config.eval_level == "official" else last)]
 
-    def gather_clips(self, queries: Sequence[Tensor], sentence: Tensor) -> Sequence[Tensor]:
+    def clip_queries(self, queries: Sequence[Tensor], sentence: Tensor) -> Sequence[Tensor]:
         """The clip's view (B, Q, D) of each level's frame queries (B, T, Q, D)."""
         if self.cluster is None:
             return [x.mean(1) for x in queries]

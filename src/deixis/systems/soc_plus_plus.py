@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from deixis.blocks.attention import ResidualFeedForward
 from deixis.blocks.deformable import DeformableTransformer
-from deixis.blocks.fusion import CrossGate, gate_with_text, mean_of_words, text_for
+from deixis.blocks.fusion import CrossGate, gate_with_text, mean_of_words, split_expressions
 from deixis.blocks.levels import ClipTokens, ProjectLevels, detect_in_frames
 from deixis.blocks.pixel_decoder import FeaturePyramid
 from deixis.blocks.query_heads import QueryHeads, join
@@ -99,7 +99,7 @@ class SocPlusPlus(nn.Module):
     ) -> Prediction:
         """One clip may be asked any number of expressions (B is then that number); otherwise one a clip."""
         scene, text = ClipTokens(maps, wanted), self.text([e.text for e in expressions])
-        return join([self.answer(scene, asked) for asked in text_for(scene.clips, text)])
+        return join([self.answer(scene, asked) for asked in split_expressions(scene.clips, text)])
 
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding, batch.wanted), batch.expressions)

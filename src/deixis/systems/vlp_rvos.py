@@ -135,12 +135,12 @@ class VlpRvos(nn.Module):
         """One clip may be asked any number of expressions (B is then that number); otherwise one a clip. A clip by
         itself: of what was before it nothing is known.
         """
-        return self.follow(maps, expressions, None, wanted)[0]
+        return self.step(maps, expressions, None, wanted)[0]
 
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding), batch.expressions, batch.wanted)
 
-    def follow(
+    def step(
         self,
         maps: FeatureMaps,
         expressions: Sequence[Expression],

@@ -89,7 +89,7 @@ class Guard:
         origin = headers.get(b"origin")
         if method == "POST" and origin is not None and _split(origin).netloc != host:
             raise Refused(403, "asked from a page of another site")
-        if path.startswith(SERVED) and not self._queue.brought(Path(path.removeprefix(SERVED))):
+        if path.startswith(SERVED) and not self._queue.is_upload(Path(path.removeprefix(SERVED))):
             raise Refused(404, "no such file")
 
     async def _question(self, receive: Receive) -> Receive:
@@ -120,7 +120,7 @@ class Guard:
         except (ValueError, RecursionError) as error:
             raise Refused(400, "a question must be JSON") from error
         for path in paths_in(question):
-            if not isinstance(path, str) or not self._queue.brought(Path(path)):
+            if not isinstance(path, str) or not self._queue.is_upload(Path(path)):
                 raise Refused(403, "a file must be uploaded first; this is none of the uploads")
 
     async def _upload(self, scope: Scope, body: RequestBody, send: Send) -> None:

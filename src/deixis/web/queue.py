@@ -117,14 +117,14 @@ class Queue:
         if len(lines) > self.limits.sentences:
             raise DeixisError(f"{len(lines)} sentences, more than the limit of {self.limits.sentences}; leave some out")
         sentences = tuple(expression.text for expression in as_expressions(lines))
-        if not self.brought(film):
+        if not self.is_upload(film):
             raise DeixisError("no film is given; drop one first")
         size = film.stat().st_size
         if size > self.limits.bytes:
             raise DeixisError(f"the film holds {size:,} bytes, more than the limit of {self.limits.bytes:,}; cut it")
         return sentences
 
-    def brought(self, path: Path) -> bool:
+    def is_upload(self, path: Path) -> bool:
         """Whether ``path`` is a plain file that a visitor uploaded: below the uploads, not through a link or ``..``."""
         try:
             return path.is_file() and path.resolve(strict=True) == path and path.is_relative_to(self.uploads)

@@ -190,7 +190,7 @@ def answer_in_clips(model: Any, maps: FeatureMaps, expressions: Sequence[Express
     for first in range(0, maps.levels[0].shape[1], frames):
         part = slice(first, first + frames)
         clip = FeatureMaps((maps.levels[0][:, part],), maps.strides, maps.padding[:, part], maps.size)
-        answer, memory = model.follow(clip, expressions, memory)
+        answer, memory = model.step(clip, expressions, memory)
         answers.append(answer)
     return answers
 
