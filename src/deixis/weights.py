@@ -32,6 +32,7 @@ from torch.nn.modules import module as torch_module
 from deixis import systems
 from deixis.config import check_bounds, config_from, some_of
 from deixis.encoders.frozen import fill_towers
+from deixis.old_keys import key_of_today
 from deixis.types import DeixisError
 
 FORMAT = 1
@@ -318,6 +319,7 @@ def _check_entries(path: Path, entries: Mapping[str, Any], room: int) -> None:
 
 def _read(path: Path) -> nn.Module:
     facts, entries = read_header(path)
+    entries = {key_of_today(key): entry for key, entry in entries.items()}
     if facts["system"] not in systems.SYSTEMS:
         known = ", ".join(systems.SYSTEMS)
         raise DeixisError(f"{path} holds a system {facts['system']!r}, unknown here; this deixis has {known}")
@@ -327,7 +329,7 @@ def _read(path: Path) -> nn.Module:
     _check_fit(path, kind, config, entries)
     try:
         system = kind(config)
-        stored = load_file(path)
+        stored = {key_of_today(key): tensor for key, tensor in load_file(path).items()}
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
         raise DeixisError(f"{path} cannot be loaded: {error}") from error
     tensors: dict[str, Tensor] = {}

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from deixis.encoders.tokenizers import tokenizer_bytes, tokenizer_of
+from deixis.old_keys import first_keys, key_of_today
 from deixis.types import DeixisError
 
 TOWER_FORMAT = 1  # of a tower file that we wrote
@@ -152,7 +153,9 @@ def _check_fingerprint(wanted: Tensor, found: Tensor, place: str) -> None:
 def fingerprint_of(body: nn.Module) -> Tensor:
     """(32,) uint8: SHA-256 over the names and values of a module's state, in order of the names."""
     digest = hashlib.sha256()
-    for key, value in sorted(body.state_dict().items()):
+    state = body.state_dict()
+    for key, today in sorted(first_keys(state).items()):
+        value = state[today]
         if isinstance(value, Tensor):
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -298,4 +301,4 @@ def read_own(path: Path, kind: str, config: Any) -> TowerWeights | None:
             raise DeixisError(f"{path} holds a tower with {name} {there}, expected {here}")
     stored = read_tensors(path)
     tokenizer = tokenizer_of(stored.pop(_TOKENIZER)) if _TOKENIZER in stored else None
-    return TowerWeights({key.removeprefix("body."): value for key, value in stored.items()}, tokenizer)
+    return TowerWeights({key_of_today(key).removeprefix("body."): value for key, value in stored.items()}, tokenizer)
