@@ -17,7 +17,7 @@ from deixis.linking import Linking, Presence, Window, best_path
 from deixis.tracks import Candidates, TrackBuilder, select, to_source
 from deixis.types import DeixisError, Expression, Prediction, encode_rle
 from deixis.video import Video
-from deixis.waiting import DiskRles, most_bytes, pack_logits, unpack_logits
+from deixis.waiting import USUAL, DiskRles, most_bytes, pack_logits, unpack_logits
 
 SHAPE = (72, 96)
 CPU = torch.device("cpu")
@@ -402,8 +402,29 @@ def test_a_film_whose_waiting_masks_do_not_fit_is_refused_in_one_line(film: Path
 
     full = disk_usage("/")._replace(free=10)
     monkeypatch.setattr("deixis.waiting.shutil.disk_usage", lambda _: full)
-    with pytest.raises(DeixisError, match="masks wait there until the film has ended") as caught:
-        segment(film, "red", model=colours())
-    assert "\n" not in str(caught.value)
+    for usual in (USUAL, 0.0):  # foreseen before a frame is encoded; and found out after the first window
+        monkeypatch.setattr("deixis.waiting.USUAL", usual)
+        model = colours()
+        with pytest.raises(DeixisError, match="masks wait there until the film has ended") as caught:
+            segment(film, "red", model=model)
+        assert "\n" not in str(caught.value)
+        assert (model.encoded == 0) == (usual > 0)
     (track,) = segment(film, "red", model=colours(), selection="official")  # nothing waits
     assert track.present
+
+
+def test_what_masks_take_while_they_wait_is_said_beforehand(
+    film: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    from shutil import disk_usage
+
+    most = most_bytes(Video(film).length or 0, 6, 18 * -(-72 * SHAPE[1] // SHAPE[0] // 4))
+    for free, level in ((10 * most, "INFO"), (most // 2, "WARNING")):  # there is room for the most; for the usual
+        caplog.clear()
+        usage = disk_usage("/")._replace(free=free)
+        monkeypatch.setattr("deixis.waiting.shutil.disk_usage", lambda _, usage=usage: usage)
+        with caplog.at_level("INFO", "deixis.waiting"):
+            segment(film, "red", model=colours())
+        (record,) = [r for r in caplog.records if r.name == "deixis.waiting"]
+        assert record.levelname == level
+        assert "until the film has ended, at most" in record.getMessage()

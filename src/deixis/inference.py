@@ -48,7 +48,7 @@ from deixis.types import (
     TwoPassSystem,
 )
 from deixis.video import Video, ahead, fit, normalise
-from deixis.waiting import require_room
+from deixis.waiting import foresee_room, require_room
 
 AT_ONCE = 16  # expressions decoded together (our choice: bounds the memory of their masks)
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -190,6 +190,7 @@ def follow_film(
         builder = PublishedTracks(expressions, film.source_size, setup.judge, how=setup.how, soft=soft, folder=folder)
     else:
         builder = TrackBuilder(expressions, film.source_size, setup.linking, folder, soft)
+    foresee_room(film.length, builder.masks_that_wait, seen, builder.waiting[1])
 
     def windows(overlap: int) -> Iterator[Clip]:
         return film.windows(config.window, size=seen, overlap=overlap, fill=setup.linking is not None)
@@ -214,8 +215,7 @@ def follow_film(
             if len(pending) > 2 or clip.start == 0:
                 pending.popleft().result()
             if clip.start == 0:
-                taken, place = builder.waiting
-                require_room(taken, len(clip), film.length, place)
+                require_room(builder.waiting[0], len(clip), film.length, builder.waiting[1])
             if progress is not None:
                 progress(clip.start + len(clip))
             if stop is not None and stop():

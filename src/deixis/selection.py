@@ -158,6 +158,11 @@ class PublishedTracks:
         """(bytes of logits that wait, and where)."""
         return (0, Path(".")) if self._logits is None else (self._logits.taken, self._logits.folder)
 
+    @property
+    def masks_that_wait(self) -> int:
+        """For every frame."""
+        return 0 if self._logits is None else len(self.expressions)
+
     def add(self, window: Sequence[Shown], names: Sequence[str], times: Sequence[float], start: int) -> None:
         """The next window: one ``Shown`` an expression; ``start`` is the film's index of its first frame."""
         assert start == len(self.names), f"window at {start} after {len(self.names)} frames"

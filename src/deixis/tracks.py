@@ -135,6 +135,11 @@ class TrackBuilder:
         return seam_iou(before[:, -1:], here[:, :1], self.linking.blank)
 
     @property
+    def masks_that_wait(self) -> int:
+        """For every frame, at most; where several are shown all queries wait, and how many there are is not known."""
+        return self.linking.candidates * len(self.expressions)
+
+    @property
     def waiting(self) -> tuple[int, Path]:
         """(bytes of candidates that wait, and where)."""
         return self._logits.taken + self._windows.taken, self._logits.folder

@@ -22,10 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from deixis.types import DeixisError, Rle
+from deixis.types import DeixisError, Rle, Size
 
 log = logging.getLogger(__name__)
 
+USUAL = 0.03  # of the most that a mask can take; smooth masks of the bundled model took .01, soft ones .02 (measured)
+STRIDE = 4  # pixels of the model's picture in a cell of a mask, where nothing is known of it yet
 SAFETY = 1.5  # times what the first window took, that must be free for the rest of a film (our choice)
 
 
@@ -185,17 +187,40 @@ def most_bytes(frames: int, masks: int, cells: int) -> int:
     return frames * masks * (5 * cells + 100)
 
 
+def foresee_room(frames: int | None, masks: int, size: Size, folder: Path) -> None:
+    """Before a film is read: say what its waiting masks can take, and refuse it where what they usually take is not
+    there. frames: of the film, if it states them.  masks: that wait for a frame.  size: of the model's picture."""
+    if frames is None or not masks:
+        return
+    most = most_bytes(frames, masks, -(-size[0] // STRIDE) * -(-size[1] // STRIDE))
+    free = free_bytes(folder)
+    if free is not None and USUAL * most > free:
+        raise DeixisError(no_room(folder, USUAL * most, free))
+    say = log.info if free is None or most <= free else log.warning
+    say("masks wait in %s until the film has ended, at most %.0f MB of them, usually about %.0f MB%s",
+        folder, most / 1e6, USUAL * most / 1e6, "" if free is None else f"; {free / 1e6:,.0f} MB are free")  # fmt: skip
+
+
 def require_room(taken: int, done: int, frames: int | None, folder: Path) -> None:
-    """Refuse a film whose waiting masks will not fit: ``taken`` bytes for ``done`` frames, of ``frames`` in all."""
+    """After the first window: refuse a film whose waiting masks will not fit. taken: bytes for the ``done`` frames, of
+    ``frames`` in all."""
     if frames is None or frames <= done:
         return
-    due = int(SAFETY * taken * (frames - done) / done)
+    due, free = SAFETY * taken * (frames - done) / done, free_bytes(folder)
+    if free is not None and due > free:
+        raise DeixisError(no_room(folder, due, free))
+
+
+def free_bytes(folder: Path) -> int | None:
+    """None where the folder went away: what waits then goes elsewhere."""
     try:
-        free = shutil.disk_usage(folder).free
-    except OSError:  # it went away meanwhile: what comes after goes elsewhere
-        return
-    if due > free:
-        raise DeixisError(
-            f"{folder}: masks wait there until the film has ended, about {due / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB"
-            " are free; make room, name another place in TMPDIR, or segment the film in parts (--start, --end)"
-        )
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return None
+
+
+def no_room(folder: Path, due: float, free: int) -> str:
+    return (
+        f"{folder}: masks wait there until the film has ended, about {due / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB"
+        " are free; make room, name another place in TMPDIR, or segment the film in parts (--start, --end)"
+    )
