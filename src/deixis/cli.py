@@ -116,7 +116,7 @@ def segment(
     end: EndOption = None,
     every: EveryOption = 1,
     size: Annotated[
-        int | None, typer.Option(help="Short side that the model sees, pixels (default: as trained).")
+        int | None, typer.Option(help="Short side at which frames are encoded, pixels (default: as trained).")
     ] = None,
     threshold: ThresholdOption = None,
     selection: SelectionOption = None,
@@ -176,7 +176,7 @@ def batch(
     start: StartOption = None,
     end: EndOption = None,
     every: EveryOption = 1,
-    size: Annotated[int | None, typer.Option(help="Short side that the model sees, pixels.")] = None,
+    size: Annotated[int | None, typer.Option(help="Short side at which frames are encoded, pixels.")] = None,
     threshold: ThresholdOption = None,
     fps: FpsOption = 24.0,
     max_pixels: PixelsOption = 50_000_000,
@@ -381,7 +381,7 @@ def train(
 
     places = {name: Path(place) for name, place in _pairs(data, "--data NAME=PATH").items()}
     run = find_recipe(recipe)(places, overrides=_pairs(settings, "--set FIELD=VALUE"))
-    with training_bar(run.train.steps) as report, _told_of_the_disk(out):  # under torchrun the first process reports
+    with training_bar(run.train.steps) as report, _disk_errors_as_ours(out):  # under torchrun the first process reports
         outcome = train_run(run, out, device=device, resume=resume, report=report)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"{outcome.stopped} at step {outcome.step} of {run.train.steps}; the model: {outcome.model}")
@@ -392,7 +392,7 @@ def train(
 
 
 @contextmanager
-def _told_of_the_disk(out: Path) -> Iterator[None]:
+def _disk_errors_as_ours(out: Path) -> Iterator[None]:
     """What a disk refuses while a run is written, as one line; what stands in OUT is whole."""
     from safetensors import SafetensorError
 

@@ -403,9 +403,9 @@ def as_expressions(expressions: str | Expression | Sequence[str | Expression]) -
 
 
 def model_size(source: Size, config: SystemConfig, short_side: int | None = None) -> Size:
-    """(height, width) at which the model sees a film of ``source`` size; ``short_side`` replaces the config's.
+    """(height, width) at which a film of ``source`` size is encoded; ``short_side`` replaces the config's.
 
-    A system whose config says ``square`` sees every film as a square of a multiple of its ``multiple``.
+    A system whose config says ``square`` encodes every film as a square of a multiple of its ``multiple``.
     """
     if short_side is not None and not config.multiple <= short_side <= 4096:
         raise DeixisError(

@@ -104,19 +104,19 @@ def predict(
         groups: dict[str, list[Sample]] = {}
         for sample in pending:
             groups.setdefault(sample.video.id, []).append(sample)
-        with _told_of_the_disk(results):
+        with _disk_errors_as_ours(results):
             for samples in groups.values():
                 for finished in ask(benchmark, samples, results, setup):
                     done += finished
                     if progress is not None:
                         progress(done, total)
     if benchmark.protocol == "answers":
-        with _told_of_the_disk(results):
+        with _disk_errors_as_ours(results):
             _join_answers(benchmark, results)
 
 
 @contextlib.contextmanager
-def _told_of_the_disk(results: Path) -> Iterator[None]:
+def _disk_errors_as_ours(results: Path) -> Iterator[None]:
     """What the disk refuses as a DeixisError: it is full, or something else lies where a file of results belongs."""
     try:
         yield

@@ -55,7 +55,7 @@ def select(
 ) -> list[Candidates]:
     """The candidates of each of the prediction's K expressions, on the CPU.
 
-    size: (height, width) of the picture that the model saw.  padded: the same with the padding.
+    size: (height, width) of the picture that was encoded.  padded: the same with the padding.
     """
     k, _, q, h, w = prediction.masks.shape
     frame_scores = prediction.scores.float()  # (K, T, Q)
@@ -123,7 +123,7 @@ class TrackBuilder:
     def _steps(self, masks: np.ndarray) -> np.ndarray:
         """(T - 1, C, C) IoU from frame to frame of (C, T, h, w) masks."""
         count, frames = masks.shape[:2]
-        if self.linking.several:  # nobody asks
+        if self.linking.several:  # unused when all queries are kept
             return np.zeros((frames - 1, count, count))
         steps = [seam_iou(masks[:, t : t + 1], masks[:, t + 1 : t + 2], self.linking.blank) for t in range(frames - 1)]
         return np.stack(steps) if steps else np.zeros((0, count, count))

@@ -29,7 +29,7 @@ class Options:
     start: float | None = None  # seconds
     end: float | None = None
     every: int = 1
-    size: int | None = None  # pixels of the short side that the model sees
+    size: int | None = None  # pixels of the short side at which frames are encoded
     threshold: float | None = None  # of presence, 0..1
     fps: float = FOLDER_FPS  # of a folder of frames
     max_pixels: int = MAX_PIXELS

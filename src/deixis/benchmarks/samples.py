@@ -31,7 +31,7 @@ class VideoEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One expression asked of one video.
+    """One expression about one video.
 
     objects: ids of the true objects it names; () says it names nothing there, None that the truth is not public.
     scored: which of the video's frames are scored, as indices; None means all of them.

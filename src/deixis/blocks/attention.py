@@ -93,7 +93,7 @@ class PackedAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None = None) -> Tensor:
         """(N, L, D) from query (N, L, D), key and value (N, S, D), padding of the keys or None: (N, S), or (N, L, S).
 
-        A row whose keys are all padding attends to nothing that means anything; do not ask for one.
+        A row whose keys are all padding attends to nothing that means anything; leave such rows out.
         """
         q, k, v = (self._heads(x) for x in self._project(query, key, value))  # (N, heads, L or S, D / heads)
         mask = None if padding is None else ~(padding[:, None] if padding.ndim == 3 else padding[:, None, None])

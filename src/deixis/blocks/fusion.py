@@ -49,7 +49,7 @@ def one_by_one(text: TextFeatures) -> list[TextFeatures]:
 
 
 def split_expressions(clips: int, text: TextFeatures) -> list[TextFeatures]:
-    """What to ask in turn: one clip any number of expressions one by one, several clips one each, together."""
+    """Split expressions into decoding steps: one clip takes them one by one, several clips take one each, together."""
     if clips == 1:
         return one_by_one(text)
     if len(text.words) != clips:

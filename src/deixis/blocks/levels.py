@@ -1,4 +1,4 @@
-"""The levels of a clip in one width, and what must be known of their places to ask something of them.
+"""The levels of a clip in one width, and the positions that attention over them needs.
 
 B clips, T frames, N = B T, C channels, D width, h w cells of a level. Level 0 to 3 are strides 8 to 64.
 """
@@ -47,7 +47,7 @@ class ProjectLevels(nn.Module):
 
 
 class ClipTokens:
-    """A clip's feature maps as tokens, with positions and padding, ready to be asked.
+    """A clip's feature maps as tokens, with positions and padding, ready for attention.
 
     Positions of maps without padding are constants of their size; padding is looked at once.
     """
@@ -159,7 +159,7 @@ def detect_in_frames(
     frames_at_once: int,
     content: Tensor | None = None,
 ) -> FrameDetections:
-    """Objects and mask features of every frame. Frames do not see each other here, so a part of them goes at a time.
+    """Objects and mask features of every frame. Frames are independent here, so a part of them goes at a time.
 
     fuse: gives a part's four levels (N, h, w, D), fused with the words.  content: (B, D), what queries start from.
     """

@@ -195,7 +195,7 @@ _PACKED = re.compile(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias
 def rename_open_clip(published: Mapping[str, Tensor], where: Path | str) -> dict[str, Tensor]:
     """open_clip's state under our keys: packed attention projections in three, the text projection transposed.
 
-    Raises DeixisError for a key that the table does not know.
+    Raises DeixisError for a key that is not in the table.
     """
     state: dict[str, Tensor] = {}
     unknown = []

@@ -189,7 +189,7 @@ _TAKEN_APART = {
 
 
 def clean_text(text: str) -> str:
-    """A text as the published tokenizer sees it: characters repaired, HTML taken back, single spaces, lower case."""
+    """A text as the published tokenizer cleans it: characters repaired, HTML taken back, single spaces, lower case."""
     text = unicodedata.normalize("NFC", text.translate(_STRAIGHT | _TAKEN_APART))
     return " ".join(html.unescape(html.unescape(text)).split()).lower()
 

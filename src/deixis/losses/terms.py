@@ -1,4 +1,4 @@
-"""The terms of the losses: one formula, one function. Nothing here knows weights, matching or layers.
+"""The terms of the losses: one formula, one function. Weights, matching and layers lie elsewhere.
 
 N items, H W pixels. Each function returns one value an item; the caller averages.
 """

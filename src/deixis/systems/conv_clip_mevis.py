@@ -114,7 +114,7 @@ class ConvClipMevis(nn.Module):
         self.watch = VideoDecoder(config)
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
-        """frames: (B, T, 3, H, W); padding: (B, T, H, W). Frame by frame, without words: encode once, ask many.
+        """frames: (B, T, 3, H, W); padding: (B, T, H, W). Frame by frame, without words: encode once, decode many.
 
         ``wanted`` is for ``decode``, since all frames of a clip are watched.
         """
@@ -136,7 +136,7 @@ class ConvClipMevis(nn.Module):
     def decode(
         self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
     ) -> Prediction:
-        """One clip may be asked any number of expressions (B is then that number); otherwise one a clip.
+        """One clip takes any number of expressions (B is then that number); otherwise one a clip.
 
         All frames of the clip are watched; masks are given of the ``wanted`` ones.
         """
@@ -191,7 +191,7 @@ class ConvClipMevis(nn.Module):
     def map_video_pixels(self, pixels: Tensor) -> Tensor:
         return self.video_pixels(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
 
-    # A film is seen twice: the video queries know all of its frames, and what they paint on is too large to be kept.
+    # A film is encoded twice: the video queries attend to all frames, and their mask features are too large to keep.
 
     def collect(self, maps: FeatureMaps, expressions: Sequence[Expression], memory: FilmMemory | None) -> FilmMemory:
         """First pass: a window's frame queries, which are all that the video queries need."""
@@ -319,7 +319,7 @@ class FusionLayer(nn.Module):
 
 
 class CrossModalEncoder(nn.Module):
-    """Three levels of every frame and the words, layer by layer; each frame's words then know that frame."""
+    """Three levels of every frame and the words, layer by layer; each frame's words then attend to that frame."""
 
     def __init__(self, config: ConvClipMevisConfig) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ TRANSFER = ("mask.",)
 class SlvpConfig(SystemConfig):
     """Every number is our choice: nothing but the abstract is public."""
 
-    fusion: Literal["vision", "language"] = "vision"  # which of the two asks
+    fusion: Literal["vision", "language"] = "vision"  # which of the two is the query
     head: Literal["mask", "flow"] = "mask"  # flow: for pre-training; such a model does not segment
     vision: VideoSwinConfig = field(default_factory=video_swin_t)
     text: TextConfig = field(default_factory=TextConfig)
@@ -68,9 +68,12 @@ class SlvpConfig(SystemConfig):
 
 @dataclass(frozen=True, eq=False)
 class Fused:
-    """Pixels and words after they met. pixels: (B, T, P, h, w).  tokens: (B, N, D), what words may ask; padding: (B, N)
-    of them, or None.  queries: (B, Q, D), the sentence itself where vision asks.  layers: (B, T, Q, h, w) logits of the
-    queries' kernels, or None where vision asks."""
+    """Pixels and words after their fusion.
+
+    pixels: (B, T, P, h, w).  tokens: (B, N, D), keys for the words; padding: (B, N) of them, or None.
+    queries: (B, Q, D), the sentence itself where vision is the query.  layers: (B, T, Q, h, w), logits of the queries'
+    kernels, or None where vision is the query.
+    """
 
     pixels: Tensor
     tokens: Tensor
@@ -107,10 +110,11 @@ class Slvp(nn.Module):
             self.recall = Recall(config)
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
-        """frames: (B, T, 3, H, W); padding: (B, T, H, W). No words yet: encode once, ask many.
+        """frames: (B, T, 3, H, W); padding: (B, T, H, W). No words yet: encode once, decode many.
 
-        With ``wanted`` the backbone sees all frames, and everything after it the wanted ones only. The first level is
-        the pixel decoder's lateral, or, where language asks, its finished pixels: they are not fused with words.
+        With ``wanted`` the backbone encodes all frames, and everything after it the wanted ones only. The first level
+        is the pixel decoder's lateral, or, where language is the query, its finished pixels: they are not fused with
+        words.
         """
         levels = self.vision(frames)  # (B, T, C, h, w) each
         if wanted is not None:
@@ -133,7 +137,7 @@ class Slvp(nn.Module):
     def decode(
         self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
     ) -> Prediction:
-        """One clip may be asked any number of expressions (B is then that number); otherwise one a clip.
+        """One clip takes any number of expressions (B is then that number); otherwise one a clip.
 
         Raises DeixisError for a model that has only been pre-trained.
         """
@@ -219,8 +223,8 @@ def pooled(pixels: Tensor, weights: Tensor) -> Tensor:
 
 
 class Neighbours(nn.Module):
-    """Every cell sees its own place in the frame before and in the one after; and, with a signature, how alike it is to
-    each cell around that place: the nearest evidence of motion."""
+    """Every cell reads its own place in the frame before and in the one after; and, with a signature, how alike it is
+    to each cell around that place: the nearest evidence of motion."""
 
     def __init__(self, channels: int, signature: int, reach: int) -> None:
         super().__init__()
@@ -278,7 +282,7 @@ class PixelDecoder(nn.Module):
 
 
 class VisionAsQuery(nn.Module):
-    """The cells of every level ask the words, then each other; the layout stays."""
+    """The cells of every level attend to the words, then to each other; the layout stays."""
 
     def __init__(self, config: SlvpConfig) -> None:
         super().__init__()
@@ -341,7 +345,7 @@ def level_tokens(levels: Sequence[Tensor], padding: Tensor) -> tuple[Tensor, Ten
 
 
 class LanguageAsQuery(nn.Module):
-    """K queries, the sentence plus K learned offsets, ask the words and the pixels of all frames."""
+    """K queries, the sentence plus K learned offsets, attend to the words and the pixels of all frames."""
 
     def __init__(self, config: SlvpConfig) -> None:
         super().__init__()
@@ -367,7 +371,7 @@ class LanguageAsQuery(nn.Module):
 
 
 class LanguageQueryLayer(nn.Module):
-    """Queries ask the words, then the pixels, then each other; pre-norm."""
+    """Queries attend to the words, then to the pixels, then to each other; pre-norm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

@@ -81,9 +81,9 @@ class Soc(nn.Module):
         self.heads = QueryHeads(d, config.layers, config.classes, config.mask_channels)
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
-        """frames: (B, T, 3, H, W); padding: (B, T, H, W). No words yet: encode once, ask many.
+        """frames: (B, T, 3, H, W); padding: (B, T, H, W). No words yet: encode once, decode many.
 
-        With ``wanted`` the backbone sees all frames, and everything after it the wanted ones only (A2D, JHMDB).
+        With ``wanted`` the backbone encodes all frames, and everything after it the wanted ones only (A2D, JHMDB).
         """
         levels = self.vision(frames)  # (B, T, C, h, w) each
         if wanted is not None:
@@ -94,7 +94,7 @@ class Soc(nn.Module):
     def decode(
         self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
     ) -> Prediction:
-        """One clip may be asked any number of expressions (B is then that number); otherwise one a clip."""
+        """One clip takes any number of expressions (B is then that number); otherwise one a clip."""
         scene, text = ClipTokens(maps, wanted), self.text([e.text for e in expressions])
         return join([self.answer(scene, asked) for asked in split_expressions(scene.clips, text)])
 
@@ -140,7 +140,7 @@ class Soc(nn.Module):
         return self.cluster(torch.cat(list(queries)), sentence.repeat(len(queries), 1)).chunk(len(queries))
 
     def add_clip_context(self, queries: Tensor, clip: Tensor) -> Tensor:
-        """(B, T, Q, D): every frame knows the clip; without the cluster, frames know themselves alone."""
+        """(B, T, Q, D): frame queries plus the clip's; without the cluster, the frame queries alone."""
         return queries if self.cluster is None else queries + clip[:, None]
 
 

@@ -84,9 +84,9 @@ class SocPlusPlus(nn.Module):
         self.heads = QueryHeads(d, config.layers, config.classes, config.mask_channels)
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
-        """frames: (B, T, 3, H, W); padding: (B, T, H, W). No words yet: encode once, ask many.
+        """frames: (B, T, 3, H, W); padding: (B, T, H, W). No words yet: encode once, decode many.
 
-        With ``wanted`` the backbone sees all frames, and everything after it the wanted ones only (A2D, JHMDB).
+        With ``wanted`` the backbone encodes all frames, and everything after it the wanted ones only (A2D, JHMDB).
         """
         levels = self.vision(frames)  # (B, T, C, h, w) each
         if wanted is not None:
@@ -97,7 +97,7 @@ class SocPlusPlus(nn.Module):
     def decode(
         self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
     ) -> Prediction:
-        """One clip may be asked any number of expressions (B is then that number); otherwise one a clip."""
+        """One clip takes any number of expressions (B is then that number); otherwise one a clip."""
         scene, text = ClipTokens(maps, wanted), self.text([e.text for e in expressions])
         return join([self.answer(scene, asked) for asked in split_expressions(scene.clips, text)])
 
@@ -136,7 +136,7 @@ class SocPlusPlus(nn.Module):
         return proxies
 
     def add_clip_context(self, queries: Tensor, clip: Tensor) -> Tensor:
-        """(B, T, Q, D): frame queries that know the clip: what a random walk spreads, read by an attention."""
+        """(B, T, Q, D): frame queries with the clip's context: what a random walk spreads, read by an attention."""
         tokens = queries.flatten(1, 2)
         spread = random_walk(clip, tokens, self.config.walk)
         return self.to_frames(tokens, tokens, spread, spread).view_as(queries)

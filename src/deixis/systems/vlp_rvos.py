@@ -4,7 +4,7 @@ Vision-Language Pre-trained Models", arXiv:2405.10610).
 The paper's models were never published. What is public fixes the skeleton; what a number rests on stands beside it.
 One dense mask a frame, so Q = 1; the image encoder attends to the words, so ``encode`` stops at patch embeddings.
 
-B clips (or expressions asked of one clip), T frames, h w patches (N of them), L words, S tokens of a frame (CLS, then N
+B clips (or expressions of one clip), T frames, h w patches (N of them), L words, S tokens of a frame (CLS, then N
 patches, then what is appended), C width of the tower, D width of what is trained.
 """
 
@@ -54,7 +54,7 @@ class VlpRvosConfig(SystemConfig):
     guidance: Literal["reuse", "own", "none"] = "reuse"  # words in vision layers: by whose projections (our choice)
     guidance_rank: int = 256  # width of "own" projections (our choice)
     capture: bool = True  # temporal prompts, and their capture after every layer; False leaves them out (ablation)
-    capture_keys: Literal["all", "temporal"] = "all"  # "temporal" is cheaper: patches are not asked (our choice)
+    capture_keys: Literal["all", "temporal"] = "all"  # "temporal" is cheaper: patches are no keys (our choice)
     history: bool = True  # what one clip tells the next; False leaves it out (ablation)
     # fusion and reasoning
     taps: tuple[int, ...] = bounded((3, 7, 9, 11), least=0)  # tapped layers: skips, then what is fused (read)
@@ -123,7 +123,7 @@ class VlpRvos(nn.Module):
         """frames: (B, T, 3, H, W), sides multiples of the patch; padding: (B, T, H, W).
 
         No words yet, and so only the patch embeddings (B, T, C, h, w): the tower's layers listen to the words. What is
-        under padding is seen like everything else. ``wanted`` is for ``decode``, since every frame tells of the others.
+        under padding is encoded like everything else. ``wanted`` is for ``decode``, since frames depend on each other.
         """
         with torch.no_grad():  # nothing that is trained comes before it
             patches = self.tower.patches(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
@@ -132,7 +132,7 @@ class VlpRvos(nn.Module):
     def decode(
         self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
     ) -> Prediction:
-        """One clip may be asked any number of expressions (B is then that number); otherwise one a clip. A clip by
+        """One clip takes any number of expressions (B is then that number); otherwise one a clip. A clip by
         itself: of what was before it nothing is known.
         """
         return self.step(maps, expressions, None, wanted)[0]

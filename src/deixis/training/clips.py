@@ -275,7 +275,7 @@ def distorted(clip: TrainingClip, rng: np.random.Generator) -> TrainingClip:
 
 
 def shrink(clip: TrainingClip, model: SystemConfig) -> tuple[TrainingClip, tuple[int, int]]:
-    """The clip at the size that the model sees. Masks are resized to the nearest pixel, as published."""
+    """The clip at the size at which it is encoded. Masks are resized to the nearest pixel, as published."""
     h, w = model_size((clip.frames.shape[-2], clip.frames.shape[-1]), model)
     frames = np.stack([resize(frame.permute(1, 2, 0).numpy(), (h, w)) for frame in clip.frames])
     t, n = clip.target.masks.shape[:2]

@@ -53,7 +53,7 @@ class FlowSettings:
     estimator: str = "dis"  # or MODULE:FUNCTION, which takes (N, H, W, 3) uint8 RGB and gives (N-1, H, W, 2) float32
     rate: float = 6.0  # frames a second that are taken of a film (all, where it has fewer): so that motion is visible
     most: int = 120  # frames taken of a film, from its beginning
-    short_side: int = 240  # pixels of the frames that the estimator sees
+    short_side: int = 240  # pixels of the frames that the estimator gets
     long_side: int = 432
     cell: int = 4  # pixels a side of the cells that flow is averaged over to be stored
 

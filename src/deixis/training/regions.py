@@ -51,7 +51,7 @@ class Regions:
 
 
 def known_names(weights: Path, data: Path) -> list[str]:
-    """The names that the namer knows: ImageNet's, the labeler's, and those of the data sets, each once, sorted."""
+    """The names of the namer's classes: ImageNet's, the labeler's, and those of the data sets, each once, sorted."""
     names = {synonyms[0].lower() for synonyms in json.loads((weights / "imagenet_names.json").read_text())}
     labels = json.loads((weights / "teachers" / "labels.json").read_text())
     names |= {n.lower() for key in ("google_object_labeler_631", "coco80") for n in labels[key]}

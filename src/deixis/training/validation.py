@@ -23,7 +23,7 @@ from deixis.weights import save
 
 
 def best_masks(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
-    """Logits (K, T, h, w): of each expression asked of one clip, the masks of the query with the best score."""
+    """Logits (K, T, h, w): of each expression of one clip, the masks of the query with the best score."""
     answer = model.decode(model.encode(batch.frames, batch.padding), expressions)
     best = answer.scores.sigmoid().mean(1).argmax(1)  # (K,)
     return answer.masks[torch.arange(len(best)), :, best]

@@ -141,7 +141,7 @@ def sample_mevis(
 
 
 def referred_only(clip: TrainingClip) -> TrainingClip:
-    """The clip without the objects that its expression does not name: no loss asks for them."""
+    """The clip without the objects that its expression does not name: no loss counts them."""
     masks = clip.target.masks[:, clip.target.referred].numpy()
     return replace(clip, target=make_target(masks, np.ones(masks.shape[1], bool)))
 
@@ -205,7 +205,7 @@ def conv_clip_mevis_world(data: Mapping[str, Path], *, overrides: Mapping[str, s
 
 
 def build_small_conv_clip_mevis(config: ConvClipMevisConfig, films: MevisWorldData) -> nn.Module:
-    """Random weights beside the tower; a random tower gets a tokenizer that knows the words of the first films."""
+    """Random weights beside the tower; a random tower gets a tokenizer of the words of the first films."""
     model = ConvClipMevis(config)
     if config.tower.place:
         return fill_towers(model)

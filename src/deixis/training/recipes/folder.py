@@ -63,7 +63,7 @@ from deixis.weights import system_at
 log = logging.getLogger(__name__)
 
 LEAST_TO_FIT = 20  # sentences of things that are there, and of things that are not, to fit presence on (our choice)
-ALWAYS = 1e-6  # presence threshold where nobody asks for what is not there
+ALWAYS = 1e-6  # presence threshold where every expression names something
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,7 @@ def _finetune_groups(scales: Mapping[str, float], system: nn.Module) -> list[dic
 
 
 def _small_soc(config: SocConfig, place: str, skip_bad: bool) -> Soc:
-    """Random weights, and a tokenizer that knows the words of the training sentences."""
+    """Random weights, and a tokenizer of the words of the training sentences."""
     model: Any = Soc(config)
     texts = [sample.text for _, own in labelled_videos(place, "train", skip_bad).films for sample in own]
     model.text.tokenizer = word_tokenizer(texts, config.text.vocabulary)

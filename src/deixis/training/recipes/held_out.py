@@ -34,7 +34,7 @@ WITHOUT = {"train_without_holdout": "holdout"}  # what is held out of a split, w
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """A split that training does not see."""
+    """A split that is left out of training."""
 
     benchmark: str
     place: str

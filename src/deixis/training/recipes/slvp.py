@@ -59,7 +59,7 @@ def pretrain_losses(config: PretrainLoss, system: nn.Module, batch: FlowBatch) -
         visible, hidden = hide_words(tokens, special, mask_token, config.hide, draw)
     text = model.text.encode_tokens(visible, padding)
     flow, fused = model.predict_flow(maps, text)
-    found = flow[:, : batch.flow.shape[1]]  # nobody has seen where the last frame's pixels go
+    found = flow[:, : batch.flow.shape[1]]  # the last frame has no successor
     measured = flow_loss(found, batch.flow, batch.valid, config.epsilon, config.gradient, config.moving)
     losses = {"flow": config.flow * measured}
     if config.contrast:
@@ -301,7 +301,7 @@ def with_pictures(config: Any, data: Mapping[str, Path]) -> Any:
 
 
 def build_small_slvp(config: SlvpConfig, films: SmallFilms, data: Mapping[str, Path]) -> nn.Module:
-    """As a checkpoint left it, or random weights and a tokenizer that knows the words of a few hundred films."""
+    """As a checkpoint left it, or random weights and a tokenizer of the words of a few hundred films."""
     model = Slvp(config)
     if "start" in data:
         adopt(model, data["start"])

@@ -200,7 +200,7 @@ def soc_with_tower(config: Config, place: Path) -> SocConfig:
 
 
 def build_small_soc(config: Config, films: WorldData) -> nn.Module:
-    """Random weights, and a tokenizer that knows the words of the first few hundred films; or a tower that is there."""
+    """Random weights, and a tokenizer of the words of the first few hundred films; or a tower that is there."""
     model: Any = Soc(config) if isinstance(config, SocConfig) else SocPlusPlus(config)
     if isinstance(config, SocConfig) and config.tower is not None:
         return fill_towers(model)

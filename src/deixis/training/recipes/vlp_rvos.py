@@ -256,7 +256,7 @@ def vlp_rvos_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], na
 
 
 def build_small_vlp_rvos(config: VlpRvosConfig, films: VlpWorldData) -> nn.Module:
-    """Random weights beside the tower; a random tower gets a tokenizer that knows the words of the first films."""
+    """Random weights beside the tower; a random tower gets a tokenizer of the words of the first films."""
     model = VlpRvos(config)
     fill_towers(model)
     if not config.tower.place:
@@ -265,7 +265,7 @@ def build_small_vlp_rvos(config: VlpRvosConfig, films: VlpWorldData) -> nn.Modul
 
 
 def ask_in_windows(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
-    """Logits (K, T, h, w) of each expression asked of one film, window after window, as ``segment`` does."""
+    """Logits (K, T, h, w) of each expression of one film, window after window, as ``segment`` does."""
     maps = model.encode(batch.frames, batch.padding)
     return torch.cat([p.masks[:, :, 0] for p in answer_in_clips(model, maps, expressions, model.config.window)], dim=1)
 
