@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
+from helpers.films import moving, write_folder
+from typer.testing import CliRunner
 
+from deixis.cli import app
 from deixis.encoders import fast
 from deixis.encoders.fast import FastNetwork
 from deixis.systems.light import light_debug
+from deixis.verdicts import run_facts, run_words
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed (extra fast)")
 
@@ -118,3 +123,26 @@ def test_each_frame_is_computed_for_itself(cache):
     x = frames(5)
     together, alone = network(x, bf16=False)[0], network(x[3:4], bf16=False)[0]
     np.testing.assert_allclose(together[3], alone[0], atol=1e-5)
+
+
+@needs_openvino
+def test_the_verdicts_header_and_every_json_name_the_engine(cache, tmp_path):
+    film = write_folder(tmp_path / "f", moving(2))
+    version = fast.openvino_version()
+    words = ["segment", str(film), "red", "-o", str(tmp_path / "out"), "--model", "light_debug", "--device", "cpu"]
+    done = CliRunner().invoke(app, [*words, "--precision", "fp32", "--as", "rle"])
+    assert done.exit_code == 0, done.output
+    assert f"light_debug on cpu in fp32, OpenVINO {version}\n" in done.stderr
+    model = json.loads((tmp_path / "out" / "masks.json").read_text())["model"]
+    assert (model["device"], model["precision"], model["engine"]) == ("cpu", "fp32", f"OpenVINO {version}")
+
+
+@needs_openvino
+def test_an_engine_that_gave_way_to_pytorch_is_not_named(cache, monkeypatch):
+    system = light_debug().eval()
+    assert run_facts(system, torch.device("cpu"), False)["engine"] == f"OpenVINO {fast.openvino_version()}"
+    monkeypatch.setattr(FastNetwork, "_compile", lambda *_: 1 / 0)
+    with torch.no_grad():
+        system.encode_frames(frames())
+    assert run_facts(system, torch.device("cpu"), False)["engine"] == "PyTorch"
+    assert run_words(run_facts(system, torch.device("cpu"), True)) == "cpu in bf16"

@@ -355,6 +355,8 @@ def test_verdicts_come_as_lines_of_json_and_nothing_else(tmp_path: Path, run) ->
     assert (first["expression"], first["present"], first["frames"], first["of"]) == ("red one", True, 12, 12)
     assert first["begin"] == 0
     assert first["end"] == pytest.approx(11 / 12, abs=1e-3)
+    run = {key: second.pop(key) for key in ("device", "precision", "engine")}
+    assert (run["device"], run["engine"]) == ("cpu", "PyTorch")
     assert second == {
         "expression": "a blue one", "present": False, "verdict": "not there", "presence": second["presence"],
         "threshold": 0.5, "sure": None, "begin": None,

@@ -252,8 +252,8 @@ def _segment_to_disk(
     """The two passes over a film, with what is seen on the screen."""
     from deixis.inference import as_expressions, choose_device, choose_precision, remarks_on
     from deixis.inference import segment as answer
-    from deixis.verdicts import TrackSummary
-    from deixis.weights import describe
+    from deixis.verdicts import TrackSummary, run_facts, run_words
+    from deixis.weights import describe, load
 
     as_expressions(expressions)  # refuses what is none, before anything is read
     where = choose_device(device)
@@ -266,18 +266,21 @@ def _segment_to_disk(
                 screen.warn(note)
             for remark in remarks_on(expressions, model):
                 screen.warn(remark)
-            screen.note(f"{about['name']} on {where} in {'bf16' if reduced else 'fp32'}")
+            system = load(model)
+            screen.note(f"{about['name']} on {run_words(run_facts(system, where, reduced))}")
             with screen.frames_bar("segmenting", film.length) as progress, _ctrl_c_once() as stop:
                 tracks = answer(
-                    film, expressions, model=model, device=device, precision=precision, size=size,
+                    film, expressions, model=system, device=device, precision=precision, size=size,
                     threshold=threshold, selection=selection, folder=output.scratch, progress=progress, stop=stop,
                 )  # fmt: skip
                 stopped = stop()
+            run = run_facts(system, where, reduced)
+            about |= run
             if stopped:  # what is answered is kept in the form that is quickest to write
                 formats = ("rle",)
             _write_or_rescue(output, film, tracks, formats, about, not stopped, screen)
             for track in tracks:
-                screen.verdict(TrackSummary.of(track))
+                screen.verdict(TrackSummary.of(track), run)
     except KeyboardInterrupt:
         stopped = True
     finally:

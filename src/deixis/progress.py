@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,8 +24,10 @@ class Screen:
     as_json: bool = False
     quiet: bool = False
 
-    def verdict(self, verdict: TrackSummary) -> None:
-        typer.echo(json.dumps(verdict.facts(), ensure_ascii=False) if self.as_json else printable(str(verdict)))
+    def verdict(self, verdict: TrackSummary, run: Mapping[str, str]) -> None:
+        """run: device, precision and engine, for JSON."""
+        facts = {**verdict.facts(), **run}
+        typer.echo(json.dumps(facts, ensure_ascii=False) if self.as_json else printable(str(verdict)))
 
     def note(self, line: str, *, err: bool = True) -> None:
         if not self.quiet:

@@ -17,8 +17,9 @@ from torch import nn
 from deixis import __version__, weights
 from deixis.batch.manifest import BATCH_SCHEMA, BatchJob, Settings
 from deixis.batch.storage import RESULT, Store, fetched, fingerprint
-from deixis.inference import choose_device, remarks_on, segment
+from deixis.inference import choose_device, choose_precision, remarks_on, segment
 from deixis.types import DeixisError, MaskTrack
+from deixis.verdicts import run_facts
 from deixis.video import Video
 from deixis.writers import write
 from deixis.writers.output import Output
@@ -82,8 +83,13 @@ class FilmWorker:
             film, list(job.sentences), model=self.system, device=self.device, precision=self.settings.precision,
             size=job.options.size, threshold=job.options.threshold, folder=output.scratch,
         )  # fmt: skip
-        write(output, film, tracks, job.options.formats, model=self.settings.facts)
+        write(output, film, tracks, job.options.formats, model={**self.settings.facts, **self.run()})
         return tracks
+
+    def run(self) -> dict[str, str]:
+        """Device, precision and engine of this worker."""
+        device = choose_device(self.device)
+        return run_facts(self.system, device, choose_precision(self.settings.precision, device))
 
     def _result(self, job: BatchJob, film: Video, tracks: Sequence[MaskTrack], output: Output) -> dict[str, Any]:
         outputs = {}
@@ -98,6 +104,7 @@ class FilmWorker:
             "outputs": outputs, "options": asdict(job.options),
             "warnings": [*remarks_on(job.sentences, self.settings.model), *film.warnings],
             "model": dict(self.settings.facts), "precision": self.settings.precision, "device": self.device,
+            "run": self.run(),
             "workers": self.settings.workers, "threads": self.settings.threads, "schema": BATCH_SCHEMA,
             "deixis": __version__, "key": job.key(self.settings),
         }  # fmt: skip

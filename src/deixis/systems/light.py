@@ -214,7 +214,7 @@ class Light(nn.Module):
         version = openvino_version()
         if version is not None and self.fast is None and not self.config.train_vision:
             self.fast = FastNetwork(Encoders(self))
-        return version if self.fast is not None else None
+        return version if self.fast is not None and self.fast.usable else None
 
     # ---- the two halves that every system has
 

@@ -310,4 +310,5 @@ def facts(queue: Queue, job: Job) -> dict[str, Any]:
         known |= {"seconds_left": None if left is None else round(left, 1)}
     elif job.state == "done":
         known |= {"seconds": round(job.length, 3), "objects": job.rows, "warnings": job.warnings}
+        known["run"] = job.run
     return known

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deixis.verdicts import run_words
 from deixis.web.jobs import RESULT_FILES, SHOWN_ONLY, Job, Limits
 from deixis.web.queue import Queue
 from deixis.web.timeline import VERDICT_WORDS, safe, timeline
@@ -72,6 +73,7 @@ def result_html(job: Job) -> str:
         if name not in SHOWN_ONLY
     )
     bars = timeline(job.rows, job.length)
+    run = f'<p class="dx-run">{safe(run_words(job.run))}</p>' if job.run else ""
     return (
         f'<section class="dx-result" data-length="{job.length:.3f}"><div class="dx-pair">{players}</div>'
         '<div class="dx-bar"><button type="button" class="dx-play" aria-label="Play">▶</button>'
@@ -80,7 +82,7 @@ def result_html(job: Job) -> str:
         f'value="0" aria-label="Position in the film">{bars}<i class="dx-head-line"></i></div>'
         f'<div class="dx-downloads" aria-label="Downloads">{downloads}</div>{table_html(job.rows)}'
         f'<img class="dx-sheet" src="{link["contact_sheet.png"]}" alt="Frames of the film, a row a sentence">'
-        "</section>"
+        f"{run}</section>"
     )
 
 

@@ -79,6 +79,7 @@ class Job:
     message: str = ""
     warnings: list[str] = field(default_factory=list)
     length: float = 0.0  # seconds of the film
+    run: dict[str, str] = field(default_factory=dict)  # device, precision and engine
     rows: list[dict[str, Any]] = field(default_factory=list)
     files: dict[str, Path] = field(default_factory=dict)
     cancelled: bool = False

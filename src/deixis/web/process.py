@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from deixis import weights
-from deixis.inference import remarks_on, segment
+from deixis.inference import choose_device, choose_precision, remarks_on, segment
 from deixis.types import DeixisError, MaskTrack, Rle, RleMasks
+from deixis.verdicts import run_facts
 from deixis.video import PICTURES, Video
 from deixis.web.jobs import FOLDERS, Task
 from deixis.web.timeline import row, timeline
@@ -141,7 +142,9 @@ def run_task(
 
         watched = [interruptible(track, check) for track in tracks]
         report("drawing", 0, passes * count)
-        write(output, film, watched, task.formats, model=describe(task.model), progress=drawn(0))
+        device = choose_device(task.device)
+        run = run_facts(model, device, choose_precision(task.precision, device))
+        write(output, film, watched, task.formats, model={**describe(task.model), **run}, progress=drawn(0))
         if plays is None:  # a browser may not play it as it is
             with output.item("original.mp4") as path:
                 draw(film, tracks, [PlainVideo(path, film, [])], drawn(1))
@@ -154,7 +157,7 @@ def run_task(
     if plays is not None:
         os.link(task.film, Path(task.out) / f"original.{plays}")
     warnings = [scrub_paths(text, task) for text in [*remarks_on(task.sentences, task.model), *film.warnings]]
-    return {"state": "done", "rows": rows, "length": length, "warnings": warnings}
+    return {"state": "done", "rows": rows, "length": length, "warnings": warnings, "run": run}
 
 
 class PlainVideo(Overlay):

@@ -49,7 +49,7 @@ class Worker:
                     report = receive(self._pipe)
                     if "state" in report:
                         job.rows, job.length = report.get("rows", []), report.get("length", 0.0)
-                        job.warnings = report.get("warnings", [])
+                        job.warnings, job.run = report.get("warnings", []), report.get("run", {})
                         return report["state"], report.get("message", "")
                     if report["stage"] != job.stage:
                         job.stage, job.stage_began = report["stage"], time.monotonic()
