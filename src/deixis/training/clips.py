@@ -19,7 +19,7 @@ from deixis.inference import model_size
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.training.augment import mirror_words
 from deixis.types import Batch, DeixisError, Expression, SystemConfig, Target
-from deixis.video import resize
+from deixis.video import normalise_pixels, resize
 
 NEAR = (1, 3)  # frames before and after the anchor (read: ReferFormer)
 ROTATION, SHIFT, PERSPECTIVE = (
@@ -296,9 +296,8 @@ def collate(model: SystemConfig, items: Sequence[tuple[TrainingClip, tuple[int, 
     t = clips[0].frames.shape[0]
     frames = torch.zeros(len(clips), t, 3, height, width)
     padding = torch.ones(len(clips), t, height, width, dtype=torch.bool)
-    mean, std = torch.tensor(model.mean)[:, None, None], torch.tensor(model.std)[:, None, None]
     for i, (clip, (h, w)) in enumerate(items):
-        frames[i, :, :, :h, :w] = (clip.frames.float() / 255 - mean) / std
+        frames[i, :, :, :h, :w] = normalise_pixels(clip.frames, model.mean, model.std)
         padding[i, :, :h, :w] = False
     expressions, targets = tuple(c.expression for c in clips), tuple(c.target for c in clips)
     return Batch(frames, padding, expressions, sizes, clips[0].wanted, targets)

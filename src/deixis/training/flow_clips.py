@@ -17,7 +17,7 @@ from deixis.training.augment import mirror_words
 from deixis.training.captions import CaptionedFilm, VideoCaptions, shuffled
 from deixis.training.flow import BROKEN, FlowCache, FlowError, FlowSettings, flow_target, to_cells
 from deixis.types import DeixisError
-from deixis.video import Video, resize
+from deixis.video import Video, normalise_pixels, resize
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +73,7 @@ class FlowBatch:
 
 def collate_flow(model: SlvpConfig, clips: Sequence[FlowClip]) -> FlowBatch:
     """Clips of one size as a batch; it counts the films that were skipped."""
-    mean, std = torch.tensor(model.mean)[:, None, None], torch.tensor(model.std)[:, None, None]
-    frames = (torch.stack([clip.frames for clip in clips]).float() / 255 - mean) / std
+    frames = normalise_pixels(torch.stack([clip.frames for clip in clips]), model.mean, model.std)
     padding = torch.zeros(frames.shape[0], frames.shape[1], *frames.shape[-2:], dtype=torch.bool)
     flow, valid = torch.stack([clip.flow for clip in clips]), torch.stack([clip.valid for clip in clips])
     skipped = {"skipped_films": float(sum(clip.skipped for clip in clips))}

@@ -18,6 +18,7 @@ from deixis.training.flow import endpoint_error, median_of
 from deixis.training.flow_clips import FlowClip, collate_flow
 from deixis.training.small_films import SmallFilms, length_of, side_by_side, small_film, spread
 from deixis.types import Expression
+from deixis.video import normalise_pixels
 
 # --- measures ---------------------------------------------------------------------------------------------------------
 
@@ -97,10 +98,10 @@ def masks_of(system: nn.Module, frames: np.ndarray, texts: Sequence[str]) -> np.
     """(K, T, H, W) bool: the best query's masks for K sentences. frames: (T, H, W, 3) uint8."""
     model: Any = system
     device = next(model.parameters()).device
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()[None] / 255
-    mean, std = torch.tensor(model.config.mean)[:, None, None], torch.tensor(model.config.std)[:, None, None]
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)[None]
+    pixels = normalise_pixels(pixels, model.config.mean, model.config.std)
     padding = torch.zeros(1, len(frames), *frames.shape[1:3], dtype=torch.bool, device=device)
-    maps = model.encode(((pixels - mean) / std).to(device), padding)
+    maps = model.encode(pixels.to(device), padding)
     answer = model.decode(maps, [Expression(text) for text in texts])
     best = answer.scores.sigmoid().mean(1).argmax(1)  # (K,)
     chosen = answer.masks[torch.arange(len(best)), :, best]  # (K, T, h, w)

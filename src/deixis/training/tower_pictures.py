@@ -36,6 +36,7 @@ from deixis.synthetic.shapes import (
     held_out_pair,
 )
 from deixis.synthetic.vocabulary import SHAPES, plural
+from deixis.video import normalise_pixels
 
 KNOWN_SHAPES = tuple(shape for shape in SHAPES if shape not in HELD_OUT_SHAPES)
 
@@ -200,5 +201,4 @@ def collate_pictures(pictures: Sequence[TowerPicture]) -> TowerBatch:
 
 def normalised(frames: Sequence[np.ndarray]) -> Tensor:
     """(N, 3, H, W) from (H, W, 3) uint8 each."""
-    x = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
-    return (x - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
+    return normalise_pixels(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2), CLIP_MEAN, CLIP_STD)

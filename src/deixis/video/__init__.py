@@ -386,6 +386,11 @@ def normalise(
     return frames[None], padding[None]
 
 
+def normalise_pixels(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return (..., 3, H, W) float: 0..255 scaled to 0..1, less the mean, over the deviation. For training, on CPU."""
+    return (pixels.float() / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
 class _Failed:
     def __init__(self, error: BaseException) -> None:
         self.error = error
