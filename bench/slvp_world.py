@@ -98,6 +98,7 @@ def transferred(options: argparse.Namespace, fusion: str, start: str, share: flo
     overrides = {
         "model.fusion": fusion, "train.seed": str(seed), "train.steps": str(options.steps),
         "train.threads": str(options.threads), "data.share": str(share), "data.films.count": str(options.films),
+        "data.films.calibration": "0",  # J&F asks nothing of presence
     }  # fmt: skip
     job = find_recipe("slvp_world")(data, overrides=overrides)
     began = time.process_time()

@@ -634,6 +634,7 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 TINY = {
     "data.films": "8", "data.held_out_films": "2", "data.frames": "4", "data.loss.points": "64", "train.steps": "2",
     "train.batch": "2", "train.validate_every": "2", "model.fusion_layers": "1", "model.window": "2",
+    "data.calibration_films": "2",
 }  # fmt: skip
 
 

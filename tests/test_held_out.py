@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from deixis.training.loop import train
 from deixis.training.measure import answers
 from deixis.training.recipes import find_recipe
 from deixis.training.recipes.held_out import HeldOut, samples_of_benchmark, validate_held_out
+from deixis.training.small_films import SmallFilms, small_film
 from deixis.types import DeixisError
 
 SPLIT = {"data.split": "train_without_holdout"}
@@ -136,6 +138,35 @@ def test_else_the_checkpoint_states_that_it_always_answers(rows: list[PresenceSa
     config = fitted(SocConfig(presence_threshold=0.4), "films", rows)
     assert config.presence_threshold is None
     assert config.presence_from.startswith("always answers: ")
+
+
+def test_where_several_are_shown_the_stated_threshold_stays_if_none_is_worth_more() -> None:
+    config = fitted(SocConfig(presence_threshold=0.4, several=True), "films", told(0.5))
+    assert config.presence_threshold == 0.4
+    assert config.presence_from.startswith("keeps its stated threshold of 0.4: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "films"), [("conv_clip_mevis_world", "data.calibration_films"), ("slvp_world", "data.films.calibration")]
+)
+def test_small_recipes_end_with_a_calibration_and_say_so(name: str, films: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for count, says in (("0", ""), ("2", "held-out generated films holds too few to calibrate on")):
+        run = find_recipe(name)({}, overrides={films: count})
+        run.export(run.system().eval(), tmp_path / f"{count}.safetensors")
+        config = weights.load(tmp_path / f"{count}.safetensors").config
+        assert says in config.presence_from
+        assert bool(config.presence_from) == bool(says)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["train", "valid_u"])
+def test_films_to_calibrate_on_hold_sentences_that_name_nothing(split: str) -> None:
+    found = [bool(s.objects) for i in range(4) for s in small_film(SmallFilms(), split, i, 0.5).film.sentences]
+    assert 0.25 < np.mean(found) < 1
+    plain = [bool(s.objects) for i in range(4) for s in small_film(SmallFilms(), split, i).film.sentences]
+    assert all(plain)
 
 
 @pytest.mark.parametrize("name", ["soc_world", "vlp_rvos_world"])

@@ -510,7 +510,9 @@ def test_small_films_pre_train_transfer_and_are_scored(fusion: str, tmp_path: Pa
     small = {"data.films.held_out": "2", "data.films.count": "6", "train.steps": "2", "train.batch": "2"}
     first = find_recipe("slvp_pretrain_world")({}, overrides={**small, "model.fusion": fusion})
     before = train(first, tmp_path / "pre", device="cpu")
-    second = find_recipe("slvp_world")({"start": before.model}, overrides={**small, "data.share": "0.5"})
+    second = find_recipe("slvp_world")(
+        {"start": before.model}, overrides={**small, "data.share": "0.5", "data.films.calibration": "2"}
+    )
     assert second.config.fusion == fusion
     after = train(second, tmp_path / "transfer", device="cpu")
     assert first.validate is not None

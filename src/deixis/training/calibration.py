@@ -61,10 +61,13 @@ def calibrate_presence(system: Any, data: str, ask: Callable[[Any], Sequence[Pre
 def fitted(config: SystemConfig, data: str, samples: Sequence[PresenceSample]) -> SystemConfig:
     """The config with temperature, shift and threshold of the first half, if the second half bears them out."""
     config = replace(config, presence_sure=None)  # it was of the calibration before
-    always = replace(config, presence_threshold=None, presence_temperature=1.0, presence_shift=0.0)
+    # Where several objects are shown together, the threshold also says which: the stated one stays.
+    stated = config.presence_threshold if config.several else None
+    answer = "always answers" if stated is None else f"keeps its stated threshold of {stated}"
+    always = replace(config, presence_threshold=stated, presence_temperature=1.0, presence_shift=0.0)
     counts = [sum(t.there == there and t.half == half for t in samples) for there in (True, False) for half in (0, 1)]
     if min(counts) < LEAST:
-        return replace(always, presence_from=f"always answers: {data} holds too few to calibrate on {counts}")
+        return replace(always, presence_from=f"{answer}: {data} holds too few to calibrate on {counts}")
     first = [t for t in samples if t.half == 0]
     temperature, shift = fit_presence(
         np.array([t.presence for t in first]), np.array([t.there for t in first]), 1.0, 0.0
@@ -82,8 +85,8 @@ def fitted(config: SystemConfig, data: str, samples: Sequence[PresenceSample]) -
     )
     worth = f"shows {shown:.2f} of present objects, leaves {empty:.2f} of absent ones empty"
     if shown < SHOWN_AGAIN or empty < LEFT_EMPTY_AGAIN:
-        log.info("presence: always answers; the best threshold %s", worth)
-        return replace(always, presence_from=f"always answers: on {data} the best threshold {worth}")
+        log.info("presence: %s; the best threshold %s", answer, worth)
+        return replace(always, presence_from=f"{answer}: on {data} the best threshold {worth}")
     log.info("presence: temperature %.3f, shift %.3f, threshold %.3f; %s", temperature, shift, threshold, worth)
     return replace(
         config, presence_temperature=temperature, presence_shift=shift, presence_threshold=threshold,

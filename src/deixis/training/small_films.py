@@ -41,6 +41,7 @@ class SmallFilms:
     camera_moves: float = 0.25  # chance of a moving camera
     sentences: tuple[tuple[str, float], ...] = (("motion", 0.4), ("colour", 0.3), ("class", 0.3))  # kinds, shares
     held_out: int = 100  # films of the validation
+    calibration: int = 120  # other held-out ones, that presence is calibrated on after the transfer; 0: it is not
     pictures: Path | None = None
 
 
@@ -70,32 +71,36 @@ def spread(small: SmallFilm, slow: int) -> SyntheticVideo:
 
 
 @lru_cache(maxsize=12_000)  # about 0.3 MB a film at the default size
-def small_film(films: SmallFilms, split: str, number: int) -> SmallFilm:
-    """Film ``number`` of a split, "train" or "valid_u"."""
+def small_film(films: SmallFilms, split: str, number: int, absent: float = 0.0) -> SmallFilm:
+    """Film ``number`` of a split, "train" or "valid_u". absent: share of sentences that name nothing in it, at most."""
     if films.pictures is not None:
-        return real_film(films, split, number)
-    film = _world(films, split).film(number)
+        return real_film(films, split, number, absent)
+    film = _world(films, split, absent).film(number)
     assert film.flow is not None
     everywhere = np.broadcast_to(np.ones(1, bool), film.flow.shape[:3])
     return SmallFilm(replace(film, flow=film.flow.astype(np.float16)), everywhere)
 
 
+def _sentences(films: SmallFilms, absent: float) -> SentenceMix:
+    weights = (*films.sentences, ("none", 1.0)) if absent else films.sentences
+    return SentenceMix(count=6, most_none=absent, weights=weights)
+
+
 @lru_cache(maxsize=4)
-def _world(films: SmallFilms, split: str) -> World:
-    mix = SentenceMix(count=6, most_none=0.0, weights=films.sentences)
+def _world(films: SmallFilms, split: str, absent: float) -> World:
     config = WorldConfig(
         size=films.size, frames=length_of(films), objects=films.objects, camera_moves=films.camera_moves,
-        sentences=mix,
+        sentences=_sentences(films, absent),
     )  # fmt: skip
     return World(split, config)
 
 
-def real_film(films: SmallFilms, split: str, number: int) -> SmallFilm:
+def real_film(films: SmallFilms, split: str, number: int, absent: float = 0.0) -> SmallFilm:
     """A film of the mixture, made and its flow estimated (DIS) at twice the size, then shrunk."""
-    film = _mixture(films, split).film(number)
+    film = _mixture(films, split, absent).film(number)
     while not film.sentences:  # rare; the next seed that nobody else asks for
         number += 10_000_000
-        film = _mixture(films, split).film(number)
+        film = _mixture(films, split, absent).film(number)
     flow, valid = estimate(film.frames)
     return SmallFilm(
         replace(
@@ -110,12 +115,12 @@ def real_film(films: SmallFilms, split: str, number: int) -> SmallFilm:
 
 
 @lru_cache(maxsize=4)
-def _mixture(films: SmallFilms, split: str) -> Mixture:
+def _mixture(films: SmallFilms, split: str, absent: float) -> Mixture:
     assert films.pictures is not None
-    mix = SentenceMix(count=6, most_none=0.0, weights=films.sentences)
     return Mixture(
         films.pictures, split="train" if split == "train" else "held_out", frames=length_of(films),
-        size=(2 * films.size[0], 2 * films.size[1]), stills=0.1, composites=0.5, twins=0.2, davis=0.2, sentences=mix,
+        size=(2 * films.size[0], 2 * films.size[1]), stills=0.1, composites=0.5, twins=0.2, davis=0.2,
+        sentences=_sentences(films, absent),
     )  # fmt: skip
 
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deixis.metrics.choice import right_object
+from deixis.synthetic.scene import SyntheticVideo
 from deixis.training.calibration import PresenceSample, calibrate_presence
 from deixis.training.clips import TrainingClip, collate
 from deixis.training.generated import WorldData, generated_video
 from deixis.training.measure import answers
+from deixis.training.small_films import SmallFilms, small_film, spread
 from deixis.types import Batch, Expression, Target
 from deixis.weights import save
 
@@ -63,18 +65,32 @@ CALIBRATION_FILMS = 1000  # number of the first held-out film of the calibration
 
 def export_world(data: WorldData, system: nn.Module, path: Path) -> None:
     """Calibrate presence on held-out films, of which half are used to check it, and write the model."""
+    export_with_films(data.calibration_films, lambda i: generated_video(data, "valid_u", i, 0.5), system, path)
+
+
+def export_small_films(films: SmallFilms, system: nn.Module, path: Path) -> None:
+    """The same for the films of SLVP's small recipes."""
+
+    def film(number: int) -> SyntheticVideo:
+        return spread(small_film(films, "valid_u", number, 0.5), films.slow)
+
+    export_with_films(films.calibration, film, system, path)
+
+
+def export_with_films(count: int, film: Callable[[int], SyntheticVideo], system: nn.Module, path: Path) -> None:
+    """count: of the films to calibrate on; 0: presence stays as it is.  film: the held-out film of a number."""
     model: Any = system
-    if data.calibration_films:
-        model.config = calibrate_presence(model, "held-out generated films", partial(samples_of_films, data))
+    if count:
+        model.config = calibrate_presence(model, "held-out generated films", partial(samples_of_films, count, film))
     save(model, path)
 
 
-def samples_of_films(data: WorldData, system: Any, first: int = CALIBRATION_FILMS) -> list[PresenceSample]:
+def samples_of_films(count: int, film: Callable[[int], SyntheticVideo], system: Any) -> list[PresenceSample]:
     """Presence of sentences whose objects are, and are not, in films of their own; every second film checks."""
     found = []
     device = str(next(system.parameters()).device)
     for half in (0, 1):
-        films = (generated_video(data, "valid_u", first + i, 0.5) for i in range(half, data.calibration_films, 2))
+        films = (film(CALIBRATION_FILMS + i) for i in range(half, count, 2))
         for one in answers(system, films, precision="fp32", device=device):
             found.append(PresenceSample(presence=one.presence, there=one.there, half=half))
     return found

@@ -38,7 +38,7 @@ from deixis.training.recipes.held_out import held_out_of, judged_by
 from deixis.training.run import Run, TrainConfig
 from deixis.training.sources import MEVIS, Selecting, epoch_order, opened_benchmark
 from deixis.training.tower_model import TowerConfig, start_from_scratch, tower_at
-from deixis.training.validation import validate_generated
+from deixis.training.validation import export_world, validate_generated
 from deixis.types import Batch, DeixisError, Expression
 from deixis.weights import load_into
 
@@ -199,6 +199,7 @@ def conv_clip_mevis_world(data: Mapping[str, Path], *, overrides: Mapping[str, s
         losses=partial(conv_clip_mevis_losses, films.loss),
         groups=parameter_groups,
         validate=partial(validate_generated, films, ask=kept_masks),
+        export=partial(export_world, films),
         train=configs["train"],
         config=config,
     )

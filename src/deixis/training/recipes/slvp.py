@@ -40,6 +40,7 @@ from deixis.training.small_films import (
     small_flow_clip,
 )
 from deixis.training.sources import ClipSource, Selecting, SocData, list_clips, sample_clip
+from deixis.training.validation import export_small_films
 from deixis.types import Batch, DeixisError
 from deixis.weights import misfits, read_header, system_at
 from deixis.weights_import import load_kinetics, load_roberta
@@ -288,6 +289,7 @@ def transfer_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], na
         losses=partial(transfer_losses, made.loss),
         groups=parameter_groups,
         validate=partial(validate_masks, made.films),
+        export=partial(export_small_films, made.films),
         train=configs["train"],
         config=config,
     )
