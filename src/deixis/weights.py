@@ -65,7 +65,7 @@ KNOWN: dict[str, Checkpoint] = {
             name="light",
             preset="light",
             place=ASSETS / "light.safetensors",
-            sha256="ed1380d3bf9737acd0a4c07c719e4244c1ba7a367c8f24ee317d61565f2c49a2",
+            sha256="32f198ab26e0249d3f956bea2282d76fda42335e27c86fb625dd2ec3b68ffbc9",
             licence="Apache-2.0 (its parts: see the card)",
             language="English",
         ),
