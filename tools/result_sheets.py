@@ -2,8 +2,9 @@
 
     python tools/result_sheets.py --data ../shared/data --model light -o docs/results
 
-``light_stills_1.jpg`` and ``light_stills_2.jpg``: the first 24 held-out pictures by name whose licence is Attribution
-or Attribution-ShareAlike, each with the middle written sentence of its first two objects and one of an absent thing.
+``light_stills_1.jpg`` and ``light_stills_2.jpg``: the first 24 by name of the held-out pictures that have written
+sentences and whose licence is Attribution or Attribution-ShareAlike, each with the middle sentence of its first two
+objects and one of an absent thing.
 ``light_films.jpg``: DAVIS ``rhino`` and ``car-turn`` (CC BY 4.0). Green frame: the mask lies over the right thing most
 and by more than .1, or is empty where nothing is meant. The credits are printed, as lines for the page.
 """
@@ -44,7 +45,7 @@ def tile(picture: np.ndarray, mask: np.ndarray | None, text: str, right: bool | 
     if right is not None:
         colour = GREEN if right else RED
         draw.rectangle((1, 1, small.width + 6, small.height + 6), outline=colour, width=3)
-    letters, face = legible(text, 0, 12)
+    letters, face = legible(text or " ", 0, 12)
     lines: list[str] = []
     line = ""
     for word in letters.split():
@@ -89,7 +90,8 @@ def stills(data: Path, model: nn.Module, out: Path) -> list[str]:
         meant: list[tuple[int | None, str]] = [*objects, *((None, text) for text in written[image]["absent"][:1])]
         masks = answer(picture, [text for _, text in meant], model)
         numbers = [instance["id"] for instance in index[image]["instances"]]
-        row = [tile(picture, None, "", None, 180)]
+        credit = f"COCO {Path(image).stem}, {index[image]['licence']}"
+        row = [tile(picture, None, credit, None, 180)]
         for (number, text), mask in zip(meant, masks, strict=True):
             if number is None:
                 right = not mask.any()
@@ -98,7 +100,7 @@ def stills(data: Path, model: nn.Module, out: Path) -> list[str]:
                 right, _ = right_object(mask[None], truth, (numbers.index(number),))
             row.append(tile(picture, mask, text if number is not None else f"(absent) {text}", right, 180))
         rows.append(row)
-        credits.append(f"COCO {Path(image).stem} ({index[image]['licence']})")
+        credits.append(credit)
     for number in range(2):
         grid(rows[12 * number : 12 * number + 12], out / f"light_stills_{number + 1}.jpg")
     return credits
