@@ -20,7 +20,7 @@ from helpers.films import Colours, ColoursConfig, colours, moving, write_film, w
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from deixis import systems, tracks, weights, writers
+from deixis import systems, tracks, weights
 from deixis.cli import app
 from deixis.weights import save
 from deixis.writers import contact_sheet, overlay, png, read_rle, rle
@@ -280,7 +280,6 @@ def test_where_the_disk_takes_not_even_the_answers_they_are_kept_elsewhere(
             full()
         plain(path, *arguments, **named)
 
-    monkeypatch.setattr(writers, "write_rle", write)
     monkeypatch.setattr(rle, "write_rle", write)
     result = run(film, place)
     (saved,) = elsewhere.rglob("masks.json")
