@@ -279,7 +279,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 from deixis.cli import app
 
-frames, disk, root = map(Path, sys.argv[1:])
+frames, disk, root, bench = map(Path, sys.argv[1:])
 def mount(*words):
     if subprocess.run(["mount", *map(str, words)]).returncode:
         sys.exit(77)
@@ -308,7 +308,16 @@ found["others"] = [
     other("world", world, "--films", 3, "--frames", 3, "--size", "48x64"),
     other("predict", "world", world, "-o", results, "--split", "valid", "--model", "light_debug", "--device", "cpu"),
     other("pack", "world", results, "-o", disk / "pack" / "sub.zip"),
+    other("batch", frames.parent / "list.csv", "-o", disk / "batch", "--model", "light_debug", "--device", "cpu",
+          "--as", "rle", "--workers", 1, "--threshold", "0.01"),
 ]
+from deixis.training.recipes import RECIPES  # a recipe that takes no time
+sys.path.insert(0, str(bench))
+from deixis.systems import SYSTEMS
+from kill import Toy, ToyConfig, toy
+RECIPES["toy"], SYSTEMS["toy"] = toy, (Toy, ToyConfig)
+found["others"] += [other("train", "toy", "-o", disk / "train", "--device", "cpu")]
+found["lists"] = {name: sorted(p.name for p in (disk / name).iterdir()) for name in ("pack", "batch", "train")}
 found["world"] = sorted(p.name for p in world.iterdir())
 found["new"] = run(root / "new")
 print(json.dumps(found))
@@ -316,15 +325,16 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_segment_into_mounted_disks_and_below_a_read_only_folder(tmp_path: Path) -> None:
+def test_every_command_into_mounted_disks_and_segment_below_a_read_only_folder(tmp_path: Path) -> None:
     if shutil.which("unshare") is None or shutil.which("mount") is None:
         pytest.skip("needs unshare and mount (Linux)")
     frames = write_folder(tmp_path / "frames", moving(4))
+    (tmp_path / "list.csv").write_text(f"film,sentences\n{frames},red\n")
     disk, root = tmp_path / "disk", tmp_path / "root"
     disk.mkdir()
     (root / "out").mkdir(parents=True)
     done = subprocess.run(
-        ["unshare", "-rm", sys.executable, "-c", IN_NAMESPACE, frames, disk, root],
+        ["unshare", "-rm", sys.executable, "-c", IN_NAMESPACE, frames, disk, root, SOURCE.parent / "bench"],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SOURCE)}, timeout=300,
     )  # fmt: skip
     if done.returncode == 77 or "unshare failed" in done.stderr:
@@ -339,6 +349,12 @@ def test_segment_into_mounted_disks_and_below_a_read_only_folder(tmp_path: Path)
     ]  # fmt: skip
     assert found["overwrite"] == [0, "", with_keep]
     assert found["below"] == [0, "", files]
-    assert found["others"] == [[0, ""]] * 3
+    assert found["others"][:4] == [[0, ""]] * 4
+    status, said = found["others"][4]
+    assert (status, len(said.splitlines())) == (0, 10), said  # a line a step
+    lists = found["lists"]
+    assert lists["pack"] == ["sub.zip"]
+    assert [name.partition("-")[0] for name in lists["batch"]] == ["frames", "results.jsonl"]
+    assert lists["train"] == ["curves.png", "last.safetensors", "metrics.jsonl", "model.safetensors", "run.json"]
     assert found["world"] == ["train", "valid", "valid_u"]
     assert found["new"] == [2, f"deixis: cannot write to {root}: Read-only file system\n", None]
