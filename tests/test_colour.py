@@ -133,7 +133,7 @@ def as_ffmpeg_shows(path: Path) -> np.ndarray:
     return medians(np.frombuffer(made, np.uint8).reshape(height, width, 3))
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="FFmpeg's program is the reference, and is not installed")
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 @pytest.mark.parametrize("kind", list(FILMS)[:7])
 def test_an_overlay_has_the_colours_of_the_film_in_ffmpegs_decoding(tmp_path: Path, kind: str) -> None:
     size, layout, matrix, span, tagged = FILMS[kind]
