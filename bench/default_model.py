@@ -40,6 +40,7 @@ from deixis.synthetic.mixture import composites, long_films, stills, twins
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.training.measure import Answer, answers, wilson, write_frames
 from deixis.training.regions import SAME_NAMES
+from deixis.video import normalise_pixels
 
 CELLS = (
     "composites", "shuffled", "stills", "written", "twins", "long", "davis", "films", "naming", "proposals", "choose"
@@ -179,8 +180,8 @@ def looked_at(system: Any, rgb: np.ndarray, precision: str) -> tuple[Any, torch.
     """The frozen maps of a picture (H, W, 3) at the model's size, and the normalised frame (1, 3, h, w)."""
     config = system.config
     size = model_size(rgb.shape[:2], config)
-    x = torch.from_numpy(cv2.resize(rgb, size[::-1], interpolation=cv2.INTER_AREA)).float().permute(2, 0, 1)[None] / 255
-    x = (x - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
+    small = torch.from_numpy(cv2.resize(rgb, size[::-1], interpolation=cv2.INTER_AREA))
+    x = normalise_pixels(small.permute(2, 0, 1)[None], config.mean, config.std)
     padded = [-(-n // config.multiple) * config.multiple for n in size]
     x = F.pad(x, (0, padded[1] - size[1], 0, padded[0] - size[0]))
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

@@ -91,12 +91,12 @@ def test_one_clip_asked_many_things_answers_as_if_asked_each_alone(at_once: int)
     x = batch(clip(3), "dog")
     maps = model.encode(x.frames, x.padding)
     texts = ("dog", "the red cat on the left", "a")
-    together, told = model.step(maps, [Expression(t) for t in texts], None)
-    again, _ = model.step(maps, [Expression(t) for t in texts], told)
+    together, carried = model.step(maps, [Expression(t) for t in texts], None)
+    again, _ = model.step(maps, [Expression(t) for t in texts], carried)
     for i, text in enumerate(texts):
         alone, tells = model.step(maps, [Expression(text)], None)
         close(together.masks[i], alone.masks[0])
-        close(told[i], tells[0])
+        close(carried[i], tells[0])
         close(again.masks[i], model.step(maps, [Expression(text)], tells)[0].masks[0])
 
 
@@ -242,17 +242,17 @@ def test_the_second_clip_hears_what_the_first_told_but_sends_no_gradient_back() 
     model = make().eval()
     x = batch(clip(1), "dog")
     maps = model.encode(x.frames, x.padding)
-    first, told = model.step(maps, x.expressions, None)
-    assert not told.requires_grad
-    assert told.shape == (1, 4, 32)
-    second, _ = model.step(maps, x.expressions, told)
+    first, carried = model.step(maps, x.expressions, None)
+    assert not carried.requires_grad
+    assert carried.shape == (1, 4, 32)
+    second, _ = model.step(maps, x.expressions, carried)
     assert not torch.allclose(first.masks, second.masks)
-    other, _ = model.step(maps, x.expressions, told + 1)
+    other, _ = model.step(maps, x.expressions, carried + 1)
     assert not torch.allclose(other.masks, second.masks)
-    deaf = make(history=False).eval()
-    maps = deaf.encode(x.frames, x.padding)
-    first, told = deaf.step(maps, x.expressions, None)
-    assert torch.equal(deaf.step(maps, x.expressions, told)[0].masks, first.masks)
+    forgetful = make(history=False).eval()
+    maps = forgetful.encode(x.frames, x.padding)
+    first, carried = forgetful.step(maps, x.expressions, None)
+    assert torch.equal(forgetful.step(maps, x.expressions, carried)[0].masks, first.masks)
 
 
 @torch.no_grad()
@@ -384,9 +384,9 @@ def test_a_film_is_answered_in_clips_each_told_by_the_one_before(
     follow = VlpRvos.step
 
     def listening(self: VlpRvos, maps: Any, expressions: Any, memory: Any, wanted: Any = None) -> Any:
-        answer, told = follow(self, maps, expressions, memory)
-        heard.append((memory, told, maps.levels[0].shape))
-        return answer, told
+        answer, carried = follow(self, maps, expressions, memory)
+        heard.append((memory, carried, maps.levels[0].shape))
+        return answer, carried
 
     monkeypatch.setattr(VlpRvos, "step", listening)
     tracks = segment(folder, ["red", "a green one"], model=model)

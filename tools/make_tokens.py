@@ -26,11 +26,14 @@ import torch
 import deixis
 from deixis.inference import model_size
 from deixis.synthetic.cutouts import split_of
+from deixis.synthetic.mixture import Mixture
+from deixis.synthetic.sentences import SentenceMix
 from deixis.systems.light import Light
 from deixis.training.token_batches import sides_exchanged
 from deixis.training.tokens import Said, Tokens, clip_tokens, read_tokens, save_tokens
 from deixis.training.views import View, Views
 from deixis.types import DeixisError
+from deixis.video import normalise_pixels
 
 KEPT = 0.6  # share of a thing that a view must show for what was written of it to be used
 
@@ -141,9 +144,8 @@ def davis(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-
 
 def encoded(system: Light, frames: np.ndarray, masks: np.ndarray, said: list[Said], name: str) -> Tokens:
     """Tokens of frames (T, H, W, 3) uint8 with masks (T, N, H, W) 0..1."""
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).float().permute(0, 3, 1, 2) / 255
-    config = system.config
-    normalised = (pixels - torch.tensor(config.mean).view(3, 1, 1)) / torch.tensor(config.std).view(3, 1, 1)
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
+    normalised = normalise_pixels(pixels, system.config.mean, system.config.std)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         features = system.encode_frames(normalised)
         truth = torch.from_numpy(np.ascontiguousarray(masks)).float()
@@ -167,9 +169,6 @@ def rendered(  # type: ignore[no-untyped-def]
     system: Light, asked: argparse.Namespace, kind: str, shapes: list, base: int, **shares: float
 ):
     """The films of the seeds base + number; those of the development split come first, with seeds below ``base``."""
-    from deixis.synthetic.mixture import Mixture
-    from deixis.synthetic.sentences import SentenceMix
-
     mixtures: dict[tuple, Mixture] = {}
     numbers = [("development", n) for n in range(DEVELOPMENT_FILMS)]
     numbers += [("train", n) for n in range(asked.first, asked.first + asked.films)]

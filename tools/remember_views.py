@@ -25,6 +25,7 @@ from deixis.synthetic.cutouts import split_of
 from deixis.systems.light import FrameFeatures, Light, LightConfig
 from deixis.training.recipes.light import build
 from deixis.training.views import Part, save_view
+from deixis.video import normalise_pixels
 
 SETS = ("coco_small", "voc_animals", "sysu_shapes", "caltech101_outlines", "weizmann_horses", "coco_minicoco")
 LONG_SIDES = (1.0, 1.2, 1.4, 1.6, 1.8)  # of the short one
@@ -97,8 +98,8 @@ def main() -> None:
 
 def encoded(system: Light, view: np.ndarray) -> FrameFeatures:
     """The maps of a view (H, W, 3) uint8."""
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (system.config.mean, system.config.std))
-    frames = (torch.from_numpy(np.ascontiguousarray(view)).float().permute(2, 0, 1)[None] / 255 - mean) / std
+    pixels = torch.from_numpy(np.ascontiguousarray(view)).permute(2, 0, 1)[None]
+    frames = normalise_pixels(pixels, system.config.mean, system.config.std)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         return system.encode_frames(frames)
 

@@ -12,7 +12,6 @@ and by more than .1, or is empty where nothing is meant. The credits are printed
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import nn
 import deixis
 from deixis.inference import segment
 from deixis.metrics.choice import right_object
+from deixis.synthetic.cutouts import split_of
 from deixis.writers.lettering import legible
 from deixis.writers.overlay import tint
 
@@ -80,8 +80,8 @@ def answer(picture: np.ndarray, texts: list[str], model: nn.Module) -> list[np.n
 def stills(data: Path, model: nn.Module, out: Path) -> list[str]:
     index = {entry["image"]: entry for entry in json.loads((data / "coco_small/index.json").read_text())["images"]}
     written = json.loads((data / "sentences/test.json").read_text())["coco_small"]
-    held_out = [image for image in index if int(hashlib.sha1(image.encode()).hexdigest(), 16) % 4 == 0]
-    able = [image for image in sorted(held_out) if index[image].get("licence") in FREE and image in written]
+    held_out = [image for image in sorted(index) if split_of("coco_small", image) == "held_out"]
+    able = [image for image in held_out if index[image].get("licence") in FREE and image in written]
     rows, credits = [], []
     for image in able[:24]:
         picture = np.array(Image.open(data / "coco_small" / image).convert("RGB"))

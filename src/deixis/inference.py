@@ -38,6 +38,7 @@ from deixis.types import (
     Accelerated,
     Clip,
     DeixisError,
+    EncodingSystem,
     Expression,
     MaskTrack,
     Prediction,
@@ -364,7 +365,7 @@ def _gather(
 
 
 def _encode(
-    system: System | RecurrentSystem, clip: Clip, device: torch.device, wanted: Sequence[int] | None = None
+    system: EncodingSystem, clip: Clip, device: torch.device, wanted: Sequence[int] | None = None
 ) -> tuple[Any, Size, Size]:
     """(the system's maps of a clip, the picture's size, the same with its padding)."""
     config = system.config

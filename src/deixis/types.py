@@ -279,17 +279,21 @@ class Prediction:
             require(tuple(self.similarity.shape) == want, "Prediction.similarity", f"{want}", self.similarity)
 
 
-class System(Protocol):
-    """What the data path calls of a system: an ``nn.Module`` with a config, ``encode`` and ``decode``.
-
-    ``wanted`` names the frames whose masks are needed; None: all of them.
-    """
+class EncodingSystem(Protocol):
+    """What all systems have: a config and ``encode``."""
 
     config: Any  # a SystemConfig with the system's own fields
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
         """Feature maps of frames (B, T, 3, H, W); no words in them."""
         ...
+
+
+class System(EncodingSystem, Protocol):
+    """What the data path calls of a system: an ``nn.Module`` with a config, ``encode`` and ``decode``.
+
+    ``wanted`` names the frames whose masks are needed; None: all of them.
+    """
 
     def decode(
         self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
@@ -308,14 +312,8 @@ class Accelerated(Protocol):
 
 
 @runtime_checkable
-class RecurrentSystem(Protocol):
+class RecurrentSystem(EncodingSystem, Protocol):
     """A system that carries a memory from window to window: ``step`` replaces ``decode``, which it need not have."""
-
-    config: Any
-
-    def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
-        """As of any system."""
-        ...
 
     def step(self, maps: FeatureMaps, expressions: Sequence[Expression], memory: Any) -> tuple[Prediction, Any]:
         """The prediction of a window, and the memory for the next one (None before the first)."""

@@ -67,7 +67,7 @@ class TrackSummary:
             return f"{self.expression}: not there ({self._why()})"
         stretch = f", {self.begin:.1f} to {self.end:.1f} s" if self.frames[1] > 1 else ""  # of a picture: no times
         share = f"{100 * self.share:.1f} % of the picture"
-        if self.verdict == "unsure":
+        if self.verdict == "unsure" and self.sure is not None:
             why = f"a guess is shown; presence {smaller_than(self.presence, self.sure)}"
         else:
             why = f"presence {self.presence:.2f}"
@@ -81,7 +81,7 @@ class TrackSummary:
         return f"presence {smaller_than(self.presence, self.threshold)}"
 
 
-def smaller_than(presence: float, bound: float | None) -> str:
+def smaller_than(presence: float, bound: float) -> str:
     """Two numbers, with as many digits as it takes for the first to be the smaller one."""
     for digits in range(2, 7):
         first, second = f"{presence:.{digits}f}", f"{bound:.{digits}g}"

@@ -24,6 +24,7 @@ from torch import Tensor
 from deixis.synthetic.cutouts import split_of
 from deixis.systems.light import FrameFeatures
 from deixis.types import DeixisError
+from deixis.video import normalise_pixels
 
 MAPS = ("fine", "middle", "deep", "semantic16", "semantic32")
 LEAST_AREA = 0.0008  # share of the view below which an object is left out (our choice)
@@ -48,8 +49,7 @@ class View:
 
     def frames(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
         """(1, 3, H, W), normalised."""
-        x = torch.from_numpy(self.rgb).float().permute(2, 0, 1)[None] / 255
-        return (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        return normalise_pixels(torch.from_numpy(self.rgb).permute(2, 0, 1)[None], mean, std)
 
 
 @dataclass(frozen=True)
