@@ -343,8 +343,7 @@ def _follow(
     """As ``answer``, and what each group's memory has become, where the system has one."""
     if not isinstance(system, RecurrentSystem):
         return predict_clip(system, clip, [e for group in groups for e in group], read, device, reduced), list(carried)
-    found: list[Any] = []
-    kept = []
+    found, kept = list[Any](), list[Any]()
     with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
         maps, size, padded = _encode(system, clip, device)
         for group, before in zip(groups, carried, strict=True):
