@@ -154,19 +154,29 @@ def encoded(system: Light, frames: np.ndarray, masks: np.ndarray, said: list[Sai
 
 def films(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
     shapes = [((320, 576), 5), ((320, 448), 4), ((320, 576), 8), ((320, 448), 3), ((448, 320), 4)]
-    return rendered(system, asked, "films", shapes, 7_000_000_000)
+    return rendered(system, asked, "films", shapes, 7_000_000_000, SentenceMix(count=24))
+
+
+# Nothing moves in a still, and places are learned last: other weights than those of films (our choice).
+STILL_SENTENCES = SentenceMix(
+    count=24, most_none=0.12, repeats=5,
+    weights=(("class", 0.25), ("colour", 0.35), ("place", 0.7), ("motion", 0.0), ("none", 0.08), ("size", 0.12),
+             ("several", 0.04)),
+)  # fmt: skip
 
 
 def stills(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
     shapes = [((320, 448), 1), ((320, 384), 1), ((448, 320), 1)]
-    return rendered(system, asked, "stills", shapes, 8_000_000_000, stills=1, composites=0, twins=0, davis=0)
+    return rendered(
+        system, asked, "stills", shapes, 8_000_000_000, STILL_SENTENCES, stills=1, composites=0, twins=0, davis=0
+    )
 
 
 DEVELOPMENT_FILMS = 80
 
 
 def rendered(  # type: ignore[no-untyped-def]
-    system: Light, asked: argparse.Namespace, kind: str, shapes: list, base: int, **shares: float
+    system: Light, asked: argparse.Namespace, kind: str, shapes: list, base: int, sentences: SentenceMix, **shares: float
 ):
     """The films of the seeds base + number; those of the development split come first, with seeds below ``base``."""
     mixtures: dict[tuple, Mixture] = {}
@@ -180,7 +190,7 @@ def rendered(  # type: ignore[no-untyped-def]
         key = (part, size, frames)
         if key not in mixtures:
             mixtures[key] = Mixture(asked.data, split=part, size=size, frames=frames,
-                                    sentences=SentenceMix(count=24), **shares)  # fmt: skip
+                                    sentences=sentences, **shares)  # fmt: skip
         film = mixtures[key].film(base + number - (0 if part == "train" else 10_000))
         said = [Said(s.text, s.kind, tuple(s.objects)) for s in film.sentences]
         save_tokens(place, encoded(system, film.frames, film.masks, said, film.name))
