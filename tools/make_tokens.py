@@ -176,7 +176,7 @@ DEVELOPMENT_FILMS = 80
 
 
 def rendered(  # type: ignore[no-untyped-def]
-    system: Light, asked: argparse.Namespace, kind: str, shapes: list, base: int, sentences: SentenceMix, **shares: float
+    system: Light, asked: argparse.Namespace, kind: str, shapes: list, base: int, mix: SentenceMix, **shares: float
 ):
     """The films of the seeds base + number; those of the development split come first, with seeds below ``base``."""
     mixtures: dict[tuple, Mixture] = {}
@@ -190,7 +190,7 @@ def rendered(  # type: ignore[no-untyped-def]
         key = (part, size, frames)
         if key not in mixtures:
             mixtures[key] = Mixture(asked.data, split=part, size=size, frames=frames,
-                                    sentences=sentences, **shares)  # fmt: skip
+                                    sentences=mix, **shares)  # fmt: skip
         film = mixtures[key].film(base + number - (0 if part == "train" else 10_000))
         said = [Said(s.text, s.kind, tuple(s.objects)) for s in film.sentences]
         save_tokens(place, encoded(system, film.frames, film.masks, said, film.name))
