@@ -4,11 +4,13 @@
     python tools/make_tokens.py davis    --model NAMER.safetensors --data SETS -o OUT
     python tools/make_tokens.py stills   --model NAMER.safetensors --data SETS -o OUT --from 0 --films 2000
     python tools/make_tokens.py films    --model NAMER.safetensors --data SETS -o OUT --from 0 --films 2000
+    python tools/make_tokens.py typed    --model NAMER.safetensors --data SETS -o OUT --films 2000
 
 ``pictures``: every remembered view with written expressions, twice: with the model's own proposals and with the true
 masks as tracks. ``stills``: crops of real pictures with generated sentences. ``davis``: clips of the DAVIS films with
-the expressions of ``films.json``. ``films``: rendered films with generated sentences. Resumable; a file that is cut off
-is made anew.
+the expressions of ``films.json``. ``films``: rendered films with generated sentences. ``typed``: cut-outs of
+``object_photos`` on real pictures with the phrases that people typed to single one out. Resumable; a file that is cut
+off is made anew.
 Development pictures and films go to OUT/development, the others to OUT/train; held-out ones are never touched.
 """
 
@@ -17,15 +19,17 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 import deixis
 from deixis.inference import model_size
-from deixis.synthetic.cutouts import split_of
+from deixis.synthetic.cutouts import Library, split_of
 from deixis.synthetic.mixture import Mixture
 from deixis.synthetic.sentences import SentenceMix
 from deixis.systems.light import Light
@@ -40,7 +44,7 @@ KEPT = 0.6  # share of a thing that a view must show for what was written of it 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("kind", choices=("pictures", "davis", "stills", "films"))
+    options.add_argument("kind", choices=tuple(KINDS))
     options.add_argument("--model", required=True, help="a checkpoint of light")
     options.add_argument("--data", type=Path, required=True, help="the folder of the sets (shared/data)")
     options.add_argument("--features", type=Path)
@@ -56,7 +60,9 @@ def main() -> None:
     assert isinstance(system, Light)
     system.accelerate()
     began = time.time()
-    steps = {"pictures": pictures, "davis": davis, "stills": stills, "films": films}[asked.kind](system, asked)
+    steps = {"pictures": pictures, "davis": davis, "stills": stills, "films": films, "typed": typed}[asked.kind](
+        system, asked
+    )
     for done, _ in enumerate(steps, 1):
         if done % 200 == 0:
             print(f"{done} clips, {(time.time() - began) / done:.3f} s each", flush=True)
@@ -195,6 +201,87 @@ def rendered(  # type: ignore[no-untyped-def]
         said = [Said(s.text, s.kind, tuple(s.objects)) for s in film.sentences]
         save_tokens(place, encoded(system, film.frames, film.masks, said, film.name))
         yield place
+
+
+# ---- typed phrases
+
+
+def typed(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
+    library = Library(asked.data, "train")
+    scenes = typed_scenes(asked.data / "object_photos")
+    for number in range(asked.first, asked.first + asked.films):
+        place = asked.out / "train" / "typed" / f"{number // 1000:03d}" / f"{number:06d}.safetensors"
+        if whole(place):
+            continue
+        rng = np.random.default_rng([number, 31])
+        scene = scenes[int(rng.integers(len(scenes)))]
+        frame, masks = pasted(library, asked.data / "object_photos", scene, rng)
+        texts = [scene.texts[i] for i in rng.permutation(len(scene.texts))[:12]]
+        said = [Said(text, "typed", (0,)) for text in texts]
+        for i in rng.permutation(len(scenes))[:40]:
+            if len(said) < len(texts) + 4 and not scene.may_be(scenes[int(i)].names[0]):
+                said.append(Said(f"the {scenes[int(i)].names[0]}", "none", ()))
+        save_tokens(place, encoded(system, frame[None], masks[None], said, f"typed:{number}"))
+        yield place
+
+
+@dataclass(frozen=True)
+class TypedScene:
+    """items: (image, "small", "big" or ""), the target first.  names: of their objects.  texts: phrases for the target,
+    each once."""
+
+    items: tuple[tuple[str, str], ...]
+    names: tuple[str, ...]
+    texts: tuple[str, ...]
+
+    def may_be(self, name: str) -> bool:
+        """Whether one of the things may be called by that name: it has a word of it, or people used one."""
+        words = {word for text in (*self.texts, *self.names) for word in text.split()}
+        return bool(words & set(name.split()))
+
+
+def typed_scenes(folder: Path) -> list[TypedScene]:
+    """The scenes of ``expressions.json`` that single out one thing and touch no held-out picture."""
+    names = {e["image"]: e["class"] for e in json.loads((folder / "index.json").read_text())["images"]}
+    texts: dict[tuple[tuple[str, str], ...], dict[str, None]] = {}
+    for row in json.loads((folder / "expressions.json").read_text())["expressions"]:
+        items = [(i["image"], i.get("size", "")) for i in (row["target"], *row["distractors"])]
+        if items[0] in items[1:] or any(split_of("object_photos", image) != "train" for image, _ in items):
+            continue
+        if not items[0][1] and items[0][0] in [image for image, _ in items[1:]]:
+            continue  # nothing tells the target apart
+        texts.setdefault((items[0], *sorted(items[1:])), {})[row["expression"]] = None
+    return [TypedScene(i, tuple(names[image] for image, _ in i), tuple(t)) for i, t in sorted(texts.items())]
+
+
+def pasted(
+    library: Library, folder: Path, scene: TypedScene, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A frame (H, W, 3) uint8 with the scene's things in separate cells of a grid, and their masks (N, H, W) 0..1."""
+    size = (320, 448)
+    rgb, _ = library.load(library.background(rng))
+    frame = cv2.resize(rgb, size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
+    columns = 3 if len(scene.items) > 2 else 2
+    cells = rng.permutation(columns * (2 if len(scene.items) > columns else 1))
+    tall, wide = size[0] / (2 if len(scene.items) > columns else 1), size[1] / columns
+    masks = np.zeros((len(scene.items), *size), np.float32)
+    share = rng.uniform(0.55, 0.95)  # of a cell that a thing fills
+    for number, ((image, how_big), cell) in enumerate(zip(scene.items, cells, strict=False)):
+        cut = np.array(Image.open(folder / image).convert("RGBA")).astype(np.float32)
+        part = share * rng.uniform(0.8, 1.0) * {"small": 0.5, "big": 1.0, "": 1.0}[how_big]
+        scale = min(tall * part / cut.shape[0], wide * part / cut.shape[1])
+        shape = [max(4, round(n * scale)) for n in cut.shape[:2]]
+        cut = cv2.resize(cut, shape[::-1], interpolation=cv2.INTER_AREA)
+        top = int((cell // columns) * tall + rng.uniform(0, tall - shape[0]))
+        left = int((cell % columns) * wide + rng.uniform(0, wide - shape[1]))
+        where = (slice(top, top + shape[0]), slice(left, left + shape[1]))
+        alpha = cut[..., 3] / 255
+        masks[number][where] = alpha
+        frame[where] = frame[where] * (1 - alpha[..., None]) + cut[..., :3] * alpha[..., None]
+    return frame.clip(0, 255).astype(np.uint8), masks
+
+
+KINDS = {"pictures": pictures, "davis": davis, "stills": stills, "films": films, "typed": typed}
 
 
 if __name__ == "__main__":
