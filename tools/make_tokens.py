@@ -29,7 +29,7 @@ from PIL import Image
 
 import deixis
 from deixis.inference import model_size
-from deixis.synthetic.cutouts import Library, split_of
+from deixis.synthetic.cutouts import split_of
 from deixis.synthetic.mixture import Mixture
 from deixis.synthetic.sentences import SentenceMix
 from deixis.systems.light import Light
@@ -207,7 +207,8 @@ def rendered(  # type: ignore[no-untyped-def]
 
 
 def typed(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
-    library = Library(asked.data, "train")
+    images = [e["image"] for e in json.loads((asked.data / "backgrounds" / "index.json").read_text())["images"]]
+    backgrounds = [asked.data / "backgrounds" / i for i in images if split_of("backgrounds", i) == "train"]
     scenes = typed_scenes(asked.data / "object_photos")
     for number in range(asked.first, asked.first + asked.films):
         place = asked.out / "train" / "typed" / f"{number // 1000:03d}" / f"{number:06d}.safetensors"
@@ -215,13 +216,14 @@ def typed(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-
             continue
         rng = np.random.default_rng([number, 31])
         scene = scenes[int(rng.integers(len(scenes)))]
-        frame, masks = pasted(library, asked.data / "object_photos", scene, rng)
+        frame = background(backgrounds[int(rng.integers(len(backgrounds)))], rng)
+        masks = paste_scene(frame, asked.data / "object_photos", scene, rng)
         texts = [scene.texts[i] for i in rng.permutation(len(scene.texts))[:12]]
         said = [Said(text, "typed", (0,)) for text in texts]
         for i in rng.permutation(len(scenes))[:40]:
             if len(said) < len(texts) + 4 and not scene.may_be(scenes[int(i)].names[0]):
                 said.append(Said(f"the {scenes[int(i)].names[0]}", "none", ()))
-        save_tokens(place, encoded(system, frame[None], masks[None], said, f"typed:{number}"))
+        save_tokens(place, encoded(system, frame[None].astype(np.uint8), masks[None], said, f"typed:{number}"))
         yield place
 
 
@@ -254,16 +256,28 @@ def typed_scenes(folder: Path) -> list[TypedScene]:
     return [TypedScene(i, tuple(names[image] for image, _ in i), tuple(t)) for i, t in sorted(texts.items())]
 
 
-def pasted(
-    library: Library, folder: Path, scene: TypedScene, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """A frame (H, W, 3) uint8 with the scene's things in separate cells of a grid, and their masks (N, H, W) 0..1."""
-    size = (320, 448)
-    rgb, _ = library.load(library.background(rng))
-    frame = cv2.resize(rgb, size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
+TYPED_SIZE = (320, 448)
+
+
+def background(path: Path, rng: np.random.Generator) -> np.ndarray:
+    """A random part of a picture without a main thing, (H, W, 3) float 0..255."""
+    rgb = np.array(Image.open(path).convert("RGB"))
+    height, width = TYPED_SIZE
+    scale = max(height / rgb.shape[0], width / rgb.shape[1]) * rng.uniform(1.0, 1.6)
+    shape = [max(n, round(side * scale)) for n, side in zip(TYPED_SIZE, rgb.shape, strict=False)]
+    rgb = cv2.resize(rgb, shape[::-1], interpolation=cv2.INTER_AREA)
+    top, left = (int(rng.integers(side - n + 1)) for side, n in zip(shape, TYPED_SIZE, strict=True))
+    part = rgb[top : top + height, left : left + width]
+    return (part[:, ::-1] if rng.random() < 0.5 else part).astype(np.float32)
+
+
+def paste_scene(frame: np.ndarray, folder: Path, scene: TypedScene, rng: np.random.Generator) -> np.ndarray:
+    """Paste the scene's things on a frame, each in a cell of a grid. Returns their masks (N, H, W) 0..1."""
+    size = TYPED_SIZE
     columns = 3 if len(scene.items) > 2 else 2
-    cells = rng.permutation(columns * (2 if len(scene.items) > columns else 1))
-    tall, wide = size[0] / (2 if len(scene.items) > columns else 1), size[1] / columns
+    rows = 2 if len(scene.items) > columns else 1
+    cells = rng.permutation(columns * rows)
+    tall, wide = size[0] / rows, size[1] / columns
     masks = np.zeros((len(scene.items), *size), np.float32)
     share = rng.uniform(0.55, 0.95)  # of a cell that a thing fills
     for number, ((image, how_big), cell) in enumerate(zip(scene.items, cells, strict=False)):
@@ -278,7 +292,7 @@ def pasted(
         alpha = cut[..., 3] / 255
         masks[number][where] = alpha
         frame[where] = frame[where] * (1 - alpha[..., None]) + cut[..., :3] * alpha[..., None]
-    return frame.clip(0, 255).astype(np.uint8), masks
+    return masks
 
 
 KINDS = {"pictures": pictures, "davis": davis, "stills": stills, "films": films, "typed": typed}

@@ -35,7 +35,7 @@ class ScorerData:
     doubtful: float = 0.15  # a track whose overlap lies between this and ``fits`` is neither right nor wrong
     sentences: int = 16  # of a clip in a step
     pictures: float = 0.45  # share of clips with written expressions
-    stills: float = 0.25  # share of real pictures with generated sentences; the rest are films
+    stills: float = 0.25  # share of pictures with generated sentences or typed phrases; the rest are films
     removed: float = 0.15  # chance that the thing of a sentence is taken away, which then refers to nothing
     swapped: float = 0.12  # chance that one word of a sentence is exchanged, which then refers to nothing
     borrowed: float = 0.08  # sentences of another clip, of the number of a clip's own

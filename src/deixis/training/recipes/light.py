@@ -146,8 +146,11 @@ def light_scorer(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> R
     model, stage, train = configs["model"], configs["data"], configs["train"]
     _require(data, "light_scorer", "start", "tokens")
     training, development = data["tokens"] / "train", data["tokens"] / "development"
-    places = {"pictures": sorted(training.glob("v*")), "stills": [training / "stills"], "films": [training / "films"]}
-    folders = {name: TokenFolder(several) for name, several in places.items() if several and several[0].exists()}
+    places = {
+        "pictures": sorted(training.glob("v*")), "stills": [training / "stills", training / "typed"],
+        "films": [training / "films"],
+    }  # fmt: skip
+    folders = {name: TokenFolder(several) for name, several in places.items() if any(f.exists() for f in several)}
     there = [name for name in ("v0", "davis", "stills", "films") if (development / name).exists()]
     checks = {name: TokenFolder([development / name]) for name in there}
     return Run(
