@@ -23,6 +23,7 @@ from deixis.training.token_batches import (
     validate_scorer,
 )
 from deixis.training.tokens import Said, clip_tokens, overlaps, read_tokens, save_tokens
+from deixis.training.view_batches import ViewData, view_sample
 from deixis.types import DeixisError
 
 SENTENCES = (Said("the red square on the left", "written", (0,)), Said("a dog", "none", ()), Said("it", "place", (1,)))
@@ -154,3 +155,32 @@ def test_no_picture_or_film_belongs_to_two_splits_and_development_is_small():
     assert split_of("davis_train", "lucia") == "held_out"
     assert split_of("davis_train", "bus") == "development"
     assert split_of("davis_train", "bear") == "train"
+
+
+class NamedViews:
+    """Stands for ``Views``: what is drawn is the set's name."""
+
+    def __init__(self, **counts):
+        names = [name for name, count in counts.items() for _ in range(count)]
+        self.of_set = {name: [i for i, n in enumerate(names) if n == name] for name in counts}
+        self.names = names
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, index):
+        return self.names[index]
+
+
+def test_views_are_drawn_by_their_sets_shares_however_many_views_a_set_has():
+    data = ViewData(sets=("crowded", "plain", "missing"), shares=(0.6, 0.2, 0.2))
+    views = NamedViews(crowded=3, plain=500)
+    drawn = [view_sample(views, data, 0, i) for i in range(2000)]
+    assert abs(drawn.count("crowded") / 2000 - 0.75) < 0.04
+    assert drawn == [view_sample(views, data, 0, i) for i in range(2000)]
+    assert {view_sample(NamedViews(other=5), data, 0, i) for i in range(9)} == {"other"}
+
+
+def test_a_set_without_a_share_is_refused():
+    with pytest.raises(DeixisError, match=r"data.shares needs a number for each of the 2 data.sets, got 1"):
+        ViewData(sets=("crowded", "plain"), shares=(1.0,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -75,3 +76,28 @@ def test_an_object_of_a_film_keeps_its_number_and_a_new_one_gets_another():
     for objects in frames:
         follow(tracks, objects)
     assert [o.facts["track"] for objects in frames for o in objects] == [2, 3, 3, 2, 2, 4]
+
+
+def test_a_typed_phrase_is_used_where_something_tells_its_target_apart(tmp_path):
+    from make_tokens import typed_scenes
+
+    def row(text, *items):
+        rows = [{"image": f"images/{name}.webp", **({"size": size} if size else {})} for name, size in items]
+        return {"expression": text, "target": rows[0], "distractors": rows[1:]}
+
+    names = ("belt", "cup", "lamp")
+    (tmp_path / "index.json").write_text(
+        json.dumps({"images": [{"image": f"images/{n}.webp", "class": n} for n in names]})
+    )
+    rows = [
+        row("the belt", ("belt", ""), ("cup", "")), row("belt", ("belt", ""), ("cup", "")),
+        row("small one", ("lamp", "small"), ("lamp", "big")),
+        row("lamp", ("lamp", ""), ("lamp", "")),
+        row("either", ("lamp", "big"), ("lamp", "big")),
+    ]  # fmt: skip
+    (tmp_path / "expressions.json").write_text(json.dumps({"expressions": rows}))
+    found = {scene.texts: scene for scene in typed_scenes(tmp_path)}
+    assert set(found) == {("the belt", "belt"), ("small one",)}
+    belt = found[("the belt", "belt")]
+    assert belt.items[0] == ("images/belt.webp", "")
+    assert [belt.may_be(name) for name in ("black belt", "cup", "lamp")] == [True, True, False]

@@ -23,15 +23,18 @@ stage() {  # stage FOLDER RECIPE START VIEWS SETTING...: one recipe, once
 "$python" "$here/remember_views.py" --data "$data" --weights "$weights" -o "$runs/views" --view 0
 "$python" "$here/data_engine.py" --data "$data" --weights "$weights" -o "$runs/objects"
 "$python" "$here/remember_views.py" --data "$data" --weights "$weights" -o "$runs/mosaics" --mosaics 3000
-mkdir -p "$runs/both"  # every view once, every mosaic twice: small things are rare in the pictures themselves
-ln -sfn "$runs/views/v0" "$runs/both/v0"
-for turn in 1 2; do ln -sfn "$runs/mosaics/mosaics" "$runs/both/mosaics$turn"; done
+for view in 1 2 3 4 5 6 7 8; do  # crops of the crowded pictures: most of what people name is there
+    "$python" "$here/remember_views.py" --data "$data" --weights "$weights" -o "$runs/views" --view $view --only coco_small
+done
+mkdir -p "$runs/both"
+for view in 0 1 2 3 4 5 6 7 8; do ln -sfn "$runs/views/v$view" "$runs/both/v$view"; done
+ln -sfn "$runs/mosaics/mosaics" "$runs/both/mosaics"
 stage namer namer "" views
 stage large proposals "$runs/namer/model.safetensors" views --set train.steps=3000
-stage proposals proposals "$runs/large/model.safetensors" both --set train.steps=2600
+stage proposals proposals "$runs/large/model.safetensors" both --set train.steps=7000
 "$python" "$here/remember_views.py" --data "$data" --weights "$weights" -o "$runs/views" --view 1 --written
 model=$runs/proposals/model.safetensors
-for kind in pictures davis stills films; do
+for kind in pictures davis stills typed films; do
     "$python" "$here/make_tokens.py" $kind --model "$model" --features "$runs/views" --objects "$runs/objects" \
         --data "$data" -o "$runs/tokens" --films "${FILMS:-10000}"
 done

@@ -32,9 +32,7 @@ def attention(weights: Mapping[str, Tensor], name: str, q: Tensor, k: Tensor, v:
         return y.unflatten(-1, (8, -1)).transpose(1, 2)
 
     y = F.scaled_dot_product_attention(project("q", q), project("k", k), project("v", v))
-    return F.linear(
-        y.transpose(1, 2).flatten(2), weights[f"{name}.out_proj.weight"], weights[f"{name}.out_proj.bias"]
-    )
+    return F.linear(y.transpose(1, 2).flatten(2), weights[f"{name}.out_proj.weight"], weights[f"{name}.out_proj.bias"])
 
 
 def layer_norm(weights: Mapping[str, Tensor], name: str, x: Tensor, epsilon: float = 1e-5) -> Tensor:

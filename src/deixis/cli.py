@@ -307,9 +307,7 @@ def _write_or_rescue(
     except Exception:  # whatever it is: the answers shall not be lost
         if "masks.json" not in output.finished:
             with contextlib.suppress(OSError):
-                output.rescue(
-                    "masks.json", lambda path: write_rle(path, film, tracks, model=about, complete=complete)
-                )
+                output.rescue("masks.json", lambda path: write_rle(path, film, tracks, model=about, complete=complete))
         raise
 
 

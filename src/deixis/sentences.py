@@ -217,9 +217,11 @@ def names_several(phrase: str) -> bool:
     if set(head) & _SEVERAL or any(word.isdecimal() and 1 < int(word) < 100 for word in head[:-1]):
         return True
     joined = re.split(r"\band\b", phrase.casefold(), maxsplit=1)
-    if len(joined) == 2 and re.match(r"\s*(?:the|a|an|another)\s+\w", joined[1]) and not set(
-        re.findall(r"[a-z]+", joined[0])
-    ) & _STOPS:
+    if (
+        len(joined) == 2
+        and re.match(r"\s*(?:the|a|an|another)\s+\w", joined[1])
+        and not set(re.findall(r"[a-z]+", joined[0])) & _STOPS
+    ):
         return True  # the man and the dog
     noun = head[-1].removesuffix("'s").removesuffix("’s")
     return noun.endswith("s") and not noun.endswith(("ss", "us", "is")) and noun not in _NO_PLURAL and len(noun) > 3

@@ -47,9 +47,7 @@ def peaks(objectness: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def suppress_duplicates(
-    masks: Tensor, scores: Tensor, count: int, limit: float, least: float
-) -> tuple[Tensor, Tensor]:
+def suppress_duplicates(masks: Tensor, scores: Tensor, count: int, limit: float, least: float) -> tuple[Tensor, Tensor]:
     """Non-maximum suppression by mask IoU.
 
     Args:

@@ -184,9 +184,7 @@ class ClipVit(FrozenTower):
         grid = self.module.vision_model.embeddings.position_embedding.weight[1:].unflatten(0, (side, side))
         if (height, width) == (side, side):
             return grid
-        grid = F.interpolate(
-            grid.permute(2, 0, 1)[None], size=(height, width), mode="bicubic", align_corners=False
-        )
+        grid = F.interpolate(grid.permute(2, 0, 1)[None], size=(height, width), mode="bicubic", align_corners=False)
         return grid[0].permute(1, 2, 0)
 
     def encode_image(self, pictures: Tensor, taps: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:

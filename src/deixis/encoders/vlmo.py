@@ -56,6 +56,7 @@ class VlmoConfig:
     image: int = 384  # pixels a side that the position biases were made for
     positions: int = 40  # tokens of a text at most, prompts not counted
     vocabulary: int = 30522
+
     @property
     def text_width(self) -> int:
         """One tower for both."""

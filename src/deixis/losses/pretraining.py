@@ -51,9 +51,7 @@ def info_nce(clips: Tensor, sentences: Tensor, same: Tensor, temperature: float 
     return (F.cross_entropy(logits, index) + F.cross_entropy(logits.t(), index)) / 2
 
 
-def hide_words(
-    tokens: Tensor, special: Tensor, mask_token: int, share: float, draw: Tensor
-) -> tuple[Tensor, Tensor]:
+def hide_words(tokens: Tensor, special: Tensor, mask_token: int, share: float, draw: Tensor) -> tuple[Tensor, Tensor]:
     """(tokens with a share of the words replaced by ``mask_token``, which (B, L) bool); at least one word a text.
 
     special: (B, L) bool, what is never hidden (padding, start, end).  draw: (B, L) uniform numbers in 0..1.

@@ -125,9 +125,7 @@ class Slvp(nn.Module):
         ]
         fine = self.fine(levels[0].flatten(0, 1)).unflatten(0, (b, t))
         hidden = [cell_padding(padding, (x.shape[-2], x.shape[-1])) for x in (fine, *projected)]
-        fine, *projected = [
-            near(x, h) for near, x, h in zip(self.neighbours, (fine, *projected), hidden, strict=True)
-        ]
+        fine, *projected = [near(x, h) for near, x, h in zip(self.neighbours, (fine, *projected), hidden, strict=True)]
         projected = [x + places(x, h) for x, h in zip(projected, hidden[1:], strict=True)]  # where and when, added once
         projected[1] = self.compare_frames(projected[1])
         if self.config.fusion == "language":

@@ -508,9 +508,7 @@ class CubeAttention(nn.Module):
         """(B, T, h, w, D) -> (B, T, h, w, D); a last cube that is not full is filled up with nothing."""
         b, t, h, w, _ = x.shape
         m, below, right = self.side, -h % self.side, -w % self.side
-        cubes = rearrange(
-            F.pad(x, (0, 0, 0, right, 0, below)), "b t (i m) (j n) d -> (b i j) (t m n) d", m=m, n=m
-        )
+        cubes = rearrange(F.pad(x, (0, 0, 0, right, 0, below)), "b t (i m) (j n) d -> (b i j) (t m n) d", m=m, n=m)
         q, k, v = rearrange(self.qkv(cubes), "c l (p a d) -> p c a l d", p=3, a=self.heads)
         bias = self.bias[cube_offsets(t, m, self.frames, x.device)].permute(2, 0, 1)[None].to(q.dtype)  # (1, A, l, l)
         if below or right:
@@ -536,9 +534,7 @@ def cube_offsets(t: int, side: int, frames: int, device: torch.device) -> Tensor
 def cube_padding(t: int, h: int, w: int, side: int, device: torch.device) -> Tensor:
     """(cubes of a clip, l) bool: True where a cube reaches over the map's end."""
     nothing = F.pad(torch.zeros(h, w), (0, -w % side, 0, -h % side), value=1.0).bool()
-    return repeat(
-        rearrange(nothing, "(i m) (j n) -> (i j) (m n)", m=side, n=side), "c l -> c (t l)", t=t
-    ).to(device)
+    return repeat(rearrange(nothing, "(i m) (j n) -> (i j) (m n)", m=side, n=side), "c l -> c (t l)", t=t).to(device)
 
 
 # --- heads -----------------------------------------------------------------------------------------------------------

@@ -172,9 +172,7 @@ def right_tracks(overlap: Tensor, objects: Sequence[int], data: ScorerData) -> t
     return right, doubtful & ~right
 
 
-def collate_tokens(
-    data: ScorerData, samples: Sequence[tuple[Tokens, list[tuple[Said, float, bool]]]]
-) -> TokenBatch:
+def collate_tokens(data: ScorerData, samples: Sequence[tuple[Tokens, list[tuple[Said, float, bool]]]]) -> TokenBatch:
     """Samples as a batch; each clip also gets sentences of the next one, which refer to nothing in it."""
     rows: dict[str, list] = defaultdict(list)
     for number, (tokens, chosen) in enumerate(samples):

@@ -13,6 +13,7 @@ from deixis.blocks.proposals import iou
 from deixis.losses.proposals import ProposalWeights, labelled_frame, proposal_losses
 from deixis.systems.light import Light
 from deixis.training.views import View, Views
+from deixis.types import DeixisError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,17 @@ class ViewData:
     """What the stage ``light_proposals`` is trained on."""
 
     validation_views: int = 120
+    sets: tuple[str, ...] = (
+        "coco_small", "mosaic", "voc_animals", "sysu_shapes", "caltech101_outlines", "weizmann_horses"
+    )  # fmt: skip
+    shares: tuple[float, ...] = (0.43, 0.3, 0.16, 0.07, 0.03, 0.01)  # of the views drawn, a set; crowded ones first
+
+    def __post_init__(self) -> None:
+        if len(self.sets) != len(self.shares):
+            raise DeixisError(
+                f"data.shares needs a number for each of the {len(self.sets)} data.sets, got {len(self.shares)}"
+            )
+
     loss: ProposalWeights = field(default_factory=ProposalWeights)
 
 
@@ -33,10 +45,16 @@ class ViewBatch:
         return self  # views are moved one by one
 
 
-def view_sample(views: Views, seed: int, index: int) -> View:
-    """The view of a sample index: every view once, in another order each time."""
-    turn, place = divmod(index, len(views))
-    return views[int(np.random.default_rng([seed, turn]).permutation(len(views))[place])]
+def view_sample(views: Views, data: ViewData, seed: int, index: int) -> View:
+    """The view of a sample index: its set is drawn by the shares of those that there are, then one of its views."""
+    rng = np.random.default_rng([seed, index])
+    shares = np.array(
+        [share if name in views.of_set else 0.0 for name, share in zip(data.sets, data.shares, strict=True)]
+    )
+    if shares.sum() == 0:  # none of these sets: all views alike
+        return views[int(rng.integers(len(views)))]
+    several = views.of_set[data.sets[int(rng.choice(len(shares), p=shares / shares.sum()))]]
+    return views[several[int(rng.integers(len(several)))]]
 
 
 def view_losses(data: ViewData, system: Light, batch: ViewBatch) -> dict[str, Tensor]:

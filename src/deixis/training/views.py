@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,9 @@ class Views:
                     self.items.append(path)
             elif split_of(set_name, f"images/{path.stem}.jpg") == part and self._facts(set_name, path.stem).exists():
                 self.items.append(path)
+        self.of_set: dict[str, list[int]] = defaultdict(list)  # numbers of a set's views
+        for number, path in enumerate(self.items):
+            self.of_set[path.parent.name].append(number)
         if not self.items:
             raise DeixisError(f"no view of the part {part!r} has both features in {features} and objects in {objects}")
 

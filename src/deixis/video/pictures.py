@@ -206,9 +206,7 @@ class Pictures:
             return None
         file = self.files[number]
         hint = f" ({FORMAT_HINT})" if PICTURE_KINDS[file.suffix.lower()] == "HEIC" and not has_heic() else ""
-        self.warn(
-            f"{file.name} is not a picture that decodes; left out{hint}", kind="does not decode", which=file.name
-        )
+        self.warn(f"{file.name} is not a picture that decodes; left out{hint}", kind="does not decode", which=file.name)
         return None
 
     def _values(self, number: int, reader: Reader) -> np.ndarray | None:

@@ -248,5 +248,3 @@ def _seconds_of(container: av.container.InputContainer, stream: av.VideoStream) 
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
-
-

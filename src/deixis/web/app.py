@@ -193,9 +193,7 @@ def lay_out(queue: Queue) -> tuple[Any, ...]:
                 placeholder="the woman in the black dress\nthe bench", elem_id="sentences",
             )  # fmt: skip
             model = gr.Dropdown(names, value=names[0], label="Model", elem_id="model", visible=len(names) > 1)
-            formats = gr.CheckboxGroup(
-                FORMAT_WORDS, value=["overlay", "rle"], label="To download", elem_id="formats"
-            )
+            formats = gr.CheckboxGroup(FORMAT_WORDS, value=["overlay", "rle"], label="To download", elem_id="formats")
             with gr.Row(elem_classes="dx-buttons"):
                 go = gr.Button("Find", variant="primary", elem_id="find", min_width=80)
                 halt = gr.Button("Stop", variant="secondary", interactive=False, elem_id="stop", min_width=80)

@@ -45,8 +45,12 @@ def write_rle(
         facts = {
             "schema": MASKS_SCHEMA,
             "film": {
-                "name": film.path.name, "height": height, "width": width, "start": film.start,
-                "end": None if math.isinf(film.end) else film.end, "every": film.every,
+                "name": film.path.name,
+                "height": height,
+                "width": width,
+                "start": film.start,
+                "end": None if math.isinf(film.end) else film.end,
+                "every": film.every,
             },
             "model": dict(model),
             "complete": complete,

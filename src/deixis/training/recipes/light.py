@@ -101,7 +101,7 @@ def light_proposals(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -
     return Run(
         name="light_proposals",
         system=partial(build, model, dict(data)),
-        samples=partial(view_sample, training, train.seed),
+        samples=partial(view_sample, training, stage, train.seed),
         collate=_view_batch,
         losses=partial(view_losses, stage),
         groups=partial(_groups_of, ("pixel_decoder.", "kernels.")),
