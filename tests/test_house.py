@@ -245,6 +245,7 @@ SAME_EVERYWHERE = {
     "SYSTEM", "PRESETS", "NEEDS", "FORMAT", "RECIPES",
 }  # fmt: skip
 
+
 def top_level_names(file: str) -> set[str]:
     names = set()
     for node in tree(file).body:

@@ -212,9 +212,7 @@ def test_the_model_reads_the_phrase_and_results_carry_what_was_typed(tmp_path: P
 # --- the verdict ------------------------------------------------------------------------------------------------------
 
 
-def track(
-    presence: float, threshold: float | None, filled: bool = False, sure: float | None = None
-) -> MaskTrack:
+def track(presence: float, threshold: float | None, filled: bool = False, sure: float | None = None) -> MaskTrack:
     masks = RleMasks([encode_rle(np.full((4, 4), filled))] * 2, (4, 4))
     scores = np.zeros(2, np.float32)
     return MaskTrack(Expression("she"), masks, scores, presence, ["0", "1"], [0.0, 0.5], threshold, sure)

@@ -523,8 +523,7 @@ def test_small_films_pre_train_transfer_and_are_scored(fusion: str, tmp_path: Pa
     scores = second.validate(weights.load(after.model))
     assert 0 <= scores["jf"] <= 1
     assert {second.samples(i)[0].frames.sum().item() for i in range(6)} == {
-        spread(small_film(first_films(second), "train", i), 2).frames.astype(np.int64).sum()
-        for i in range(3)
+        spread(small_film(first_films(second), "train", i), 2).frames.astype(np.int64).sum() for i in range(3)
     }  # half of the six films, every second frame
 
 

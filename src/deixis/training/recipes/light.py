@@ -395,7 +395,7 @@ def shares_of(found: Sequence[Answer]) -> dict[str, float]:
 
 
 LEFT_EMPTY = 0.9  # share of absent objects that the threshold should leave empty (our choice)
-SURE = 0.95  # share of the sentences with the verdict "there" that should name something that is there (our choice)
+SURE = 0.9  # share of the answers with the verdict "there" that should show the right thing (our choice)
 
 
 def export_stage(system: nn.Module, path: Path) -> None:
@@ -443,7 +443,7 @@ def with_fitted_presence(config: LightConfig, found: Sequence[Answer]) -> LightC
     shown = [(again(a.presence), a.right) for a in found if a.there]
     absent = [again(a.presence) for a in found if not a.there]
     threshold = round(chosen_threshold(shown, absent, LEFT_EMPTY), 3)
-    sure = round(sure_bound([(again(a.presence), a.there) for a in found], threshold, SURE), 3)
+    sure = round(sure_bound([(again(a.presence), a.there and a.right) for a in found], threshold, SURE), 3)
     log.info(
         "presence: temperature %.3f, shift %.3f, threshold %.3f, sure from %.3f", temperature, shift, threshold, sure
     )
