@@ -148,8 +148,8 @@ NEVER_SURE = 0.999  # the bound where no presence is high enough to be sure
 
 def sure_bound(found: Sequence[tuple[float, bool]], threshold: float, share: float) -> float:
     """The presence from which on an answer is no guess: the least one, the threshold or above, such that at least
-    ``share`` of the answers with that presence or more show the right thing. ``NEVER_SURE`` where no bound does so for 20
-    answers. found: (presence, whether the right thing would be shown)."""
+    ``share`` of the answers with that presence or more show the right thing. ``NEVER_SURE`` where no bound does so for
+    20 answers. found: (presence, whether the right thing would be shown)."""
     shown = sorted((p, right) for p, right in found if p >= threshold)
     for i in range(len(shown) - LEAST_SURE + 1):
         if np.mean([right for _, right in shown[i:]]) >= share:
