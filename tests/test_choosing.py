@@ -65,14 +65,25 @@ def test_tracks_of_segment_can_be_chosen_among(system, folder):
         assert len(deixis.choose(folder, tracks, "the red one", model=system)) == 1
 
 
+def test_a_stretch_whose_length_is_only_estimated_takes_as_many_masks_as_it_has_frames(system, folder):
+    stretch = deixis.Video(folder, start=0.05)
+    frames = sum(1 for _ in stretch.frames())
+    assert frames != stretch.length
+    assert len(deixis.choose(stretch, two_tracks(frames), "the red one", model=system)) == 1
+
+
 @pytest.mark.parametrize(
     ("tracks", "message"),
     [
         ([], "there are no tracks to choose among"),
         ([np.zeros((6, 72, 96), bool)], "no track has a mask"),
         ([np.ones((6, 36, 48), bool)], r"track 0 has masks of \(36, 48\), the video has frames of \(72, 96\)"),
-        ([np.ones((5, 72, 96), bool)], r"the tracks have \[5\] frames, but the video has 6"),
-        ([np.ones((6, 72, 96), bool), np.ones((7, 72, 96), bool)], r"\[6, 7\] frames"),
+        ([np.ones((5, 72, 96), bool)], "the tracks have 5 frames, but the video has 6; give one mask a frame"),
+        ([np.ones((7, 72, 96), bool)], "the tracks have 7 frames, but the video has 6"),
+        (
+            [np.ones((6, 72, 96), bool), np.ones((7, 72, 96), bool)],
+            r"the tracks have \[6, 7\] frames; all must be as long as the video",
+        ),
         ([np.ones((6, 72, 96), np.uint8)], "track 0 must be a MaskTrack or bool"),
         ([np.ones((72, 96), bool)], "track 0 must be a MaskTrack or bool"),
         ([np.zeros((0, 72, 96), bool)], "track 0 has masks of"),

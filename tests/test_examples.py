@@ -29,7 +29,7 @@ PUBLIC = {
     "deixis.video": ("Frame", "fit", "normalise", "resize"),
     "deixis.types": ("RleMasks", "decode_rle", "encode_rle"),
     "deixis.weights": ("describe", "find", "save"),
-    "deixis.writers": ("Output", "check_formats", "read_rle", "write"),
+    "deixis.writers": ("Output", "check_formats", "read_coco", "read_rle", "write"),
     "deixis.writers.rle": ("write_rle",),
     "deixis.benchmarks": ("open_benchmark", "splits_of", "write_fixture"),
     "deixis.predict": ("predict",),

@@ -140,9 +140,8 @@ def _check(masks: Sequence[Any], source: Video) -> None:
                 f"track {number} has masks of {shape}, the video has frames of {(height, width)}; "
                 "give masks of the video's own size"
             )
-    if len(lengths) > 1 or (source.length and source.length not in lengths):
-        there = f"the video has {source.length} frames" if source.length else "all tracks must be as long as the video"
-        raise DeixisError(f"the tracks have {sorted(lengths)} frames, but {there}")
+    if len(lengths) > 1:  # whether it is the video's is known when all frames are read: ``Video.length`` is about
+        raise DeixisError(f"the tracks have {sorted(lengths)} frames; all must be as long as the video")
     if not any(track[i].any() for track in masks for i in _spread(len(track))):
         raise DeixisError("no track has a mask in the frames that are looked at; leave empty tracks out")
 

@@ -5,10 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from deixis.types import DeixisError
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """A sort key under which ``frame2`` comes before ``frame10``."""
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
 def safe_name(name: Any, source: Path) -> str:

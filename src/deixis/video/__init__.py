@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from deixis.files import natural
 from deixis.types import Clip, DeixisError, Size
 from deixis.video.colour import Colours
 from deixis.video.frames import MAX_PIXELS, Frame, Notes, resize
-from deixis.video.pictures import PICTURES, Pictures, natural
+from deixis.video.pictures import PICTURES, Pictures
 from deixis.video.stream import PLAYLISTS, Stream
 
 __all__ = [

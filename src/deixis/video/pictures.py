@@ -21,6 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from deixis.files import natural
 from deixis.types import DeixisError, Size
 from deixis.video.colour import PICTURE, Colours
 from deixis.video.frames import Frame, check_pixels
@@ -49,12 +50,6 @@ UNREADABLE = (  # what decoders raise for files that are damaged
     cv2.error, MemoryError,
 )  # fmt: skip
 FORMAT_HINT = "HEIC pictures are read where `pip install pillow-heif` is done"
-
-
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """A sort key under which ``frame2`` comes before ``frame10``."""
-    parts = re.split(r"(\d+)", name)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
 def ordered(files: Sequence[Path]) -> list[Path]:

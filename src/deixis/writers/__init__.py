@@ -12,13 +12,14 @@ from typing import Any
 
 from deixis.tables import FORMAT_FILES
 from deixis.types import DeixisError, MaskTrack
+from deixis.writers.coco_reader import read_coco
 from deixis.writers.contact_sheet import ContactSheet
 from deixis.writers.format import Format
 from deixis.writers.output import Output, VideoSource
 from deixis.writers.painter import Painter, draw
 from deixis.writers.rle import read_rle
 
-__all__ = ["FORMATS", "Format", "Output", "check_formats", "read_rle", "write"]
+__all__ = ["FORMATS", "Format", "Output", "check_formats", "read_coco", "read_rle", "write"]
 
 
 FORMATS: dict[str, Format] = {name: import_module(f"deixis.writers.{name}").FORMAT for name in FORMAT_FILES}
