@@ -748,7 +748,7 @@ def imports(r: Random, box: Box, stock: Stock) -> Case:
             odd = (torch.ones(()), torch.ones(0), torch.ones(96, 3, 4, 4), torch.ones(1).expand(50265, 768), torch.ones(1, 5), torch.zeros(2, dtype=torch.complex64), torch.ones(3).to_sparse(), torch.empty(3, device="meta"), 5, None, "x", [1])
             names = ("backbone.0.body.patch_embed.proj.weight", "class_embed.0.weight", "proxy_embed.weight", "text_encoder.embeddings.word_embeddings.weight", 7, "a")
             torch.save({r.choice(("model_state_dict", "model", "x")): {n: r.choice(odd) for n in r.sample(names, 5)}}, path)
-    more = r.choice(([], [], ["--set", r.choice(("window=x", "eval_level=y", "window", "painted=1" + "0" * 5000))], ["--tokenizer", str(box.given)]))
+    more = r.choice(([], [], ["--set", r.choice(("window=x", "eval_level=y", "window", "kept_queries=1" + "0" * 5000))], ["--tokenizer", str(box.given)]))
     return Case(kind="", argv=["weights", "import", str(path), "--system", r.choice(("soc", "soc_plus_plus", "light")), "-o", box.out + ".safetensors", *more])
 
 

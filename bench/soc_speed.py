@@ -69,7 +69,7 @@ def build(way: Way, backbone: str) -> Any:
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = way.precision == "tf32"
     model: Any = PRESETS[f"soc_swin_{backbone}"]().eval()
-    object.__setattr__(model.config, "painted", 1)  # one query is what a mask track needs
+    object.__setattr__(model.config, "kept_queries", 1)  # one query is what a mask track needs
     model.text.tokenizer = roberta_letter_tokenizer()
     if way.kind == "plain":
         from helpers.plain_soc import plainly
@@ -77,7 +77,7 @@ def build(way: Way, backbone: str) -> Any:
         model = plainly(model)
     model.to(way.device)
     if way.compiled:
-        for block in [b for stage in model.vision.layers for b in stage] + list(model.find.encoder):
+        for block in [b for stage in model.vision.layers for b in stage] + list(model.transformer.encoder):
             block.compile()
     return model
 
@@ -87,7 +87,7 @@ class Clock:
 
     PARTS = (
         ("vision", "backbone"), ("project", "projections"), ("text", "text encoder"), ("vision_gate", "vision gates"),
-        ("text_gate", "text gates"), ("pixels", "mask features"), ("cluster", "video cluster"),
+        ("text_gate", "text gates"), ("pixel_decoder", "mask features"), ("cluster", "video cluster"),
         ("heads", "heads, masks"),
     )  # fmt: skip
 
@@ -97,10 +97,10 @@ class Clock:
     def listen(self, model: Any) -> None:
         for name, words in self.PARTS:
             self.time(getattr(model, name), words)
-        for layer in model.find.encoder:
-            self.time(layer.sample, "encoder: sampling")
-            self.time(layer.feed, "encoder: two-layer networks")
-        for layer in model.find.decoder:
+        for layer in model.transformer.encoder:
+            self.time(layer.attention, "encoder: sampling")
+            self.time(layer.feed_forward, "encoder: two-layer networks")
+        for layer in model.transformer.decoder:
             self.time(layer, "decoder")
 
     def time(self, module: nn.Module, words: str) -> None:

@@ -36,7 +36,7 @@ from deixis.systems.conv_clip_mevis import (
     VideoDecoder,
     WindowEncoder,
     aligned_slots,
-    elsewhere,
+    attention_mask,
 )
 from deixis.tracks import TrackBuilder, select
 from deixis.training.clips import TrainingClip
@@ -48,7 +48,7 @@ from deixis.training.tower_model import TowerConfig
 from deixis.types import DeixisError, Expression, FeatureMaps, Prediction, Target, TextFeatures
 
 DEBUG: ConvClipMevisConfig = systems.PRESETS["conv_clip_mevis_debug"]().config  # type: ignore[assignment]
-STILL: dict[str, Any] = {"text_dropout": 0.0, "meet_dropout": 0.0, "meet_drop_path": 0.0}
+STILL: dict[str, Any] = {"text_dropout": 0.0, "bi_attention_dropout": 0.0, "bi_attention_drop_path": 0.0}
 ABLATIONS: tuple[dict[str, Any], ...] = (
     {}, {"words": "start"}, {"video_start": "learned"}, {"align": False}, {"words": "start", "video_start": "learned"},
 )  # fmt: skip
@@ -58,7 +58,7 @@ FEW = ReferredLossConfig(points=100)
 def make(**changes: Any) -> ConvClipMevis:
     """A small system without dropout, the same weights every time."""
     torch.manual_seed(0)
-    return ConvClipMevis(replace(DEBUG, **{**STILL, "meet_scale": 0.5, **changes}))
+    return ConvClipMevis(replace(DEBUG, **{**STILL, "bi_attention_scale": 0.5, **changes}))
 
 
 def target(t: int = 3, referred: tuple[bool, bool] = (True, True), h: int = 64, w: int = 96) -> Target:
@@ -98,11 +98,11 @@ def test_what_lies_in_the_padding_is_not_heard() -> None:
     for clean, dirty, stride in zip(fused[0], fused_noisy[0], maps.strides[1:], strict=True):
         close(dirty[3:, : 32 // stride], clean[3:, : 32 // stride])
         close(dirty[:3], clean[:3])
-    queries = [model.find(scenes[0], fused[0], fused[1], fused[2], model.frame_heads)[-1]]
+    queries = [model.frame_decoder(scenes[0], fused[0], fused[1], fused[2], model.frame_heads)[-1]]
     dirty = [x.clone() for x in fused[0]]
     for level, stride in zip(dirty, maps.strides[1:], strict=True):
         level[3:, 32 // stride :] += 1.0
-    queries.append(model.find(scenes[0], dirty, fused[1], fused[2], model.frame_heads)[-1])
+    queries.append(model.frame_decoder(scenes[0], dirty, fused[1], fused[2], model.frame_heads)[-1])
     close(queries[1], queries[0])
 
 
@@ -229,8 +229,8 @@ def test_without_words_everywhere_they_meet_nothing() -> None:
     assert {"pixel_query", "word_value"} <= names[0]
     assert not {"pixel_query", "word_value"} & names[1]
     model = make(words="start")
-    assert all(layer.attend_text is None for layer in [*model.find.layers, *model.watch.layers])
-    assert model.find.start is None
+    assert all(layer.attend_text is None for layer in [*model.frame_decoder.layers, *model.video_decoder.layers])
+    assert model.frame_decoder.start is None
 
 
 def test_published_sizes() -> None:
@@ -275,17 +275,17 @@ def test_video_queries_start_as_weighted_means_over_time_of_their_slot() -> None
     decoder = VideoDecoder(DEBUG)
     tokens = torch.randn(2, 6, 5, 32)
     text = TextFeatures(torch.zeros(2, 3, 32), torch.zeros(2, 3, dtype=torch.bool), torch.ones(2, 32))
-    first = decoder.first(tokens, text)
+    first = decoder.initial_queries(tokens, text)
     assert decoder.share is not None
     share = decoder.share(tokens).squeeze(-1).exp()
     share = share / share.sum(1, keepdim=True)
     close(first, torch.einsum("ntq,ntqd->nqd", share, tokens))
-    close(decoder.first(tokens[:, :1].expand(-1, 6, -1, -1), text), tokens[:, 0])
+    close(decoder.initial_queries(tokens[:, :1].expand(-1, 6, -1, -1), text), tokens[:, 0])
     learned = VideoDecoder(replace(DEBUG, video_start="learned"))
     assert learned.start is not None
-    assert torch.equal(learned.first(tokens, text)[1], learned.start)
+    assert torch.equal(learned.initial_queries(tokens, text)[1], learned.start)
     said = VideoDecoder(replace(DEBUG, video_start="learned", words="start"))
-    assert torch.equal(said.first(tokens, text), torch.ones(2, 5, 32))
+    assert torch.equal(said.initial_queries(tokens, text), torch.ones(2, 5, 32))
 
 
 @torch.no_grad()
@@ -300,34 +300,36 @@ def test_windows_of_frames_do_not_see_each_other_but_through_the_shift() -> None
     changed = (shifted(x) - shifted(y)).abs().amax((0, 2, 3)) > 1e-4
     assert changed.tolist() == [False, False, False, True, True]
     alone = torch.cat([straight(x[:, a : a + 2]) for a in (0, 2, 4)], dim=1)
-    close(straight(x), alone)  # what pads the last window is not heard
+    close(straight(x), alone)  # what pads the last window is not attended
 
 
 @torch.no_grad()
 def test_pixels_and_words_meet_by_one_similarity_and_keep_what_they_were() -> None:
     torch.manual_seed(0)
-    meet = BiAttention(replace(DEBUG, meet_heads=1)).eval()
+    attention = BiAttention(replace(DEBUG, bi_attention_heads=1)).eval()
     pixels, words = torch.randn(2, 7, 32), torch.randn(2, 4, 32)
     padding = torch.tensor([[False] * 4, [False, False, True, True]])
-    p, w = meet(pixels, words, None, padding)
+    p, w = attention(pixels, words, None, padding)
     assert 0 < float((p - pixels).abs().max()) < 1e-2  # the residual is the input itself, the change scaled by 1e-4
-    scores = meet.pixel_query(meet.pixel_norm(pixels)) @ meet.word_query(meet.word_norm(words)).mT / 32**0.5
-    heard = scores.masked_fill(padding[:, None], -1e9).softmax(-1) @ meet.word_value(meet.word_norm(words))
-    close(p, pixels + meet.pixel_scale * meet.pixel_out(heard))
-    heard = scores.mT.softmax(-1) @ meet.pixel_value(meet.pixel_norm(pixels))
-    close(w, words + meet.word_scale * meet.word_out(heard))
+    queries = attention.pixel_query(attention.pixel_norm(pixels))
+    keys = attention.word_query(attention.word_norm(words))
+    scores = queries @ keys.mT / 32**0.5
+    attended = scores.masked_fill(padding[:, None], -1e9).softmax(-1) @ attention.word_value(attention.word_norm(words))
+    close(p, pixels + attention.pixel_scale * attention.pixel_out(attended))
+    attended = scores.mT.softmax(-1) @ attention.pixel_value(attention.pixel_norm(pixels))
+    close(w, words + attention.word_scale * attention.word_out(attended))
     other = words.clone()
     other[1, 2:] = 5.0
-    close(meet(pixels, other, None, padding)[0], p, 1e-7)
+    close(attention(pixels, other, None, padding)[0], p, 1e-7)
 
 
 def test_queries_look_only_where_they_painted_and_everywhere_if_nowhere() -> None:
     pixels = torch.tensor([[[[1.0, -1.0, 1.0]]]])
     kernels = torch.tensor([[[1.0], [-1.0], [0.0]]])
-    assert elsewhere(kernels, pixels, None)[0].tolist() == [[False, True, False], [True, False, True], [False] * 3]
-    nowhere = elsewhere(torch.tensor([[[1.0]]]), -torch.ones(1, 1, 1, 3), torch.tensor([[False, False, True]]))
+    assert attention_mask(kernels, pixels, None)[0].tolist() == [[False, True, False], [True, False, True], [False] * 3]
+    nowhere = attention_mask(torch.tensor([[[1.0]]]), -torch.ones(1, 1, 1, 3), torch.tensor([[False, False, True]]))
     assert nowhere[0].tolist() == [[False, False, True]]
-    hidden = elsewhere(kernels, pixels, torch.tensor([[False, True, False]]))
+    hidden = attention_mask(kernels, pixels, torch.tensor([[False, True, False]]))
     assert hidden[0].tolist() == [[False, True, False], [False, True, False], [False, True, False]]
 
 
@@ -507,9 +509,9 @@ def perfect(t: int = 3, q: int = 4) -> tuple[Prediction, Target]:
     frame_scores[:, 0, 1] = -20.0  # the second object is not in the first frame
     extras = {
         "frame_scores": frame_scores, "frame_kernels": kernels.repeat(2, t, 1, 1),
-        "frame_marks": marks.repeat(1, t, 1, 1),
+        "frame_embeddings": marks.repeat(1, t, 1, 1),
         "video_scores": scores.repeat(1, 2, 1), "video_kernels": kernels.repeat(1, 2, 1, 1),
-        "video_marks": marks.repeat(1, 2, 1, 1), "frame_pixels": pixels, "video_pixels": pixels,
+        "video_embeddings": marks.repeat(1, 2, 1, 1), "frame_pixels": pixels, "video_pixels": pixels,
     }  # fmt: skip
     extras = {name: x[None] for name, x in extras.items()}
     return Prediction(torch.zeros(1, t, q, 8, 12), torch.zeros(1, t, q), extras=extras), aim

@@ -5,6 +5,7 @@ import pytest
 
 from deixis.metrics.choice import overlap_with_each, right_object
 from deixis.systems.light import light_debug
+from deixis.training.light_calibration import SURE, with_fitted_presence
 from deixis.training.measure import (
     NEVER_SURE,
     Answer,
@@ -14,7 +15,6 @@ from deixis.training.measure import (
     sure_bound,
     wilson,
 )
-from deixis.training.recipes.light import SURE, with_fitted_presence
 
 
 def two_objects(frames=16):

@@ -328,7 +328,7 @@ def test_a2d_is_answered_by_the_network_that_was_trained(name: str, tmp_path: Pa
         clip = training_clip(benchmark, sample, centred_window(film_index(sample, sample.scored[0]), 8))
         batch = collate(model.config, [shrink(clip, model.config)])
         assert batch.wanted == (4,)
-        model.config, kept = replace(model.config, painted=None), model.config
+        model.config, kept = replace(model.config, kept_queries=None), model.config
         with torch.inference_mode():
             forward = model(batch)
         model.config = kept

@@ -26,7 +26,7 @@ from deixis.benchmarks import write_fixture
 from deixis.benchmarks.fixtures import tiny_videos, write_film
 from deixis.cli import app
 from deixis.losses.mask_loss import MaskLossConfig, mask_loss
-from deixis.systems.slvp import DEBUG, PRETRAINING, Slvp, SlvpConfig, likeness
+from deixis.systems.slvp import DEBUG, PRETRAINING, Slvp, SlvpConfig, local_correlation
 from deixis.training import flow_clips
 from deixis.training.captions import VideoCaptions, write_list
 from deixis.training.flow import CacheEntry, FlowCache, FlowSettings
@@ -129,7 +129,7 @@ def test_what_lies_in_the_padding_is_not_attended_to(name: str) -> None:
         assert not torch.allclose(one.tokens, two.tokens)
         close(two.tokens[~one.padding], one.tokens[~one.padding])
     table = model.text.encoder.embeddings.word_embeddings.weight
-    close(model.recall(text.words, two, table), model.recall(text.words, one, table))
+    close(model.word_head(text.words, two, table), model.word_head(text.words, one, table))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -260,9 +260,10 @@ def test_clips_are_compared_before_they_heard_any_words() -> None:
     model = Slvp(TINY).eval()
     x = flow_batch(model.config, 2)
     maps, flow = model.encode(x.frames, x.padding), torch.rand(2, 3, 2, 8, 12)
-    one, two = (model.compare(maps, flow, model.text(texts).sentence)[0] for texts in (["dog", "cat"], ["bird", "a"]))
+    texts = (["dog", "cat"], ["bird", "a"])
+    one, two = (model.contrast_head(maps, flow, model.text(pair).sentence)[0] for pair in texts)
     assert torch.equal(one, two)
-    moved = model.compare(maps, flow * torch.linspace(0, 9, 12), model.text(["dog", "cat"]).sentence)[0]
+    moved = model.contrast_head(maps, flow * torch.linspace(0, 9, 12), model.text(["dog", "cat"]).sentence)[0]
     assert not torch.allclose(one, moved)  # but where it moves counts
 
 
@@ -283,7 +284,8 @@ def test_the_pixels_hear_the_caption_without_its_hidden_words(monkeypatch: pytes
 @pytest.mark.parametrize(("down", "right"), [(0, 0), (1, 0), (-1, 2), (2, -2)])
 def test_a_cell_is_most_alike_where_it_went_and_where_it_came_from(down: int, right: int) -> None:
     first = torch.randn(1, 6, 9, 11, generator=torch.Generator().manual_seed(0))
-    alike = likeness(torch.stack([first, first.roll((down, right), (-2, -1))], dim=1), None, reach=2)  # 5 x 5 steps
+    pair = torch.stack([first, first.roll((down, right), (-2, -1))], dim=1)
+    alike = local_correlation(pair, None, reach=2)  # 5 x 5 steps
     assert alike.shape == (1, 2, 50, 9, 11)
     inside = (..., slice(2, -2), slice(2, -2))  # what went over the edge came back on the other side
     after, before = alike[0, 0, :25], alike[0, 1, 25:]
@@ -300,10 +302,11 @@ def test_nothing_is_alike_to_padding_and_what_lies_there_is_not_heard() -> None:
     hidden[..., 8:] = True
     other = level.clone()
     other[..., 8:] += 5.0
-    one, two = likeness(level, hidden, reach=2), likeness(other, hidden, reach=2)
+    one, two = local_correlation(level, hidden, reach=2), local_correlation(other, hidden, reach=2)
     assert torch.equal(one, two)
     assert not one[..., 8:].any()
-    assert torch.allclose(one[..., :8], likeness(level[..., :8], None, reach=2), atol=1e-6)  # as if it were not there
+    left = local_correlation(level[..., :8], None, reach=2)
+    assert torch.allclose(one[..., :8], left, atol=1e-6)  # as if it were not there
 
 
 @torch.no_grad()
@@ -312,7 +315,7 @@ def test_where_language_asks_each_kernel_adds_flow_to_its_share_of_the_pixels() 
     channels = TINY.pixel_channels
     reads = torch.zeros(2, channels + 1)
     reads[0, 3], reads[1, 5], reads[1, -1] = 1.5, -2.0, 0.5  # dx is 1.5 of channel 3, dy 0.5 less 2 of channel 5
-    model.flow.kernel.last.bias.copy_(reads.flatten() * (channels + 1) ** 0.5)
+    model.flow_head.kernel.last.bias.copy_(reads.flatten() * (channels + 1) ** 0.5)
     x = flow_batch(model.config, 1)
     flow, fused = model.predict_flow(model.encode(x.frames, x.padding), model.text(["dog"]))
     assert torch.allclose(flow[:, :, 0], 1.5 * fused.pixels[:, :, 3], atol=1e-5)  # whatever the shares, they sum to 1
@@ -545,7 +548,7 @@ def test_a_transfer_takes_all_but_the_head(fusion: Any, tmp_path: Path) -> None:
     assert {key.split(".")[0] for key in left} == {name.rstrip(".") for name in PRETRAINING}
     own, theirs = model.state_dict(), pretrained.state_dict()
     for key in own:
-        assert torch.equal(own[key], fresh[key] if key.startswith("mask.") else theirs[key]), key
+        assert torch.equal(own[key], fresh[key] if key.startswith("mask_head.") else theirs[key]), key
     shared = sum(own[k].numel() for k in own if k in theirs)
     assert shared > 0.9 * sum(value.numel() for value in own.values())
 
@@ -556,16 +559,16 @@ def test_a_transfer_from_a_transfer_takes_the_head_too(tmp_path: Path) -> None:
     weights.save(start, tmp_path / "start.safetensors")
     model = Slvp(STILL)
     assert adopt(model, tmp_path / "start.safetensors") == []
-    assert torch.equal(model.mask.paint.weight, start.mask.paint.weight)
+    assert torch.equal(model.mask_head.conv.weight, start.mask_head.conv.weight)
 
 
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
         ({"fusion": "language"}, "fuse"),
-        ({"pixel_channels": 8}, "pixels"),
+        ({"pixel_channels": 8}, "pixel_decoder"),
         ({"blocks": 2}, "fuse.levels.0.1"),
-        ({"space": (8, 16, 32)}, "fuse.levels.0.0.space"),
+        ({"space": (8, 16, 32)}, "fuse.levels.0.0.spatial_attention"),
     ],
 )
 def test_a_start_that_differs_in_more_than_the_head_is_refused_by_name(

@@ -93,8 +93,8 @@ def test_frames_in_parts_give_what_all_frames_at_once_give(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_the_painted_queries_are_the_best_of_all(name: str) -> None:
-    few, every = make(name, painted=2).eval(), make(name, painted=5).eval()
+def test_the_kept_queries_are_the_best_of_all(name: str) -> None:
+    few, every = make(name, kept_queries=2).eval(), make(name, kept_queries=5).eval()
     every.load_state_dict(few.state_dict())
     x = batch(clip(6), "dog")
     a, b = few(x), every(x)
@@ -111,7 +111,8 @@ def test_wanted_frames_are_answered_alone_but_seen_in_their_window(name: str) ->
 
 @torch.no_grad()
 def test_official_evaluation_pairs_the_last_view_of_the_clip_with_the_first_level() -> None:
-    last, official = make("soc_debug", painted=5).eval(), make("soc_debug", painted=5, eval_level="official").eval()
+    last = make("soc_debug", kept_queries=5).eval()
+    official = make("soc_debug", kept_queries=5, eval_level="official").eval()
     official.load_state_dict(last.state_dict())
     x = batch(clip(9), "dog")
     a, b, trained = official(x), last(x), last.train()(x)
@@ -163,7 +164,7 @@ def test_training_works_after_the_same_sizes_were_seen_in_inference_mode() -> No
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_bf16_keeps_scores_and_masks_in_fp32_and_close(name: str) -> None:
-    model = make(name, painted=5).eval()
+    model = make(name, kept_queries=5).eval()
     x = batch(clip(1), "dog")
     exact = model(x)
     with torch.autocast("cpu", torch.bfloat16):
@@ -184,7 +185,7 @@ def test_a_saved_system_answers_alike_and_keeps_its_tokenizer(name: str, tmp_pat
 
 @torch.no_grad()
 def test_the_fast_path_equals_the_textbook_one_for_odd_and_padded_sizes() -> None:
-    fast, plain = make("soc_debug", painted=5).eval(), plainly(make("soc_debug", painted=5)).eval()
+    fast, plain = make("soc_debug", kept_queries=5).eval(), plainly(make("soc_debug", kept_queries=5)).eval()
     x = batch(torch.cat([clip(1, 6, 76, 100), clip(2, 6, 76, 100)]), "dog", "the cat")
     x.padding[1, :, 60:] = True
     x.padding[1, :, :, 90:] = True
@@ -196,7 +197,7 @@ def test_the_fast_path_equals_the_textbook_one_for_odd_and_padded_sizes() -> Non
 
 def test_the_fast_path_has_the_gradients_of_the_textbook_one() -> None:
     norms = []
-    for model in (make("soc_debug", painted=5), plainly(make("soc_debug", painted=5))):
+    for model in (make("soc_debug", kept_queries=5), plainly(make("soc_debug", kept_queries=5))):
         x = batch(clip(1), "dog", targets=(target([1, 0, 1]),))
         model.train()
         torch.manual_seed(1)

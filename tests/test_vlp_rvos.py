@@ -87,7 +87,7 @@ def test_two_different_clips_in_a_batch_give_what_each_gives_alone(changes: dict
 @pytest.mark.parametrize("at_once", [1, 2, 8])
 @torch.no_grad()
 def test_one_clip_asked_many_things_answers_as_if_asked_each_alone(at_once: int) -> None:
-    model = make(asked_at_once=at_once).eval()
+    model = make(expressions_at_once=at_once).eval()
     x = batch(clip(3), "dog")
     maps = model.encode(x.frames, x.padding)
     texts = ("dog", "the red cat on the left", "a")
@@ -192,7 +192,7 @@ def test_without_prompts_and_with_gates_shut_the_tower_is_what_it_was(changes: d
     plain = [x[:, 1:] for x in model.tower.encode_image(frames[0], taps)]
     for gate, equal in ((0.5, False), (0.0, True)):
         model.guide.gate.data.fill_(gate)
-        seen = model.look(maps.levels[0], text, model.prompts(), None)
+        seen = model.encode_with_text(maps.levels[0], text, model.prompts(), None)
         off = [float((a.flatten(2, 3)[0] - b).abs().max() / b.abs().max()) for a, b in zip(seen, plain, strict=True)]
         assert (max(off) <= 1e-6) is equal, off
 
@@ -214,7 +214,7 @@ def test_frames_hear_of_each_other_inside_the_tower_through_temporal_prompts_alo
     other[:, 3] = clip(2)[:, 3]
     nothing = torch.zeros(1, 4, 64, 64, dtype=torch.bool)
     text, prompts = model.tower.encode_text(["dog"]), model.prompts()
-    a, b = (model.look(model.encode(x, nothing).levels[0], text, prompts, None) for x in (frames, other))
+    a, b = (model.encode_with_text(model.encode(x, nothing).levels[0], text, prompts, None) for x in (frames, other))
     assert torch.equal(a[0][:, :3], b[0][:, :3])  # the first layer has not been told yet
     assert torch.equal(a[-1][:, :3], b[-1][:, :3]) is not hears
     assert not torch.allclose(a[-1][:, 3], b[-1][:, 3])

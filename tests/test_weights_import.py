@@ -125,9 +125,9 @@ def test_variants_of_the_file_are_read_alike(case: Any, wrap: str, tmp_path: Pat
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("missing", "1 keys missing, such as find.query_position"),
+        ("missing", "1 keys missing, such as transformer.query_position"),
         ("unknown", "1 keys are unknown to soc"),
-        ("shape", r"find.query_position is \(2, 2\), expected"),
+        ("shape", r"transformer.query_position is \(2, 2\), expected"),
         ("copy", "should be a copy of bbox_embed"),
     ],
 )
@@ -190,12 +190,12 @@ def test_the_command_writes_a_file_that_segment_takes_and_names_what_it_left_out
     system, _, state = case
     out = tmp_path / "ours.safetensors"
     arguments = ["weights", "import", str(checkpoint(tmp_path / "a.pth", state)), "--system", system, "-o", str(out)]
-    arguments += ["--set", "short_side=48", "--set", "painted=2"]
+    arguments += ["--set", "short_side=48", "--set", "kept_queries=2"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "left out text_encoder.embeddings.position_ids: a constant" in result.output
     model: Any = weights.load(out)
-    assert (model.config.short_side, model.config.painted) == (48, 2)
+    assert (model.config.short_side, model.config.kept_queries) == (48, 2)
     frames = torch.zeros(2, 3, 64, 96, dtype=torch.uint8)
     clip = Clip(frames, ("0", "1"), (0.0, 0.1), (64, 96))
     read = lambda prediction, size, padded, _: choose_queries(prediction, Presence(), size, padded)  # noqa: E731

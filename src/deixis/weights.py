@@ -32,7 +32,7 @@ from torch.nn.modules import module as torch_module
 from deixis import systems
 from deixis.config import check_bounds, config_from, some_of
 from deixis.encoders.frozen import fill_towers
-from deixis.old_keys import key_of_today
+from deixis.old_keys import fields_of_today, key_of_today
 from deixis.types import DeixisError
 
 FORMAT = 1
@@ -290,7 +290,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         raise DeixisError(
             f"{path} is a safetensors file, but its header does not say which deixis system it is"
         ) from error
-    return facts, header
+    return facts | {"config": fields_of_today(facts["config"])}, header
 
 
 def _check_entries(path: Path, entries: Mapping[str, Any], room: int) -> None:

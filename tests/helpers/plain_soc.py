@@ -161,7 +161,7 @@ class PlainQueryHeads(QueryHeads):
         sentence: Tensor,
         frames: FrameDetections,
         size_xy: Tensor,
-        painted: int | None = None,
+        kept: int | None = None,
     ) -> Prediction:
         scores = score_logits(self.score[layer](queries))
         boxes = refine_box(self.box[layer](queries), frames.references[layer])
@@ -208,16 +208,16 @@ class PlainSoc(Soc):
         self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
     ) -> Prediction:
         scene, text = PlainScene(maps, wanted), self.text([e.text for e in expressions])
-        return join([self.answer(scene, asked) for asked in split_expressions(scene.clips, text)])
+        return join([self.predict_clip(scene, group) for group in split_expressions(scene.clips, text)])
 
-    def answer(self, scene: ClipTokens, text: TextFeatures) -> Prediction:
+    def predict_clip(self, scene: ClipTokens, text: TextFeatures) -> Prediction:
         words = [self.see(text, scene, level) for level in range(3)][-1]  # only the last is used
         frames = detect_in_frames(
             scene,
             lambda part: [gate_with_text(self.vision_gate, part, i, text) for i in range(4)],
-            self.find,
+            self.transformer,
             self.heads.box,
-            self.pixels,
+            self.pixel_decoder,
             self.config.frames_at_once,
         )
         layers = range(self.config.layers)

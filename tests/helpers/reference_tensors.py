@@ -66,7 +66,7 @@ def published_config(meta: dict[str, Any]) -> Any:
             tokenizer="letters",
         ),
         "dropout": 0.0,
-        "painted": 20,
+        "kept_queries": 20,
     }  # fmt: skip
     if meta["system"] == "soc":
         return SocConfig(eval_level="official", **shared)
@@ -137,13 +137,13 @@ def run_case(model: Any, clip: dict[str, Any], name: str) -> dict[str, Tensor]:
     batch = make_batch(clip)
     results: dict[str, Tensor] = {}
     with torch.no_grad():
-        seen, answer = watch(model.eval(), batch, clip.get("wanted", ()))
+        seen, answer = record_parts(model.eval(), batch, clip.get("wanted", ()))
     results |= {f"{name}/eval/{k}": v for k, v in (named_outputs(answer) | inner_tensors(seen, batch)).items()}
     if clip["mode"] != "clip":
         return results
     model.train()
     model.zero_grad()
-    seen, answer = watch(model, batch)
+    seen, answer = record_parts(model, batch)
     if isinstance(model, SocPlusPlus):  # officially all levels are clustered in evaluation too; only one is used
         results[f"{name}/eval/video_queries"] = torch.stack([c.detach() for c in seen["cluster"][0]])
     for prefix, level in {"train": answer, **{f"train/aux{i}": aux for i, aux in enumerate(answer.aux)}}.items():
@@ -162,9 +162,9 @@ def run_case(model: Any, clip: dict[str, Any], name: str) -> dict[str, Tensor]:
     return results
 
 
-def watch(model: Any, batch: Batch, wanted: Sequence[int] = ()) -> tuple[dict[str, list[Any]], Prediction]:
+def record_parts(model: Any, batch: Batch, wanted: Sequence[int] = ()) -> tuple[dict[str, list[Any]], Prediction]:
     """The prediction, and what the parts returned on the way to it. wanted: one frame a clip, which may differ."""
-    seen: dict[str, list[Any]] = {name: [] for name in ("find", "cluster", "pixels", "text")}
+    seen: dict[str, list[Any]] = {name: [] for name in ("transformer", "cluster", "pixel_decoder", "text")}
 
     def keep(name: str) -> Callable[..., None]:
         return lambda _module, _inputs, output: seen[name].append(output)
@@ -203,9 +203,9 @@ def inner_tensors(seen: dict[str, list[Any]], batch: Batch) -> dict[str, Tensor]
         return {}
 
     def over_time(values: Callable[[Any], Any]) -> Tensor:
-        return torch.cat([values(part) for part in seen["find"]], dim=0)
+        return torch.cat([values(part) for part in seen["transformer"]], dim=0)
 
-    layers = range(len(seen["find"][0].queries))
+    layers = range(len(seen["transformer"][0].queries))
     clips = seen["cluster"][0]
     return {
         "frame_queries": torch.stack([over_time(lambda f, i=i: f.queries[i]) for i in layers]),
@@ -214,7 +214,7 @@ def inner_tensors(seen: dict[str, list[Any]], batch: Batch) -> dict[str, Tensor]
         "mem8": over_time(lambda f: f.memory[0])[:, :8],
         "mem16": over_time(lambda f: f.memory[1])[:, :8],
         "mem32": over_time(lambda f: f.memory[2]),
-        "mask_feats": torch.cat(seen["pixels"], dim=0),
+        "mask_feats": torch.cat(seen["pixel_decoder"], dim=0),
         "video_queries": clips[None] if isinstance(clips, Tensor) else torch.stack(list(clips)),
         "text_tokens": seen["text"][0].words.transpose(0, 1),
         "sentence": seen["text"][0].sentence,

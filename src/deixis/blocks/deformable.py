@@ -25,8 +25,8 @@ _EPS = 1e-5  # of the inverse sigmoid, as published
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """What the transformer found, N frames; lists hold one entry a decoder layer.
+class TransformerOutput:
+    """Encoded levels and decoded queries, N frames; lists hold one entry a decoder layer.
 
     memory: the encoded levels, (N, D, h, w) each.  queries: (N, Q, D).
     references: what entered the layer, (N, Q, 2) for the first, (N, Q, 4) afterwards, cx cy w h in 0..1 of the picture.
@@ -40,7 +40,7 @@ class Found:
 
 
 class DeformableTransformer(nn.Module):
-    """Finds Q objects in each frame on its own: encodes the levels, then decodes queries, refining a box a layer."""
+    """Detect Q objects in each frame on its own: encode the levels, then decode queries, refining a box a layer."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class DeformableTransformer(nn.Module):
         paddings: Sequence[Tensor] | None,
         refine: nn.ModuleList,
         content: Tensor | None = None,
-    ) -> Found:
+    ) -> TransformerOutput:
         """levels: (N, h, w, D) each.  positions: (N or 1, h, w, D).  paddings: (N, h, w), or None for none.
 
         refine: a box network (D -> 4) a layer.  content: what queries start from, (N, Q, D); default zeros.
@@ -105,21 +105,21 @@ class DeformableTransformer(nn.Module):
             level.transpose(1, 2).unflatten(2, shape)
             for level, shape in zip(tokens.split([h * w for h, w in shapes], dim=1), shapes, strict=True)
         ]
-        return Found(tuple(memory), tuple(queries), tuple(references), tuple(boxes))
+        return TransformerOutput(tuple(memory), tuple(queries), tuple(references), tuple(boxes))
 
 
 class EncoderLayer(nn.Module):
     def __init__(self, width: int, heads: int, levels: int, points: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.sample, self.norm = DeformableAttention(width, heads, levels, points), nn.LayerNorm(width)
-        self.feed, self.dropout = ResidualFeedForward(width, hidden, dropout), nn.Dropout(dropout)
+        self.attention, self.norm = DeformableAttention(width, heads, levels, points), nn.LayerNorm(width)
+        self.feed_forward, self.dropout = ResidualFeedForward(width, hidden, dropout), nn.Dropout(dropout)
 
     def forward(
         self, tokens: Tensor, places: Tensor, points: Tensor, shapes: Sequence[Shape], padding: Tensor | None
     ) -> Tensor:
         """(N, S, D) -> (N, S, D). points: (N or 1, S, levels, 2), each token's own place."""
-        attended = self.sample(tokens + places, points, self.sample.values(tokens, padding), shapes)
-        return self.feed(self.norm(tokens + self.dropout(attended)))
+        attended = self.attention(tokens + places, points, self.attention.values(tokens, padding), shapes)
+        return self.feed_forward(self.norm(tokens + self.dropout(attended)))
 
 
 class DecoderLayer(nn.Module):
@@ -127,13 +127,13 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, levels: int, points: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.among, self.among_norm = PackedAttention(width, heads, dropout), nn.LayerNorm(width)
-        self.sample, self.sample_norm = DeformableAttention(width, heads, levels, points), nn.LayerNorm(width)
-        self.feed, self.dropout = ResidualFeedForward(width, hidden, dropout), nn.Dropout(dropout)
+        self.self_attention, self.self_norm = PackedAttention(width, heads, dropout), nn.LayerNorm(width)
+        self.cross_attention, self.cross_norm = DeformableAttention(width, heads, levels, points), nn.LayerNorm(width)
+        self.feed_forward, self.dropout = ResidualFeedForward(width, hidden, dropout), nn.Dropout(dropout)
 
     def values(self, memory: Tensor, padding: Tensor | None) -> Tensor:
         """What the queries will sample, (N, S, A, d), from memory (N, S, D)."""
-        return self.sample.values(memory, padding)
+        return self.cross_attention.values(memory, padding)
 
     def forward(
         self,
@@ -145,9 +145,9 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         """(N, Q, D) -> (N, Q, D). reference: (N, Q, levels, 2 or 4).  value: what ``values`` made of the memory."""
         placed = x + position
-        x = self.among_norm(x + self.dropout(self.among(placed, placed, x)))
-        attended = self.sample(x + position, reference, value, shapes)
-        return self.feed(self.sample_norm(x + self.dropout(attended)))
+        x = self.self_norm(x + self.dropout(self.self_attention(placed, placed, x)))
+        attended = self.cross_attention(x + position, reference, value, shapes)
+        return self.feed_forward(self.cross_norm(x + self.dropout(attended)))
 
 
 class DeformableAttention(nn.Module):
@@ -159,9 +159,9 @@ class DeformableAttention(nn.Module):
         self.sampling_offsets = nn.Linear(width, heads * levels * points * 2)
         self.attention_weights = nn.Linear(width, heads * levels * points)
         self.value_proj, self.output_proj = nn.Linear(width, width), nn.Linear(width, width)
-        self._start()
+        self._initialise()
 
-    def _start(self) -> None:
+    def _initialise(self) -> None:
         """Point i of each head starts i cells away, each head in its own direction; all weights start equal."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angle = torch.arange(self.heads) * (2 * math.pi / self.heads)

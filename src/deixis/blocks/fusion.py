@@ -20,9 +20,9 @@ class CrossGate(nn.Module):
         super().__init__()
         self.attention = PackedAttention(width, heads)
 
-    def forward(self, listener: Tensor, keys: Tensor, values: Tensor, padding: Tensor | None = None) -> Tensor:
-        """(N, L, D) from listener (N, L, D), keys and values (N, S, D), padding (N, S) of the keys or None."""
-        return listener * self.attention(listener, keys, values, padding)
+    def forward(self, query: Tensor, keys: Tensor, values: Tensor, padding: Tensor | None = None) -> Tensor:
+        """(N, L, D) from query (N, L, D), keys and values (N, S, D), padding (N, S) of the keys or None."""
+        return query * self.attention(query, keys, values, padding)
 
 
 def gate_with_text(gate: CrossGate, scene: ClipTokens, level: int, text: TextFeatures) -> Tensor:
@@ -54,6 +54,6 @@ def split_expressions(clips: int, text: TextFeatures) -> list[TextFeatures]:
         return one_by_one(text)
     if len(text.words) != clips:
         raise DeixisError(
-            f"{clips} clips take {clips} expressions, one each, got {len(text.words)}; ask one clip at a time"
+            f"{clips} clips take {clips} expressions, one each, got {len(text.words)}; decode one clip at a time"
         )
     return [text]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deixis.blocks.deformable import DeformableTransformer, Found
+from deixis.blocks.deformable import DeformableTransformer, TransformerOutput
 from deixis.blocks.pixel_decoder import FeaturePyramid
 from deixis.blocks.positions import map_positions, plain_map_positions
 from deixis.types import FeatureMaps
@@ -155,7 +155,7 @@ def detect_in_frames(
     fuse: Callable[[ClipTokens], Sequence[Tensor]],
     transformer: DeformableTransformer,
     refine: nn.ModuleList,
-    pixels: FeaturePyramid,
+    pixel_decoder: FeaturePyramid,
     frames_at_once: int,
     content: Tensor | None = None,
 ) -> FrameDetections:
@@ -163,15 +163,15 @@ def detect_in_frames(
 
     fuse: gives a part's four levels (N, h, w, D), fused with the words.  content: (B, D), what queries start from.
     """
-    done: list[tuple[Found, Tensor]] = []
+    done: list[tuple[TransformerOutput, Tensor]] = []
     for part in scene.parts(frames_at_once):
         paddings = [part.padding(i) for i in range(4)] if part.padded else None
         start = None
         if content is not None:
             start = content[:, None, None].expand(-1, part.frames, transformer.queries, -1).flatten(0, 1)
         found = transformer(fuse(part), [part.positions(i) for i in range(4)], paddings, refine, start)
-        painted = pixels(found.memory[:3], part.fine)
-        done.append((found, painted.unflatten(0, (part.clips, part.frames))))
+        mask_features = pixel_decoder(found.memory[:3], part.fine)
+        done.append((found, mask_features.unflatten(0, (part.clips, part.frames))))
 
     def over_time(name: str) -> tuple[Tensor, ...]:
         parts = zip(*(getattr(found, name) for found, _ in done), strict=True)  # one tuple of parts a layer

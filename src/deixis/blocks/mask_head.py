@@ -1,8 +1,8 @@
-"""Dynamic mask head: each query brings the weights of a tiny network that paints its mask (CondInst, arXiv:2003.05664).
+"""Dynamic mask head: each query brings the weights of a network that predicts its mask (CondInst, arXiv:2003.05664).
 
 B clips, T frames, Q queries, C mask channels, P numbers a kernel, h, w cells of the mask.
 
-Each query's network sees the C shared features of a pixel and where that pixel lies relative to the query's own centre.
+The inputs of each query's network are the C shared features of a pixel, and its place relative to the query's centre.
 A naive rendering copies the features once per query to append those two channels; here the position is a linear term,
 so w · (centre - pixel) = w · centre - w · pixel splits into a bias of the query and two features that all queries
 share. The first layer is then one matrix product a frame, and nothing is copied.

@@ -24,7 +24,7 @@ def word_positions(padding: Tensor, width: int) -> Tensor:
 
 
 def map_positions(padding: Tensor, width: int) -> Tensor:
-    """(N, h, w, D) for padding (N, h, w): the first half of D tells y, the second x."""
+    """(N, h, w, D) for padding (N, h, w): the first half of D encodes y, the second x."""
     there = ~padding
     y, x = there.cumsum(1, dtype=torch.float32), there.cumsum(2, dtype=torch.float32)
     y, x = (y - 0.5) / (y[:, -1:] + _EPS), (x - 0.5) / (x[:, :, -1:] + _EPS)

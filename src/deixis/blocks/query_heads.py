@@ -1,4 +1,4 @@
-"""What a query says of its frame: is it the one, in which box, and with which kernel is its mask painted.
+"""Heads on queries: a score, a box, and the kernel of a dynamic mask head.
 
 B clips, T frames, Q queries, D width, K classes; h w a quarter of the frame.
 """
@@ -28,12 +28,12 @@ class QueryHeads(nn.Module):
         self.box = nn.ModuleList(Mlp(width, width, width, 4) for _ in range(layers))
         self.kernel = Mlp(width, width, width, kernel_numbers(mask_channels, mask_channels))
         self.mask_channels = mask_channels
-        self._start()
+        self._initialise()
 
-    def _start(self) -> None:
+    def _initialise(self) -> None:
         for layer in self.score.children():
             assert isinstance(layer, nn.Linear)
-            nn.init.constant_(layer.bias, -math.log(99))  # at first, one query in a hundred counts as found
+            nn.init.constant_(layer.bias, -math.log(99))  # at first, one query in a hundred is positive
         for i, mlp in enumerate(self.box.children()):
             assert isinstance(mlp, Mlp)
             nn.init.zeros_(mlp.last.weight)
@@ -53,18 +53,18 @@ class QueryHeads(nn.Module):
         sentence: Tensor,
         frames: FrameDetections,
         size_xy: Tensor,
-        painted: int | None = None,
+        kept: int | None = None,
     ) -> Prediction:
         """The prediction of a decoder layer.
 
-        queries: (B, T, Q, D), knowing the clip.  clip_queries: (B, Q, D).  sentence: (B, D).
-        size_xy: (B, 1, 1, 2) pixels.  painted: how many queries to keep, best first; None keeps all, in their order.
+        queries: (B, T, Q, D), with the clip's context.  clip_queries: (B, Q, D).  sentence: (B, D).
+        size_xy: (B, 1, 1, 2) pixels.  kept: how many queries to keep, best first; None keeps all, in their order.
         """
         scores = score_logits(self.score[layer](queries))  # (B, T, Q)
         references, centres = frames.references[layer], frames.boxes[layer][..., :2]
         similarity = torch.einsum("bqd,bd->bq", clip_queries, sentence) / sentence.shape[-1]  # the scale as published
-        if painted is not None and painted < scores.shape[2]:
-            best = scores.sigmoid().mean(1).topk(painted, dim=1).indices  # (B, Q) of the kept
+        if kept is not None and kept < scores.shape[2]:
+            best = scores.sigmoid().mean(1).topk(kept, dim=1).indices  # (B, Q) of the kept
             queries, scores, references, centres = (pick(x, best, 2) for x in (queries, scores, references, centres))
             clip_queries, similarity = pick(clip_queries, best, 1), similarity.gather(1, best)
         boxes = refine_box(self.box[layer](queries), references)  # (B, T, Q, 4)

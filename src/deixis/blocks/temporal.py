@@ -1,4 +1,4 @@
-"""From objects in frames to objects in a clip: clip-level queries read the frames' queries (VITA, arXiv:2206.04403).
+"""From objects in frames to objects in a clip: clip queries attend to the frames' queries (VITA, arXiv:2206.04403).
 
 N clips, T frames, Q queries, M = T Q tokens, D width. All blocks are post-norm.
 """
@@ -30,24 +30,24 @@ class TokenEncoder(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, layers: int, dropout: float) -> None:
         super().__init__()
         self.attention = nn.ModuleList(ResidualAttention(width, heads, dropout) for _ in range(layers))
-        self.feed = nn.ModuleList(ResidualFeedForward(width, hidden, dropout) for _ in range(layers))
+        self.feed_forward = nn.ModuleList(ResidualFeedForward(width, hidden, dropout) for _ in range(layers))
 
     def forward(self, tokens: Tensor, context: Tensor | None = None) -> Tensor:
         """(N, M, D) -> (N, M, D). With ``context`` (N, M, D) each layer attends to that instead of to the tokens."""
-        for attend, feed in zip(self.attention, self.feed, strict=True):
+        for attend, feed_forward in zip(self.attention, self.feed_forward, strict=True):
             source = tokens if context is None else context
-            tokens = feed(attend(tokens, tokens, source, source))
+            tokens = feed_forward(attend(tokens, tokens, source, source))
         return tokens
 
 
 class ClipDecoder(nn.Module):
-    """Q clip queries read the frames' tokens: cross-attention, self-attention, then a two-layer network."""
+    """Q clip queries attend to the frames' tokens: cross-attention, self-attention, then a two-layer network."""
 
     def __init__(self, width: int, queries: int, heads: int, hidden: int, layers: int, dropout: float) -> None:
         super().__init__()
-        self.cross = nn.ModuleList(ResidualAttention(width, heads, dropout) for _ in range(layers))
-        self.among = nn.ModuleList(ResidualAttention(width, heads, dropout) for _ in range(layers))
-        self.feed = nn.ModuleList(ResidualFeedForward(width, hidden, dropout) for _ in range(layers))
+        self.cross_attention = nn.ModuleList(ResidualAttention(width, heads, dropout) for _ in range(layers))
+        self.self_attention = nn.ModuleList(ResidualAttention(width, heads, dropout) for _ in range(layers))
+        self.feed_forward = nn.ModuleList(ResidualFeedForward(width, hidden, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.query_position = nn.Parameter(torch.randn(queries, width))
         self.slot_position = nn.Parameter(torch.randn(queries, width))  # which query of its frame a token is
@@ -55,8 +55,8 @@ class ClipDecoder(nn.Module):
     def forward(self, content: Tensor, tokens: Tensor) -> Tensor:
         """(N, Q, D) from initial content (N, Q, D) and tokens (N, M, D), frame by frame."""
         keys = (tokens.unflatten(1, (-1, len(self.slot_position))) + self.slot_position).flatten(1, 2)
-        for cross, among, feed in zip(self.cross, self.among, self.feed, strict=True):
+        for cross, own, feed_forward in zip(self.cross_attention, self.self_attention, self.feed_forward, strict=True):
             content = cross(content, content + self.query_position, keys, tokens)
             placed = content + self.query_position
-            content = feed(among(content, placed, placed, content))
+            content = feed_forward(own(content, placed, placed, content))
         return self.norm(content)

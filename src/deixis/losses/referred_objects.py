@@ -79,8 +79,8 @@ def referred_objects_loss(
         for level, (entropy, dice) in losses.items():
             sums[f"{level}_mask"] = sums[f"{level}_mask"] + entropy
             sums[f"{level}_dice"] = sums[f"{level}_dice"] + dice
-        marks = extras["frame_marks"][i].float(), extras["video_marks"][i].float()
-        sums["similarity"] = sums["similarity"] + similarity_loss(*marks, frames, clips, frame_scores.shape[1])
+        embeddings = extras["frame_embeddings"][i].float(), extras["video_embeddings"][i].float()
+        sums["similarity"] = sums["similarity"] + similarity_loss(*embeddings, frames, clips, frame_scores.shape[1])
     seen = float(sum(int(masks.flatten(2).any(2).sum()) for masks in truths))
     shown = float(sum(masks.shape[1] for masks in truths))
     counts = mean_counts([seen, shown], pixels.device)
@@ -204,22 +204,26 @@ def score_entropy(scores: Tensor, positive: Tensor, none: float) -> Tensor:
     return ((entropy * weight).sum(1) / weight.sum(1)).sum()
 
 
-def similarity_loss(frame_marks: Tensor, video_marks: Tensor, frames: Matched, clips: Matched, layers: int) -> Tensor:
+def similarity_loss(
+    frame_embeddings: Tensor, video_embeddings: Tensor, frames: Matched, clips: Matched, layers: int
+) -> Tensor:
     """Entropy of "the same object" on the dot products of all pairs of matched embeddings of one clip, summed over the
-    decoder outputs. frame_marks: (G, T, Q, D), of the last G of F = ``layers`` outputs.  video_marks: (G, V, Q, D).
+    decoder outputs. frame_embeddings: (G, T, Q, D), of the last G of F = ``layers`` outputs.
+    video_embeddings: (G, V, Q, D).
 
     An embedding is not paired with itself (our choice).
     """
-    groups, depth = video_marks.shape[:2]
-    total = video_marks.sum() * 0.0
+    groups, depth = video_embeddings.shape[:2]
+    total = video_embeddings.sum() * 0.0
     for g, v in np.ndindex(groups, depth):
         own, whole = frames.layer == layers - groups + g, clips.layer == g * depth + v
-        marks = torch.cat([frame_marks[g, frames.frame[own], frames.query[own]], video_marks[g, v, clips.query[whole]]])
+        of_frames = frame_embeddings[g, frames.frame[own], frames.query[own]]
+        embeddings = torch.cat([of_frames, video_embeddings[g, v, clips.query[whole]]])
         objects = torch.cat([frames.object[own], clips.object[whole]])
-        if len(marks) > 1:
-            others = ~torch.eye(len(marks), dtype=torch.bool, device=marks.device)
+        if len(embeddings) > 1:
+            others = ~torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
             same = (objects[:, None] == objects).float()
-            total = total + F.binary_cross_entropy_with_logits((marks @ marks.t())[others], same[others])
+            total = total + F.binary_cross_entropy_with_logits((embeddings @ embeddings.t())[others], same[others])
     return total
 
 

@@ -1,8 +1,9 @@
 """A frozen convolutional CLIP for MeViS (Pan, Fang, Lu, arXiv:2406.04842; third place, PVUW 2024).
 
-The report has no public code. Its skeleton is known (words meet pixels in the encoder, the frame decoder and the video
-decoder; video queries are born from frame queries); sizes are those of its parents, LMPM (arXiv:2308.08544), VITA
-(arXiv:2206.04403), DsHmp (arXiv:2404.03645), LBVQ (IEEE TCSVT 2024) and Mask2Former (arXiv:2112.01527).
+The report has no public code. Its skeleton is known (words and pixels are fused in the encoder, the frame decoder and
+the video decoder; video queries are initialised from frame queries); sizes are those of its parents, LMPM
+(arXiv:2308.08544), VITA (arXiv:2206.04403), DsHmp (arXiv:2404.03645), LBVQ (IEEE TCSVT 2024) and Mask2Former
+(arXiv:2112.01527).
 
 B clips, T frames, N = B T, L words, Q queries of a frame and of a clip, D width, S tokens of three levels; h, w are a
 quarter of the frame; G frame decoder layers that the video decoder reads, V layers of the video decoder.
@@ -51,11 +52,11 @@ class ConvClipMevisConfig(SystemConfig):
     fusion_layers: int = bounded(6, least=0)  # of the cross-modal encoder (read: Mask2Former's pixel decoder)
     fusion_hidden: int = 1024  # inside its two-layer networks (read)
     points: int = 4  # sampled a head and level (read)
-    meet_width: int = 1024  # inside the attention between pixels and words (read: DsHmp)
-    meet_heads: int = 4  # of it, and of the words' own attention (read)
-    meet_scale: float = 1e-4  # of its residuals at first (read)
-    meet_dropout: float = 0.1  # (read)
-    meet_drop_path: float = 0.1  # chance that a clip's frame does without it, in training (read)
+    bi_attention_width: int = 1024  # inside the attention between pixels and words (read: DsHmp)
+    bi_attention_heads: int = 4  # of it, and of the words' own attention (read)
+    bi_attention_scale: float = 1e-4  # of its residuals at first (read)
+    bi_attention_dropout: float = 0.1  # (read)
+    bi_attention_drop_path: float = 0.1  # chance that a clip's frame does without it, in training (read)
     frame_layers: int = bounded(9, least=0)  # of the frame decoder (read)
     read_layers: int = bounded(3, least=0)  # G: its last layers, which the video decoder reads in training (read)
     window_layers: int = bounded(6, least=0)  # of the frame queries' own attention in windows of frames (read: LMPM)
@@ -66,7 +67,7 @@ class ConvClipMevisConfig(SystemConfig):
     text_dropout: float = 0.1  # after the words' projection (read)
     norm_groups: int = 32  # of GroupNorms (read)
     # The report's claims, each with its other side. Words "start": the sentence is what queries start from, as in LMPM,
-    # and they meet neither pixels nor queries elsewhere (the class heads read the sentence either way, as in LMPM).
+    # and no pixel or query attends to words elsewhere (the class heads read the sentence either way, as in LMPM).
     words: Literal["everywhere", "start"] = "everywhere"
     video_start: Literal["initialised", "learned"] = "initialised"  # video queries: from the frames', or parameters
     align: bool = True  # bring a slot to the same object in all frames first (our choice; the report may not)
@@ -84,8 +85,8 @@ class ConvClipMevisConfig(SystemConfig):
 
 @dataclass(frozen=True, eq=False)
 class FilmMemory:
-    """What is kept of a film: the words of K expressions; frame queries (K, t, Q, D) of every window so far; and, when
-    all frames were seen, the video queries' kernels (K, Q, D) and scores (K, Q)."""
+    """What is kept of a film: the words of K expressions; frame queries (K, t, Q, D) of every window so far; and, after
+    the first pass, the video queries' kernels (K, Q, D) and scores (K, Q)."""
 
     text: TextFeatures
     queries: tuple[Tensor, ...] = ()
@@ -107,16 +108,16 @@ class ConvClipMevis(nn.Module):
             nn.Linear(config.tower.joint, d), nn.LayerNorm(d), nn.Dropout(config.text_dropout)
         )
         self.fuse = CrossModalEncoder(config)
-        self.pixels = MaskPixels(d, config.norm_groups)
-        self.find = FrameDecoder(config)
+        self.pixel_decoder = MaskFeatures(d, config.norm_groups)
+        self.frame_decoder = FrameDecoder(config)
         self.frame_heads, self.video_heads = Heads(d), Heads(d)
         self.video_pixels = nn.Conv2d(d, d, 1)
-        self.watch = VideoDecoder(config)
+        self.video_decoder = VideoDecoder(config)
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
         """frames: (B, T, 3, H, W); padding: (B, T, H, W). Frame by frame, without words: encode once, decode many.
 
-        ``wanted`` is for ``decode``, since all frames of a clip are watched.
+        ``wanted`` is for ``decode``, since all frames of a clip are used.
         """
         step = frames.shape[1] if torch.is_grad_enabled() else self.config.frames_at_once
         parts = [self.project_levels(part) for part in frames.split(step, dim=1)]
@@ -138,55 +139,56 @@ class ConvClipMevis(nn.Module):
     ) -> Prediction:
         """One clip takes any number of expressions (B is then that number); otherwise one a clip.
 
-        All frames of the clip are watched; masks are given of the ``wanted`` ones.
+        All frames of the clip are used; masks are given of the ``wanted`` ones.
         """
         scene, text = ClipTokens(maps), self.encode_text(expressions)
-        return join([self.answer(scene, asked, wanted) for asked in split_expressions(scene.clips, text)])
+        return join([self.predict_clip(scene, group, wanted) for group in split_expressions(scene.clips, text)])
 
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding), batch.expressions, batch.wanted)
 
-    def answer(self, scene: ClipTokens, text: TextFeatures, wanted: Sequence[int] | None = None) -> Prediction:
+    def predict_clip(self, scene: ClipTokens, text: TextFeatures, wanted: Sequence[int] | None = None) -> Prediction:
         """In training with everything that the losses read, in ``extras``; the mathematics is the same."""
-        queries, pixels = self.find_in_frames(scene, text)
+        queries, pixels = self.decode_frames(scene, text)
         with torch.autocast(pixels.device.type, enabled=False):  # few tokens; scores and masks in fp32
             read = self.config.read_layers if self.training else 1
-            videos = self.watch(queries[-read:], text)  # (G, V, B, Q, D)
+            videos = self.video_decoder(queries[-read:], text)  # (G, V, B, Q, D)
             kernels, scores = self.video_heads.kernel(videos), self.video_heads.score(videos, text.sentence)
             if wanted is not None:
                 queries, pixels = queries[:, :, list(wanted)], pixels[:, list(wanted)]
             video_pixels = self.map_video_pixels(pixels)  # (B, T, D, h, w)
-            answer = paint_film(kernels[-1, -1], scores[-1, -1], video_pixels)
+            answer = predict_masks_of_film(kernels[-1, -1], scores[-1, -1], video_pixels)
             if not self.training:
                 return answer
             extras = {
                 "frame_scores": self.frame_heads.score(queries, text.sentence[:, None]),  # (F, B, T, Q)
                 "frame_kernels": self.frame_heads.kernel(queries),
-                "frame_marks": self.frame_heads.mark(queries[-read:]),
-                "video_scores": scores, "video_kernels": kernels, "video_marks": self.video_heads.mark(videos),
+                "frame_embeddings": self.frame_heads.embedding(queries[-read:]),
+                "video_scores": scores, "video_kernels": kernels,
+                "video_embeddings": self.video_heads.embedding(videos),
             }  # fmt: skip
         front = {name: x.movedim(1 if name.startswith("frame") else 2, 0) for name, x in extras.items()}  # B first
         return replace(answer, extras={**front, "frame_pixels": pixels, "video_pixels": video_pixels})
 
-    def find_in_frames(self, scene: ClipTokens, text: TextFeatures) -> tuple[Tensor, Tensor]:
-        """(frame queries (F, B, T, Q, D), pixels to paint on (B, T, D, h, w)).
+    def decode_frames(self, scene: ClipTokens, text: TextFeatures) -> tuple[Tensor, Tensor]:
+        """(frame queries (F, B, T, Q, D), mask features (B, T, D, h, w)).
 
-        F: the decoder's start and all its layers in training, else the last layer alone. Frames do not see each other
+        F: the decoder's start and all its layers in training, else the last layer alone. Frames are independent
         here, so a part of them goes at a time.
         """
         done = []
         for part in scene.parts(self.config.frames_at_once):
             fused, words, pixels = self.fuse_part(part, text)
-            states = self.find(part, fused, words, pixels, self.frame_heads)
+            states = self.frame_decoder(part, fused, words, pixels, self.frame_heads)
             kept = torch.stack(states if self.training else states[-1:]).float()  # (F, N, Q, D)
             done.append((kept.unflatten(1, (part.clips, -1)), pixels.unflatten(0, (part.clips, -1)).float()))
         return torch.cat([q for q, _ in done], dim=2), torch.cat([p for _, p in done], dim=1)
 
     def fuse_part(self, part: ClipTokens, text: TextFeatures) -> tuple[tuple[Tensor, ...], TextFeatures, Tensor]:
-        """(three levels (N, h, w, D), words (N, L, D), pixels (N, D, h, w)) of some frames, words and pixels met."""
+        """(three levels (N, h, w, D), words (N, L, D), pixels (N, D, h, w)) of some frames, words and pixels fused."""
         words = TextFeatures(*(x.repeat_interleave(part.frames, 0) for x in (text.words, text.padding, text.sentence)))
         fused, words = self.fuse(part, words)
-        return fused, words, self.pixels(fused[0], part.fine)
+        return fused, words, self.pixel_decoder(fused[0], part.fine)
 
     def map_video_pixels(self, pixels: Tensor) -> Tensor:
         return self.video_pixels(pixels.flatten(0, 1)).unflatten(0, pixels.shape[:2])
@@ -197,7 +199,7 @@ class ConvClipMevis(nn.Module):
         """First pass: a window's frame queries, which are all that the video queries need."""
         memory = memory or FilmMemory(self.encode_text(expressions))
         scene = ClipTokens(maps)
-        found = [self.find_in_frames(scene, text)[0][-1] for text in one_by_one(memory.text)]  # (1, T, Q, D) each
+        found = [self.decode_frames(scene, text)[0][-1] for text in one_by_one(memory.text)]  # (1, T, Q, D) each
         return replace(memory, queries=(*memory.queries, torch.cat(found)))
 
     def finalize(self, memory: FilmMemory, expressions: Sequence[Expression]) -> FilmMemory:
@@ -206,7 +208,7 @@ class ConvClipMevis(nn.Module):
         kernels, scores = [], []
         with torch.autocast(queries.device.type, enabled=False):
             for own, text in zip(queries, one_by_one(memory.text), strict=True):
-                video = self.watch(own[None, None], text)[-1, -1]  # (1, Q, D)
+                video = self.video_decoder(own[None, None], text)[-1, -1]  # (1, Q, D)
                 kernels.append(self.video_heads.kernel(video))
                 scores.append(self.video_heads.score(video, text.sentence))
         return FilmMemory(memory.text, (), torch.cat(kernels), torch.cat(scores))
@@ -214,7 +216,7 @@ class ConvClipMevis(nn.Module):
     def step(
         self, maps: FeatureMaps, expressions: Sequence[Expression], memory: FilmMemory
     ) -> tuple[Prediction, FilmMemory]:
-        """Second pass: the film's video queries, painted on a window."""
+        """Second pass: the masks of the film's video queries in a window."""
         assert memory.kernels is not None and memory.scores is not None  # noqa: PT018
         scene, answers = ClipTokens(maps), []
         for text, kernels, scores in zip(one_by_one(memory.text), memory.kernels, memory.scores, strict=True):
@@ -222,26 +224,26 @@ class ConvClipMevis(nn.Module):
             for part in scene.parts(self.config.frames_at_once):
                 pixels = self.fuse_part(part, text)[2].unflatten(0, (1, -1)).float()
                 with torch.autocast(pixels.device.type, enabled=False):
-                    painted.append(paint_film(kernels[None], scores[None], self.map_video_pixels(pixels)))
+                    painted.append(predict_masks_of_film(kernels[None], scores[None], self.map_video_pixels(pixels)))
             answers.append(
                 Prediction(torch.cat([p.masks for p in painted], 1), torch.cat([p.scores for p in painted], 1))
             )
         return join(answers), memory
 
 
-def paint_film(kernels: Tensor, scores: Tensor, pixels: Tensor) -> Prediction:
+def predict_masks_of_film(kernels: Tensor, scores: Tensor, pixels: Tensor) -> Prediction:
     """Kernels (B, Q, D) and scores (B, Q) of video queries on pixels (B, T, D, h, w): a query has one score a film."""
     masks = torch.einsum("bqd,btdhw->btqhw", kernels, pixels)
     return Prediction(masks, scores[:, None].expand(masks.shape[:3]))
 
 
 class Heads(nn.Module):
-    """What a query says: is it what the sentence names, which kernel paints it, and by which mark it is known again."""
+    """Heads on queries: a score against the sentence, the kernel of a mask, and an embedding to associate frames by."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.classes = nn.Linear(2 * width, 2)  # of query and sentence: something else, or what is named
-        self.kernel, self.mark = Mlp(width, width, width, width), nn.Linear(width, width)
+        self.kernel, self.embedding = Mlp(width, width, width, width), nn.Linear(width, width)
 
     def score(self, queries: Tensor, sentence: Tensor) -> Tensor:
         """(..., Q): log odds of being named, from queries (..., B, [T,] Q, D) and sentences (B, [1,] D)."""
@@ -259,14 +261,15 @@ class BiAttention(nn.Module):
 
     def __init__(self, config: ConvClipMevisConfig) -> None:
         super().__init__()
-        d, inner = config.width, config.meet_width
-        self.heads = check_heads(inner, config.meet_heads)
-        self.dropout, self.drop_path = config.meet_dropout, config.meet_drop_path
+        d, inner = config.width, config.bi_attention_width
+        self.heads = check_heads(inner, config.bi_attention_heads)
+        self.dropout, self.drop_path = config.bi_attention_dropout, config.bi_attention_drop_path
         self.pixel_norm, self.word_norm = nn.LayerNorm(d), nn.LayerNorm(d)
         self.pixel_query, self.word_query = nn.Linear(d, inner), nn.Linear(d, inner)
         self.pixel_value, self.word_value = nn.Linear(d, inner), nn.Linear(d, inner)
         self.pixel_out, self.word_out = nn.Linear(inner, d), nn.Linear(inner, d)
-        self.pixel_scale, self.word_scale = (nn.Parameter(torch.full((d,), config.meet_scale)) for _ in range(2))
+        scale = torch.full((d,), config.bi_attention_scale)
+        self.pixel_scale, self.word_scale = nn.Parameter(scale.clone()), nn.Parameter(scale)
 
     def forward(
         self, pixels: Tensor, words: Tensor, pixel_padding: Tensor | None, word_padding: Tensor
@@ -302,10 +305,10 @@ class FusionLayer(nn.Module):
         d = config.width
         self.with_words = config.words == "everywhere"
         if self.with_words:
-            self.meet = BiAttention(config)
-            self.among = ResidualAttention(d, config.meet_heads, config.meet_dropout)
-            self.feed = ResidualFeedForward(d, config.fusion_hidden, config.meet_dropout)
-        self.sample = EncoderLayer(d, config.heads, 3, config.points, config.fusion_hidden, config.dropout)
+            self.bi_attention = BiAttention(config)
+            self.self_attention = ResidualAttention(d, config.bi_attention_heads, config.bi_attention_dropout)
+            self.feed_forward = ResidualFeedForward(d, config.fusion_hidden, config.bi_attention_dropout)
+        self.deformable = EncoderLayer(d, config.heads, 3, config.points, config.fusion_hidden, config.dropout)
 
     def forward(
         self, tokens: Tensor, words: Tensor, word_padding: Tensor, places: Tensor, points: Tensor,
@@ -313,9 +316,9 @@ class FusionLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """(N, S, D) and (N, L, D) from the same."""
         if self.with_words:
-            tokens, words = self.meet(tokens, words, padding, word_padding)
-            words = self.feed(self.among(words, words, words, words, word_padding))
-        return self.sample(tokens, places, points, shapes, padding), words
+            tokens, words = self.bi_attention(tokens, words, padding, word_padding)
+            words = self.feed_forward(self.self_attention(words, words, words, words, word_padding))
+        return self.deformable(tokens, places, points, shapes, padding), words
 
 
 class CrossModalEncoder(nn.Module):
@@ -348,8 +351,8 @@ class CrossModalEncoder(nn.Module):
         return levels, TextFeatures(tokens_of_words, words.padding, words.sentence)
 
 
-class MaskPixels(nn.Module):
-    """What masks are painted on: the finest fused level, doubled in size, with the tower's level at stride 4."""
+class MaskFeatures(nn.Module):
+    """Mask features: the finest fused level, doubled in size, with the tower's level at stride 4."""
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
@@ -367,24 +370,24 @@ class FrameQueryLayer(nn.Module):
     def __init__(self, config: ConvClipMevisConfig) -> None:
         super().__init__()
         shape = (config.width, config.heads, config.dropout)
-        self.look, self.among = ResidualAttention(*shape), ResidualAttention(*shape)
+        self.cross_attention, self.self_attention = ResidualAttention(*shape), ResidualAttention(*shape)
         self.attend_text = ResidualAttention(*shape) if config.words == "everywhere" else None
-        self.feed = ResidualFeedForward(config.width, config.hidden, config.dropout)
+        self.feed_forward = ResidualFeedForward(config.width, config.hidden, config.dropout)
 
     def forward(
         self, x: Tensor, position: Tensor, keys: Tensor, values: Tensor, padding: Tensor | None, text: TextFeatures
     ) -> Tensor:
         """(N, Q, D) from x (N, Q, D), its positions, keys and values (N, S, D), padding (N, S) or (N, Q, S) of them."""
-        x = self.look(x, x + position, keys, values, padding)
+        x = self.cross_attention(x, x + position, keys, values, padding)
         if self.attend_text is not None:
             words = text.words.to(x.dtype)
             x = self.attend_text(x, x + position, words, words, text.padding)
         placed = x + position
-        return self.feed(self.among(x, placed, placed, x))
+        return self.feed_forward(self.self_attention(x, placed, placed, x))
 
 
 class FrameDecoder(nn.Module):
-    """Q queries of every frame look at one level after the other, each only where it painted so far (Mask2Former)."""
+    """Q queries of every frame attend to one level after the other, masked by their own masks so far (Mask2Former)."""
 
     def __init__(self, config: ConvClipMevisConfig) -> None:
         super().__init__()
@@ -410,21 +413,21 @@ class FrameDecoder(nn.Module):
         states = [self.norm(x)]
         for number, layer in enumerate(self.layers):
             i = 2 - number % 3  # coarse to fine, in turn
-            away = elsewhere(heads.kernel(states[-1].detach()), shrunk[i], paddings[i])
-            x = layer(x, position, keys[i], values[i], away, text)
+            blocked = attention_mask(heads.kernel(states[-1].detach()), shrunk[i], paddings[i])
+            x = layer(x, position, keys[i], values[i], blocked, text)
             states.append(self.norm(x))
         return states
 
 
 @torch.no_grad()
-def elsewhere(kernels: Tensor, pixels: Tensor, padding: Tensor | None) -> Tensor:
-    """(N, Q, S) bool, True where a query's mask is not; a query without a mask looks everywhere but in the padding."""
-    away = torch.einsum("nqd,ndhw->nqhw", kernels.to(pixels.dtype), pixels).flatten(2) < 0
-    away = away & ~away.all(-1, keepdim=True)
+def attention_mask(kernels: Tensor, pixels: Tensor, padding: Tensor | None) -> Tensor:
+    """(N, Q, S) bool, True where a query's mask is not; a query without a mask attends everywhere but to padding."""
+    blocked = torch.einsum("nqd,ndhw->nqhw", kernels.to(pixels.dtype), pixels).flatten(2) < 0
+    blocked = blocked & ~blocked.all(-1, keepdim=True)
     if padding is None:
-        return away
-    away = away | padding[:, None]
-    return torch.where(away.all(-1, keepdim=True), padding[:, None], away)
+        return blocked
+    blocked = blocked | padding[:, None]
+    return torch.where(blocked.all(-1, keepdim=True), padding[:, None], blocked)
 
 
 class WindowEncoder(nn.Module):
@@ -437,13 +440,14 @@ class WindowEncoder(nn.Module):
     def __init__(self, config: ConvClipMevisConfig) -> None:
         super().__init__()
         self.frames, layers = config.window_frames, range(config.window_layers)
-        self.among = nn.ModuleList(ResidualAttention(config.width, config.heads, config.dropout) for _ in layers)
-        self.feed = nn.ModuleList(ResidualFeedForward(config.width, config.hidden, config.dropout) for _ in layers)
+        d, p = config.width, config.dropout
+        self.self_attention = nn.ModuleList(ResidualAttention(d, config.heads, p) for _ in layers)
+        self.feed_forward = nn.ModuleList(ResidualFeedForward(d, config.hidden, p) for _ in layers)
 
     def forward(self, queries: Tensor) -> Tensor:
         """(B, T, Q, D) -> (B, T, Q, D)."""
         b, t, q, _ = queries.shape
-        for number, (among, feed) in enumerate(zip(self.among, self.feed, strict=True)):
+        for number, (attention, feed_forward) in enumerate(zip(self.self_attention, self.feed_forward, strict=True)):
             before = self.frames // 2 if number % 2 and t > self.frames else 0
             after = -(before + t) % self.frames
             padded = F.pad(queries, (0, 0, 0, 0, before, after))
@@ -452,20 +456,20 @@ class WindowEncoder(nn.Module):
             if before + after:
                 none = F.pad(torch.zeros(t, dtype=torch.bool, device=x.device), (before, after), value=True)
                 padding = none.view(-1, self.frames).repeat_interleave(q, 1).repeat(b, 1)
-            x = feed(among(x, x, x, x, padding))
+            x = feed_forward(attention(x, x, x, x, padding))
             queries = rearrange(x, "(b n) (f q) d -> b (n f) q d", b=b, f=self.frames)[:, before : before + t]
         return queries
 
 
 class VideoDecoder(nn.Module):
-    """Video queries, born from the frames' queries, read all of them, and the words."""
+    """Video queries, initialised from the frames' queries, attend to all of them and to the words."""
 
     def __init__(self, config: ConvClipMevisConfig) -> None:
         super().__init__()
         q, d = config.queries, config.width
         self.align = config.align
-        self.read, self.windows = nn.Linear(d, d), WindowEncoder(config)
-        self.share = nn.Linear(d, 1) if config.video_start == "initialised" else None  # LBVQ's weights over time
+        self.project, self.windows = nn.Linear(d, d), WindowEncoder(config)
+        self.frame_weight = nn.Linear(d, 1) if config.video_start == "initialised" else None  # LBVQ's weights over time
         learned = config.video_start == "learned" and config.words == "everywhere"
         self.start = nn.Parameter(torch.randn(q, d)) if learned else None
         self.layers = nn.ModuleList(FrameQueryLayer(config) for _ in range(config.video_layers))
@@ -482,8 +486,8 @@ class VideoDecoder(nn.Module):
         if self.align:
             order = aligned_slots(flat)
             flat = flat.gather(2, order[..., None].expand_as(flat))
-        tokens = self.read(flat)
-        x = self.first(tokens, own)
+        tokens = self.project(flat)
+        x = self.initial_queries(tokens, own)
         tokens = self.windows(tokens)
         keys, values = (tokens + self.slot).flatten(1, 2), tokens.flatten(1, 2)
         states = []
@@ -492,10 +496,10 @@ class VideoDecoder(nn.Module):
             states.append(self.norm(x).unflatten(0, (g, -1)))
         return torch.stack(states, dim=1)
 
-    def first(self, tokens: Tensor, text: TextFeatures) -> Tensor:
+    def initial_queries(self, tokens: Tensor, text: TextFeatures) -> Tensor:
         """(N, Q, D): what the video queries start from, of tokens (N, T, Q, D) whose slots are aligned."""
-        if self.share is not None:
-            return (self.share(tokens).softmax(1) * tokens).sum(1)
+        if self.frame_weight is not None:
+            return (self.frame_weight(tokens).softmax(1) * tokens).sum(1)
         if self.start is not None:
             return self.start.expand(len(tokens), -1, -1)
         return text.sentence[:, None].expand(-1, tokens.shape[2], -1)
@@ -530,9 +534,9 @@ def conv_clip_mevis_b() -> ConvClipMevis:
 
 DEBUG_SIZES = {
     "tower": small_conv_clip(), "width": 32, "queries": 5, "heads": 4, "fusion_layers": 2, "fusion_hidden": 64,
-    "points": 2, "meet_width": 32, "meet_heads": 2, "frame_layers": 3, "read_layers": 2, "window_layers": 2,
-    "window_frames": 2, "video_layers": 2, "hidden": 64, "norm_groups": 4, "short_side": 64, "long_side": 128,
-    "window": 4,
+    "points": 2, "bi_attention_width": 32, "bi_attention_heads": 2, "frame_layers": 3, "read_layers": 2,
+    "window_layers": 2, "window_frames": 2, "video_layers": 2, "hidden": 64, "norm_groups": 4, "short_side": 64,
+    "long_side": 128, "window": 4,
 }  # fmt: skip
 
 

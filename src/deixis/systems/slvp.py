@@ -3,8 +3,8 @@
 Only that paper's abstract is public. This is a system in its spirit, not its reproduction: its parts are our choice,
 and no score of the paper is claimed. Pre-training predicts the optical flow of captioned films; then the flow head
 gives way to a mask head and everything else is kept. Two fusions share one architecture. With *vision as query* the
-pixels ask the words and one dense mask is painted; with *language as query* K queries, born from the sentence, ask the
-pixels, and each brings the kernel of a mask.
+pixels attend to the words and one dense mask is predicted; with *language as query* K queries, which start as the
+sentence, attend to the pixels, and each yields the kernel of a mask.
 
 B clips, T frames, L words, Q queries (1, or K), D width, P channels of a pixel; h, w are a quarter of the frame.
 """
@@ -31,9 +31,9 @@ from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_t
 from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction, SystemConfig, TextFeatures, bounded
 
 MAP_STRIDES = (4, 8, 16, 32)  # pixels a cell of the levels
-# Parts that only pre-training has; a transfer leaves them behind, and begins ``mask.`` anew.
-PRETRAINING = ("flow.", "compare.", "recall.")
-TRANSFER = ("mask.",)
+# Parts that only pre-training has; a transfer leaves them behind, and begins ``mask_head.`` anew.
+PRETRAINING = ("flow_head.", "contrast_head.", "word_head.")
+TRANSFER = ("mask_head.",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Fused:
 
 
 class Slvp(nn.Module):
-    """Segment, in every frame, the object an expression names; or, with the flow head, foresee how the clip moves."""
+    """Segment, in every frame, the object an expression names; or, with the flow head, predict how the clip moves."""
 
     def __init__(self, config: SlvpConfig) -> None:
         super().__init__()
@@ -96,18 +96,19 @@ class Slvp(nn.Module):
             Neighbours(c, config.signature if stride in config.compared else 0, config.reach)
             for c, stride in zip((p, d, d, d), MAP_STRIDES, strict=True)
         )
-        self.over_time, self.after_time = SelfAttention(d, config.heads), FeedForward(d)  # at stride 16
+        self.temporal_attention = SelfAttention(d, config.heads)  # at stride 16
+        self.temporal_feed_forward = FeedForward(d)
         self.fine = nn.Conv2d(self.vision.channels[0], p, 1)
         self.fuse: VisionAsQuery | LanguageAsQuery = (
             VisionAsQuery(config) if config.fusion == "vision" else LanguageAsQuery(config)
         )
-        self.pixels = PixelDecoder(d, p, config.pixel_groups)
+        self.pixel_decoder = PixelDecoder(d, p, config.pixel_groups)
         if config.head == "mask":
-            self.mask = QueryMaskHead(config)
+            self.mask_head = QueryMaskHead(config)
         else:
-            self.flow = DenseFlow(p) if config.fusion == "vision" else LayeredFlow(p, d)
-            self.compare = Compare(config)
-            self.recall = Recall(config)
+            self.flow_head = DenseFlow(p) if config.fusion == "vision" else LayeredFlow(p, d)
+            self.contrast_head = ContrastHead(config)
+            self.word_head = WordHead(config)
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
         """frames: (B, T, 3, H, W); padding: (B, T, H, W). No words yet: encode once, decode many.
@@ -126,10 +127,11 @@ class Slvp(nn.Module):
         fine = self.fine(levels[0].flatten(0, 1)).unflatten(0, (b, t))
         hidden = [cell_padding(padding, (x.shape[-2], x.shape[-1])) for x in (fine, *projected)]
         fine, *projected = [near(x, h) for near, x, h in zip(self.neighbours, (fine, *projected), hidden, strict=True)]
-        projected = [x + places(x, h) for x, h in zip(projected, hidden[1:], strict=True)]  # where and when, added once
-        projected[1] = self.compare_frames(projected[1])
+        # Place and time are added once.
+        projected = [x + position_codes(x, h) for x, h in zip(projected, hidden[1:], strict=True)]
+        projected[1] = self.attend_over_time(projected[1])
         if self.config.fusion == "language":
-            fine = self.pixels(fine, projected)
+            fine = self.pixel_decoder(fine, projected)
         return FeatureMaps((fine, *projected), MAP_STRIDES, padding, (frames.shape[-2], frames.shape[-1]))
 
     def decode(
@@ -146,36 +148,36 @@ class Slvp(nn.Module):
             )
         maps = maps if wanted is None else of_frames(maps, wanted)
         text = self.text([e.text for e in expressions])
-        return join([self.answer(maps, asked) for asked in split_expressions(len(maps.padding), text)])
+        return join([self.predict_clip(maps, group) for group in split_expressions(len(maps.padding), text)])
 
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding, batch.wanted), batch.expressions)
 
-    def answer(self, maps: FeatureMaps, text: TextFeatures) -> Prediction:
+    def predict_clip(self, maps: FeatureMaps, text: TextFeatures) -> Prediction:
         """Masks and scores are fp32, also under autocast."""
         fused = self.fuse_text(maps, text)
         with torch.autocast(fused.pixels.device.type, enabled=False):
-            return self.mask(fused)
+            return self.mask_head(fused)
 
     def fuse_text(self, maps: FeatureMaps, text: TextFeatures) -> Fused:
         """Features fused with the text: the one place in which the two fusions differ."""
         if isinstance(self.fuse, VisionAsQuery):
-            return self.fuse(maps, text, self.pixels)
+            return self.fuse(maps, text, self.pixel_decoder)
         return self.fuse(maps, text)
 
     def predict_flow(self, maps: FeatureMaps, text: TextFeatures) -> tuple[Tensor, Fused]:
         """Pre-training: the flow (B, T, 2, h, w) from each frame to the next, camera motion taken out, dx and dy in
-        units of ``flow_unit`` times the frame's diagonal (the last frame's is a guess at what nobody has seen)."""
+        units of ``flow_unit`` times the frame's diagonal (of the last frame unsupervised: it has no successor)."""
         fused = self.fuse_text(maps, text)
         with torch.autocast(fused.pixels.device.type, enabled=False):
-            return self.flow(fused), fused
+            return self.flow_head(fused), fused
 
-    def compare_frames(self, level: Tensor) -> Tensor:
+    def attend_over_time(self, level: Tensor) -> Tensor:
         """(B, T, D, h, w): every cell attends to its own place in the other frames."""
         b, _, _, h, w = level.shape
         tokens = rearrange(level, "b t d h w -> (b h w) t d")
-        tokens = self.over_time(tokens)
-        tokens = tokens + self.after_time(tokens)
+        tokens = self.temporal_attention(tokens)
+        tokens = tokens + self.temporal_feed_forward(tokens)
         return rearrange(tokens, "(b h w) t d -> b t d h w", b=b, h=h, w=w)
 
 
@@ -195,7 +197,7 @@ def cell_padding(padding: Tensor, size: tuple[int, int]) -> Tensor | None:
     return F.interpolate(padding.float(), size=size).bool()
 
 
-def places(level: Tensor, hidden: Tensor | None) -> Tensor:
+def position_codes(level: Tensor, hidden: Tensor | None) -> Tensor:
     """(B or 1, T, D, h, w): sine codes of place and time for a level (B, T, D, h, w). hidden: (B, T, h, w), the cells'
     padding, or None."""
     _, t, d, h, w = level.shape
@@ -221,30 +223,31 @@ def pooled(pixels: Tensor, weights: Tensor) -> Tensor:
 
 
 class Neighbours(nn.Module):
-    """Every cell reads its own place in the frame before and in the one after; and, with a signature, how alike it is
-    to each cell around that place: the nearest evidence of motion."""
+    """A convolution over time, of every cell with its own place in the frame before and in the one after; with a
+    signature, also the local correlation with the cells around that place: the nearest evidence of motion."""
 
     def __init__(self, channels: int, signature: int, reach: int) -> None:
         super().__init__()
         self.reach = reach
         self.mix = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
-        self.sign = nn.Conv2d(channels, signature, 1, bias=False) if signature else None
-        self.moved = nn.Conv2d(2 * (2 * reach + 1) ** 2, channels, 1) if signature else None
+        self.signature = nn.Conv2d(channels, signature, 1, bias=False) if signature else None
+        self.project_correlation = nn.Conv2d(2 * (2 * reach + 1) ** 2, channels, 1) if signature else None
 
     def forward(self, level: Tensor, hidden: Tensor | None) -> Tensor:
         """(B, T, C, h, w) -> (B, T, C, h, w). hidden: (B, T, h, w), the cells' padding, or None."""
-        seen = self.mix(level.transpose(1, 2)).transpose(1, 2)
-        if self.sign is not None and self.moved is not None:
+        mixed = self.mix(level.transpose(1, 2)).transpose(1, 2)
+        if self.signature is not None and self.project_correlation is not None:
             frames = level.shape[:2]
-            signs = self.sign(level.flatten(0, 1)).unflatten(0, frames)
-            seen = seen + self.moved(likeness(signs, hidden, self.reach).flatten(0, 1)).unflatten(0, frames)
-        return level + F.gelu(seen)
+            signs = self.signature(level.flatten(0, 1)).unflatten(0, frames)
+            correlation = local_correlation(signs, hidden, self.reach).flatten(0, 1)
+            mixed = mixed + self.project_correlation(correlation).unflatten(0, frames)
+        return level + F.gelu(mixed)
 
 
-def likeness(level: Tensor, hidden: Tensor | None, reach: int) -> Tensor:
+def local_correlation(level: Tensor, hidden: Tensor | None, reach: int) -> Tensor:
     """(B, T, 2 (2 reach + 1)^2, h, w): each cell's cosines with the cells up to ``reach`` away in the next frame, then
     in the one before; 0 beyond the picture and the clip. Of features (B, T, C, h, w), less their mean over the clip:
-    what all cells have in common tells none from another. hidden: (B, T, h, w), the cells' padding, or None."""
+    what all cells have in common distinguishes none. hidden: (B, T, h, w), the cells' padding, or None."""
     h, w = level.shape[-2:]
     there = torch.ones_like(level[:, :, :1]) if hidden is None else (~hidden)[:, :, None].to(level.dtype)
     mean = (level * there).sum((1, 3, 4), keepdim=True) / there.sum((1, 3, 4), keepdim=True).clamp(min=1)
@@ -253,7 +256,7 @@ def likeness(level: Tensor, hidden: Tensor | None, reach: int) -> Tensor:
     steps = [(slice(y, y + h), slice(x, x + w)) for y in range(2 * reach + 1) for x in range(2 * reach + 1)]
     here, beside = unit[:, :-1], F.pad(unit[:, 1:], around)
     after = torch.stack([(here * beside[..., y, x]).sum(2) for y, x in steps], dim=2)  # (B, T-1, steps, h, w)
-    back = F.pad(after, around).flip(2)  # a step back meets the cell from which the same step leads here
+    back = F.pad(after, around).flip(2)  # a step back leads to the cell from which the same step leads here
     before = torch.stack([back[:, :, k, y, x] for k, (y, x) in enumerate(steps)], dim=2)
     return torch.cat([F.pad(after, (0, 0) * 3 + (0, 1)), F.pad(before, (0, 0) * 3 + (1, 0))], dim=2)
 
@@ -307,23 +310,25 @@ class FusionBlock(nn.Module):
     def __init__(self, config: SlvpConfig, space: bool) -> None:
         super().__init__()
         d, heads = config.width, config.heads
-        self.words, self.time, self.feed = CrossAttention(d, heads), SelfAttention(d, heads), FeedForward(d)
-        self.space = SelfAttention(d, heads) if space else None
+        self.text_attention, self.temporal_attention = CrossAttention(d, heads), SelfAttention(d, heads)
+        self.feed_forward = FeedForward(d)
+        self.spatial_attention = SelfAttention(d, heads) if space else None
 
     def forward(self, level: Tensor, text: TextFeatures, hidden: Tensor | None) -> Tensor:
         """(B, T, D, h, w); hidden: (B, T, h, w), the cells' padding, or None."""
         b, t, _, h, w = level.shape
-        x = self.words(rearrange(level, "b t d h w -> b (t h w) d"), text.words.to(level.dtype), text.padding)
-        x = self.time(rearrange(x, "b (t h w) d -> (b h w) t d", t=t, h=h, w=w))
+        x = self.text_attention(rearrange(level, "b t d h w -> b (t h w) d"), text.words.to(level.dtype), text.padding)
+        x = self.temporal_attention(rearrange(x, "b (t h w) d -> (b h w) t d", t=t, h=h, w=w))
         x = rearrange(x, "(b h w) t d -> (b t) (h w) d", b=b, h=h, w=w)
-        if self.space is not None:
-            x = self.space(x, never_all_masked(hidden))
-        x = x + self.feed(x)
+        if self.spatial_attention is not None:
+            x = self.spatial_attention(x, never_all_masked(hidden))
+        x = x + self.feed_forward(x)
         return rearrange(x, "(b t) (h w) d -> b t d h w", b=b, t=t, h=h, w=w)
 
 
 def never_all_masked(hidden: Tensor | None) -> Tensor | None:
-    """(B T, h w) from (B, T, h, w); a frame that is padding throughout is let be, since it must attend to something."""
+    """(B T, h w) from (B, T, h, w); a frame that is padding throughout is left unmasked, to avoid an
+    empty softmax."""
     if hidden is None:
         return None
     flat = hidden.flatten(0, 1).flatten(1)
@@ -373,59 +378,59 @@ class LanguageQueryLayer(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.words, self.pixels = CrossAttention(width, heads), CrossAttention(width, heads)
-        self.among, self.feed = SelfAttention(width, heads), FeedForward(width)
+        self.text_attention, self.pixel_attention = CrossAttention(width, heads), CrossAttention(width, heads)
+        self.self_attention, self.feed_forward = SelfAttention(width, heads), FeedForward(width)
 
     def forward(self, queries: Tensor, text: TextFeatures, tokens: Tensor, padding: Tensor | None) -> Tensor:
-        queries = self.words(queries, text.words.to(queries.dtype), text.padding)
-        queries = self.among(self.pixels(queries, tokens, padding))
-        return queries + self.feed(queries)
+        queries = self.text_attention(queries, text.words.to(queries.dtype), text.padding)
+        queries = self.self_attention(self.pixel_attention(queries, tokens, padding))
+        return queries + self.feed_forward(queries)
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------
 
 
 class QueryMaskHead(nn.Module):
-    """The transfer's head: masks, and what each mask's pixels say of whether they are it."""
+    """The transfer's head: masks, and a score of each from the mean of its pixels."""
 
     def __init__(self, config: SlvpConfig) -> None:
         super().__init__()
         d, p = config.width, config.pixel_channels
-        self.paint = nn.Conv2d(p, 1, 1) if config.fusion == "vision" else None
+        self.conv = nn.Conv2d(p, 1, 1) if config.fusion == "vision" else None
         self.score = Mlp(p + d, d, 1)
-        if self.paint is not None:
-            nn.init.constant_(self.paint.bias, -2.0)  # type: ignore[arg-type]  # at first, an eighth of the picture
+        if self.conv is not None:
+            nn.init.constant_(self.conv.bias, -2.0)  # type: ignore[arg-type]  # at first, an eighth of the picture
 
     def forward(self, fused: Fused) -> Prediction:
-        if self.paint is not None:
-            masks = self.paint(fused.pixels.flatten(0, 1)).unflatten(0, fused.pixels.shape[:2])  # (B, T, 1, h, w)
+        if self.conv is not None:
+            masks = self.conv(fused.pixels.flatten(0, 1)).unflatten(0, fused.pixels.shape[:2])  # (B, T, 1, h, w)
         else:
             assert fused.layers is not None
             masks = fused.layers
-        seen = pooled(fused.pixels, masks.sigmoid())  # (B, T, Q, P)
-        asked = fused.queries[:, None].expand(-1, seen.shape[1], -1, -1)
-        return Prediction(masks, self.score(torch.cat([seen, asked], dim=-1))[..., 0])
+        features = pooled(fused.pixels, masks.sigmoid())  # (B, T, Q, P)
+        queries = fused.queries[:, None].expand(-1, features.shape[1], -1, -1)
+        return Prediction(masks, self.score(torch.cat([features, queries], dim=-1))[..., 0])
 
 
 class DenseFlow(nn.Module):
-    """Vision as query: two channels read off the pixels."""
+    """Vision as query: a convolution of the pixels to two channels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.read = nn.Conv2d(channels, 2, 3, padding=1)
-        nn.init.zeros_(self.read.weight)  # at first, nothing moves
-        nn.init.zeros_(self.read.bias)  # type: ignore[arg-type]
+        self.conv = nn.Conv2d(channels, 2, 3, padding=1)
+        nn.init.zeros_(self.conv.weight)  # at first, nothing moves
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
 
     def forward(self, fused: Fused) -> Tensor:
-        return self.read(fused.pixels.flatten(0, 1)).unflatten(0, fused.pixels.shape[:2])
+        return self.conv(fused.pixels.flatten(0, 1)).unflatten(0, fused.pixels.shape[:2])
 
 
 class LayeredFlow(nn.Module):
-    """Language as query: what the pixels tell by themselves, and what each kernel adds to it by a second kernel of its
-    own, where it holds its share of the picture (softmax).
+    """Language as query: the flow of the pixels by themselves, and what each query's second kernel adds to it where
+    the query holds its share of the picture (softmax).
 
     Motion by shares alone would be the purer layers, but learns nothing: as long as all shares are alike, the best
-    motion of each is none, and as long as none moves, nothing tells the shares apart.
+    motion of each is none, and as long as none moves, no gradient sets the shares apart.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -438,16 +443,16 @@ class LayeredFlow(nn.Module):
     def forward(self, fused: Fused) -> Tensor:
         assert fused.layers is not None
         share = fused.layers.softmax(2)  # (B, T, K, h, w)
-        seen = pooled(fused.pixels, share)  # (B, T, K, P)
-        asked = fused.queries[:, None].expand(-1, seen.shape[1], -1, -1)
-        kernel = self.kernel(torch.cat([seen, asked], dim=-1)).unflatten(-1, (2, -1))  # (B, T, K, 2, P + 1)
+        features = pooled(fused.pixels, share)  # (B, T, K, P)
+        queries = fused.queries[:, None].expand(-1, features.shape[1], -1, -1)
+        kernel = self.kernel(torch.cat([features, queries], dim=-1)).unflatten(-1, (2, -1))  # (B, T, K, 2, P + 1)
         kernel = kernel / kernel.shape[-1] ** 0.5
         added = torch.einsum("btkcp,btphw->btkchw", kernel[..., :-1], fused.pixels) + kernel[..., -1:, None]
         return self.dense(fused) + (share[:, :, :, None] * added).sum(2)
 
 
-class Compare(nn.Module):
-    """Clip and sentence in one space. Clip features are read before fusion with words, at cells that move."""
+class ContrastHead(nn.Module):
+    """Clip and sentence in one space. Clip features are taken before fusion with words, at cells that move."""
 
     def __init__(self, config: SlvpConfig) -> None:
         super().__init__()
@@ -466,20 +471,20 @@ class Compare(nn.Module):
         return F.normalize(self.clip(clip), dim=-1), F.normalize(self.sentence(sentence.float()), dim=-1)
 
 
-class Recall(nn.Module):
+class WordHead(nn.Module):
     """Masked words, predicted from the other words and from pixels fused with no more than those."""
 
     def __init__(self, config: SlvpConfig) -> None:
         super().__init__()
         self.norm_tokens = nn.LayerNorm(config.width)
-        self.look, self.feed = CrossAttention(config.width, config.heads), FeedForward(config.width)
+        self.cross_attention, self.feed_forward = CrossAttention(config.width, config.heads), FeedForward(config.width)
         self.out = nn.Sequential(nn.LayerNorm(config.width), nn.Linear(config.width, config.text.width))
         self.bias = nn.Parameter(torch.zeros(config.text.vocabulary))
 
     def forward(self, words: Tensor, fused: Fused, table: Tensor) -> Tensor:
         """(B, L, V) logits for words (B, L, D); table: (V, C), the text encoder's own word embeddings."""
-        x = self.look(words, self.norm_tokens(fused.tokens), fused.padding)
-        x = x + self.feed(x)
+        x = self.cross_attention(words, self.norm_tokens(fused.tokens), fused.padding)
+        x = x + self.feed_forward(x)
         return F.linear(self.out(x), table, self.bias)
 
 

@@ -30,7 +30,7 @@ class SocConfig(SystemConfig):
 
     vision: VideoSwinConfig = field(default_factory=video_swin_t)
     text: TextConfig = field(default_factory=TextConfig)
-    # A frozen ConvNeXt CLIP in place of both: ours, to compare SOC with systems that live on such a tower.
+    # A frozen ConvNeXt CLIP in place of both: ours, to compare SOC with systems that are built on such a tower.
     tower: ConvClipConfig | None = None
     width: int = 256  # D
     queries: int = 20  # Q, objects a frame, and objects a clip
@@ -44,11 +44,11 @@ class SocConfig(SystemConfig):
     pixel_groups: int = 8  # of the pyramid's GroupNorm
     classes: int = 1  # outputs of the class head; one published checkpoint may have 65
     cluster: bool = True  # False leaves the video-level cluster out (our ablation)
-    # The authors' evaluation adds the clip's view from the last level to the frame queries of the first, and reads them
-    # with the first level's heads: a pair that training never makes. "official" reproduces that, and with it published
+    # The authors' evaluation adds the clip queries of the last level to the frame queries of the first, and applies
+    # the first level's heads: a pair that training never makes. "official" reproduces that, and with it published
     # figures; "last" takes everything from the last level.
     eval_level: Literal["last", "official"] = "last"
-    painted: int = 4  # queries painted and returned in evaluation, best first; A2D's mAP wants all (our choice)
+    kept_queries: int = 4  # queries returned with masks in evaluation, best first; A2D's mAP wants all (our choice)
     frames_at_once: int = 4  # frames that go through the frame-level part together in evaluation (our choice)
     short_side: int = 360  # pixels; A2D is trained and scored at 320/576
     long_side: int = 640  # pixels
@@ -73,11 +73,11 @@ class Soc(nn.Module):
             self.text = ConvClipText(self.vision.tower, d, config.dropout)
         self.project = ProjectLevels(self.vision.channels[1:], d, config.norm_groups)
         self.vision_gate, self.text_gate = CrossGate(d, config.heads), CrossGate(d, config.heads)  # the paper's MMF
-        self.find = DeformableTransformer(
+        self.transformer = DeformableTransformer(
             d, config.queries, config.layers, 4, config.heads, config.hidden, config.points, config.dropout
         )
         self.cluster = QueryClusterer(config) if config.cluster else None  # the paper's VOC, half of SIM
-        self.pixels = FeaturePyramid(d, self.vision.channels[0], config.mask_channels, config.pixel_groups)
+        self.pixel_decoder = FeaturePyramid(d, self.vision.channels[0], config.mask_channels, config.pixel_groups)
         self.heads = QueryHeads(d, config.layers, config.classes, config.mask_channels)
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
@@ -88,7 +88,7 @@ class Soc(nn.Module):
         levels = self.vision(frames)  # (B, T, C, h, w) each
         if wanted is not None:
             levels, padding = [level[:, list(wanted)] for level in levels], padding[:, list(wanted)]
-        fine = self.pixels.fine(levels[0].flatten(0, 1)).unflatten(0, padding.shape[:2])
+        fine = self.pixel_decoder.fine(levels[0].flatten(0, 1)).unflatten(0, padding.shape[:2])
         return self.project(levels[1:], fine, padding, tuple(frames.shape[-2:]))
 
     def decode(
@@ -96,25 +96,25 @@ class Soc(nn.Module):
     ) -> Prediction:
         """One clip takes any number of expressions (B is then that number); otherwise one a clip."""
         scene, text = ClipTokens(maps, wanted), self.text([e.text for e in expressions])
-        return join([self.answer(scene, asked) for asked in split_expressions(scene.clips, text)])
+        return join([self.predict_clip(scene, group) for group in split_expressions(scene.clips, text)])
 
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding, batch.wanted), batch.expressions)
 
-    def answer(self, scene: ClipTokens, text: TextFeatures) -> Prediction:
+    def predict_clip(self, scene: ClipTokens, text: TextFeatures) -> Prediction:
         """Training predicts from every decoder level, evaluation from one; the mathematics is the same."""
         words = self.attend_text(text, scene)  # (B, L, D)
         frames = detect_in_frames(
             scene, lambda part: [gate_with_text(self.vision_gate, part, i, text) for i in range(4)],
-            self.find, self.heads.box, self.pixels, self.config.frames_at_once,
+            self.transformer, self.heads.box, self.pixel_decoder, self.config.frames_at_once,
         )  # fmt: skip
         sentence = mean_of_words(words, text.padding)  # (B, D)
-        levels, painted = self.levels(), None if self.training else self.config.painted
+        levels, kept = self.levels(), None if self.training else self.config.kept_queries
         with torch.autocast(sentence.device.type, enabled=False):  # scores, and the choice among queries, in fp32
             clips = self.clip_queries([frames.queries[read] for read, _ in levels], text.sentence.float())  # (B, Q, D)
             *aux, last = [
                 self.heads(
-                    i, self.add_clip_context(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, painted
+                    i, self.add_clip_context(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, kept
                 )
                 for (_, i), clip in zip(levels, clips, strict=True)
             ]
@@ -127,14 +127,14 @@ class Soc(nn.Module):
         return self.text_gate(text.words.to(level.dtype), keys, level, scene.clip_padding(2))
 
     def levels(self) -> list[tuple[int, int]]:
-        """Pairs of decoder levels: which one the clip's view is read from, and which one predicts."""
+        """Pairs of decoder levels: the one that clip queries are made from, and the one that predicts."""
         if self.training:
             return [(i, i) for i in range(self.config.layers)]
         last = self.config.layers - 1
         return [(last, 0 if self.config.eval_level == "official" else last)]
 
     def clip_queries(self, queries: Sequence[Tensor], sentence: Tensor) -> Sequence[Tensor]:
-        """The clip's view (B, Q, D) of each level's frame queries (B, T, Q, D)."""
+        """Clip queries (B, Q, D) of each level's frame queries (B, T, Q, D)."""
         if self.cluster is None:
             return [x.mean(1) for x in queries]
         return self.cluster(torch.cat(list(queries)), sentence.repeat(len(queries), 1)).chunk(len(queries))
@@ -171,7 +171,8 @@ class ConvClipText(nn.Module):
 
 
 class QueryClusterer(nn.Module):
-    """The paper's video-level object cluster: frame queries mix, then Q clip queries, born as the sentence, read."""
+    """The paper's video-level object cluster: frame queries attend to each other, then Q clip
+    queries, which start as the sentence, attend to them."""
 
     def __init__(self, config: SocConfig) -> None:
         super().__init__()

@@ -55,7 +55,7 @@ class SocPlusPlusConfig(SystemConfig):
     # Where the proxies' keys were meant to be feature + position, the authors add the feature to itself. "official"
     # reproduces the doubled feature; published weights need it.
     proxy_key: Literal["position", "official"] = "position"
-    painted: int = 4  # queries painted and returned in evaluation, best first; A2D's mAP wants all (our choice)
+    kept_queries: int = 4  # queries painted and returned in evaluation, best first; A2D's mAP wants all (our choice)
     frames_at_once: int = 4  # frames that go through the frame-level part together in evaluation (our choice)
     short_side: int = 360  # pixels; A2D is trained and scored at 320/576
     long_side: int = 640  # pixels
@@ -75,12 +75,12 @@ class SocPlusPlus(nn.Module):
         self.project = ProjectLevels(self.vision.channels[1:], d, config.norm_groups)
         self.vision_gate, self.text_gate = CrossGate(d, config.heads), CrossGate(d, config.heads)
         self.proxy_gate, self.proxies = CrossGate(d, config.heads), nn.Parameter(torch.randn(config.proxies, d))
-        self.find = DeformableTransformer(
+        self.transformer = DeformableTransformer(
             d, config.queries, config.layers, 4, config.heads, config.hidden, config.points, config.dropout
         )
         self.cluster = RelevanceClusterer(config)
         self.to_frames = ResidualAttention(d, config.heads, config.dropout)
-        self.pixels = FeaturePyramid(d, self.vision.channels[0], config.mask_channels, config.pixel_groups)
+        self.pixel_decoder = FeaturePyramid(d, self.vision.channels[0], config.mask_channels, config.pixel_groups)
         self.heads = QueryHeads(d, config.layers, config.classes, config.mask_channels)
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
@@ -91,7 +91,7 @@ class SocPlusPlus(nn.Module):
         levels = self.vision(frames)  # (B, T, C, h, w) each
         if wanted is not None:
             levels, padding = [level[:, list(wanted)] for level in levels], padding[:, list(wanted)]
-        fine = self.pixels.fine(levels[0].flatten(0, 1)).unflatten(0, padding.shape[:2])
+        fine = self.pixel_decoder.fine(levels[0].flatten(0, 1)).unflatten(0, padding.shape[:2])
         return self.project(levels[1:], fine, padding, tuple(frames.shape[-2:]))
 
     def decode(
@@ -99,12 +99,12 @@ class SocPlusPlus(nn.Module):
     ) -> Prediction:
         """One clip takes any number of expressions (B is then that number); otherwise one a clip."""
         scene, text = ClipTokens(maps, wanted), self.text([e.text for e in expressions])
-        return join([self.answer(scene, asked) for asked in split_expressions(scene.clips, text)])
+        return join([self.predict_clip(scene, group) for group in split_expressions(scene.clips, text)])
 
     def forward(self, batch: Batch) -> Prediction:
         return self.decode(self.encode(batch.frames, batch.padding, batch.wanted), batch.expressions)
 
-    def answer(self, scene: ClipTokens, text: TextFeatures) -> Prediction:
+    def predict_clip(self, scene: ClipTokens, text: TextFeatures) -> Prediction:
         """Training predicts from every decoder level, evaluation from the last; the mathematics is the same."""
         fused = scene.with_grids([gate_with_text(self.vision_gate, scene, i, text) for i in range(4)])
         proxies = self.attend_levels(fused)  # (B, P, D)
@@ -112,15 +112,15 @@ class SocPlusPlus(nn.Module):
         sentence = mean_of_words(words, text.padding)  # (B, D)
         frames = detect_in_frames(
             fused, lambda part: [part.grid(i) for i in range(4)],
-            self.find, self.heads.box, self.pixels, self.config.frames_at_once, proxies.float().mean(1),
+            self.transformer, self.heads.box, self.pixel_decoder, self.config.frames_at_once, proxies.float().mean(1),
         )  # fmt: skip
         levels = range(self.config.layers) if self.training else [self.config.layers - 1]
-        painted = None if self.training else self.config.painted
+        kept = None if self.training else self.config.kept_queries
         with torch.autocast(sentence.device.type, enabled=False):  # scores, and the choice among queries, in fp32
             clips = self.cluster(frames.queries, sentence, levels)  # (B, Q, D) a level
             *aux, last = [
                 self.heads(
-                    i, self.add_clip_context(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, painted
+                    i, self.add_clip_context(frames.queries[i], clip), clip, sentence, frames, scene.size_xy, kept
                 )
                 for i, clip in zip(levels, clips, strict=True)
             ]

@@ -55,7 +55,7 @@ class VlpRvosConfig(SystemConfig):
     guidance_rank: int = 256  # width of "own" projections (our choice)
     capture: bool = True  # temporal prompts, and their capture after every layer; False leaves them out (ablation)
     capture_keys: Literal["all", "temporal"] = "all"  # "temporal" is cheaper: patches are no keys (our choice)
-    history: bool = True  # what one clip tells the next; False leaves it out (ablation)
+    history: bool = True  # what one clip passes to the next; False leaves it out (ablation)
     # fusion and reasoning
     taps: tuple[int, ...] = bounded((3, 7, 9, 11), least=0)  # tapped layers: skips, then what is fused (read)
     layers: int = bounded(1, least=0)  # of a reasoning stage (our choice)
@@ -70,7 +70,7 @@ class VlpRvosConfig(SystemConfig):
     norm_groups: int = 8  # of its GroupNorm (read)
     temperature: float = 0.07  # of the pixel-text similarity at the start (our choice)
     score: Literal["peak", "constant"] = "peak"  # a frame's surest cell (our choice), or always 1, as published
-    asked_at_once: int = 4  # expressions of one clip that go through the layers together (our choice)
+    expressions_at_once: int = 4  # expressions of one clip that go through the layers together (our choice)
     # frames
     square: bool = True  # frames become short_side x short_side, their shape is not kept (read)
     short_side: int = 336  # pixels (inferred)
@@ -91,7 +91,7 @@ class VlpRvosConfig(SystemConfig):
 
 
 def check_vlp_rvos(config: VlpRvosConfig) -> None:
-    """Raise DeixisError for fields that do not agree. Not when a config is born: fields may be set one by one."""
+    """Raise DeixisError for fields that do not agree. Not on construction: fields may be set one by one."""
     tower, taps = config.tower, config.taps
     if len(taps) < 2 or list(taps) != sorted(set(taps)) or taps[0] < 0 or taps[-1] != tower.layers - 1:
         last = tower.layers - 1
@@ -116,13 +116,13 @@ class VlpRvos(nn.Module):
         self.history = HistoricalPrompt(config.width, tower.width) if config.history else None
         self.fuse = DualFusion(config)
         self.reason = nn.ModuleList(ReasoningStage(config) for _ in config.taps[:-1])
-        self.paint = UpsamplingMaskHead(config.width, config.mask_width, config.norm_groups)
-        self.compare = PixelText(tower.joint, config.temperature)
+        self.mask_head = UpsamplingMaskHead(config.width, config.mask_width, config.norm_groups)
+        self.pixel_text = PixelText(tower.joint, config.temperature)
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
         """frames: (B, T, 3, H, W), sides multiples of the patch; padding: (B, T, H, W).
 
-        No words yet, and so only the patch embeddings (B, T, C, h, w): the tower's layers listen to the words. What is
+        No words yet, and so only the patch embeddings (B, T, C, h, w): the tower's layers attend to the words. What is
         under padding is encoded like everything else. ``wanted`` is for ``decode``, since frames depend on each other.
         """
         with torch.no_grad():  # nothing that is trained comes before it
@@ -133,7 +133,7 @@ class VlpRvos(nn.Module):
         self, maps: FeatureMaps, expressions: Sequence[Expression], wanted: Sequence[int] | None = None
     ) -> Prediction:
         """One clip takes any number of expressions (B is then that number); otherwise one a clip. A clip by
-        itself: of what was before it nothing is known.
+        itself: without a state of the clip before.
         """
         return self.step(maps, expressions, None, wanted)[0]
 
@@ -147,7 +147,7 @@ class VlpRvos(nn.Module):
         memory: Tensor | None,
         wanted: Sequence[int] | None = None,
     ) -> tuple[Prediction, Tensor]:
-        """The answer for a clip, and what to tell the next one: (B, T, D), without gradient.
+        """The prediction for a clip, and the state for the next one: (B, T, D), without gradient.
 
         memory: what the previous clip passed on, for the same expressions; None for the first clip.
         """
@@ -155,32 +155,32 @@ class VlpRvos(nn.Module):
         if len(patches) > 1:
             if len(texts) != len(patches):
                 raise DeixisError(f"{len(patches)} clips take {len(patches)} expressions, one each, got {len(texts)}")
-            return self.answer(patches, texts, memory, wanted)
+            return self.predict_clip(patches, texts, memory, wanted)
         answers, carried = [], []
-        for first in range(0, len(texts), self.config.asked_at_once):
-            part = slice(first, first + self.config.asked_at_once)
-            asked, before = texts[part], None if memory is None else memory[part]
-            answered, tells = self.answer(patches.expand(len(asked), -1, -1, -1, -1), asked, before, wanted)
-            answers.append(answered)
-            carried.append(tells)
+        for first in range(0, len(texts), self.config.expressions_at_once):
+            part = slice(first, first + self.config.expressions_at_once)
+            group, before = texts[part], None if memory is None else memory[part]
+            prediction, state = self.predict_clip(patches.expand(len(group), -1, -1, -1, -1), group, before, wanted)
+            answers.append(prediction)
+            carried.append(state)
         return join(answers), torch.cat(carried)
 
-    def answer(
+    def predict_clip(
         self, patches: Tensor, texts: Sequence[str], memory: Tensor | None, wanted: Sequence[int] | None
     ) -> tuple[Prediction, Tensor]:
         """patches: (B, T, C, h, w); as many texts."""
         prompts = self.prompts()
         text = self.tower.encode_text(texts, prompts.language)
         before = None if self.history is None else self.history(memory, len(patches))  # (B, n, C)
-        *skips, seen = self.look(patches, text, prompts, before)  # (B, T, h, w, C) each
-        cells, language, padding = self.fuse(seen, text)  # (B, T, h, w, D), (B, L + 1, D), (B, L + 1)
+        *skips, deepest = self.encode_with_text(patches, text, prompts, before)  # (B, T, h, w, C) each
+        cells, language, padding = self.fuse(deepest, text)  # (B, T, h, w, D), (B, L + 1, D), (B, L + 1)
         for stage, skip in zip(self.reason, reversed(skips), strict=True):
             cells = stage(cells, skip, language, padding)
-        masks = self.paint(cells)  # (B, T, 4 h, 4 w)
+        masks = self.mask_head(cells)  # (B, T, 4 h, 4 w)
         with torch.autocast(masks.device.type, enabled=False):
             memory = pool_by_mask(cells.detach().float(), masks.detach())  # (B, T, D)
-            similarity = self.compare(
-                self.tower.project_image(seen.float()), self.tower.project_text(text.sentence.float())
+            similarity = self.pixel_text(
+                self.tower.project_image(deepest.float()), self.tower.project_text(text.sentence.float())
             )  # (B, T, h, w)
         if wanted is not None:
             masks, similarity = masks[:, list(wanted)], similarity[:, list(wanted)]
@@ -188,7 +188,9 @@ class VlpRvos(nn.Module):
         scores = peak if self.config.score == "peak" else torch.full_like(peak, CERTAIN)
         return Prediction(masks[:, :, None], scores, extras={"pixel_text": similarity}), memory
 
-    def look(self, patches: Tensor, text: TextFeatures, prompts: Prompts, before: Tensor | None) -> list[Tensor]:
+    def encode_with_text(
+        self, patches: Tensor, text: TextFeatures, prompts: Prompts, before: Tensor | None
+    ) -> list[Tensor]:
         """The patches (B, T, h, w, C) that leave each of the tower's tapped layers, time and words in them.
 
         before: (B, n, C), historical tokens that every frame gets, or None.
@@ -266,11 +268,11 @@ class PromptLayer(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.among, self.feed = SelfAttention(width, heads), FeedForward(width)
+        self.self_attention, self.feed_forward = SelfAttention(width, heads), FeedForward(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.among(x)
-        return x + self.feed(x)
+        x = self.self_attention(x)
+        return x + self.feed_forward(x)
 
 
 def _small_linear(width: int, out: int) -> nn.Linear:
@@ -313,40 +315,40 @@ class Guidance(nn.Module):
         attended = layer.attend(y, y, layer.mask(x.shape[1] - own))
         if self.kind != "none":
             # Words are the same in all frames of a clip: one attention for all of them.
-            asking = rearrange(y, "(b t) s c -> b (t s) c", b=len(words))
-            carried = self.attend_words(i, layer, asking, words, ~padding[:, None, None])
+            queries = rearrange(y, "(b t) s c -> b (t s) c", b=len(words))
+            carried = self.attend_words(i, layer, queries, words, ~padding[:, None, None])
             attended = attended + self.gate[i] * rearrange(carried, "b (t s) c -> (b t) s c", s=y.shape[1])
         x = x + attended
         return x + layer.feed(x)
 
-    def attend_words(self, i: int, layer: Any, asking: Tensor, words: Tensor, there: Tensor) -> Tensor:
+    def attend_words(self, i: int, layer: Any, queries: Tensor, words: Tensor, there: Tensor) -> Tensor:
         """(B, M, C) from normed tokens (B, M, C); there: (B, 1, 1, L)."""
         if self.kind == "reuse":
-            return layer.attend(asking, layer.norm(words), there)
-        q = rearrange(self.query[i](asking), "b m (a d) -> b a m d", a=self.heads)
+            return layer.attend(queries, layer.norm(words), there)
+        q = rearrange(self.query[i](queries), "b m (a d) -> b a m d", a=self.heads)
         k, v = rearrange(self.key_value[i](words), "b l (j a d) -> j b a l d", j=2, a=self.heads)
         return self.out[i](rearrange(F.scaled_dot_product_attention(q, k, v, there), "b a m d -> b m (a d)"))
 
 
 class TemporalCapture(nn.Module):
-    """After a layer, the temporal tokens of all frames look at all frames through that layer's own frozen weights.
+    """After a layer, the temporal tokens of all frames attend to all frames through that layer's own frozen weights.
 
-    Only they change; in the next layer the patches of their frame read from them what happens in the clip.
+    Only they change; in the next layer the patches of their frame attend to them.
     """
 
     def __init__(self, config: VlpRvosConfig) -> None:
         super().__init__()
-        self.look_at_patches = config.capture_keys == "all"
+        self.with_patches = config.capture_keys == "all"
         self.time = nn.Parameter(torch.tensor(0.1))  # how much of the frame's code is added (our choice)
 
     def forward(self, layer: Any, temporal: Tensor, tokens: Tensor, frames: int) -> Tensor:
         """(B T, n, C) from temporal tokens (B T, n, C) and the frames' own tokens (B T, 1 + N, C)."""
         code = self.time * frame_code(frames, tokens.shape[-1], tokens.device)[:, None]  # (T, 1, C)
-        keys = torch.cat([temporal, tokens], dim=1) if self.look_at_patches else temporal
-        asked = rearrange(keys, "(b t) s c -> b t s c", t=frames) + code.to(keys.dtype)
-        y = layer.norm(asked)
-        asking = rearrange(y[:, :, : temporal.shape[1]], "b t n c -> b (t n) c")
-        attended = layer.attend(asking, rearrange(y, "b t s c -> b (t s) c"))
+        keys = torch.cat([temporal, tokens], dim=1) if self.with_patches else temporal
+        placed = rearrange(keys, "(b t) s c -> b t s c", t=frames) + code.to(keys.dtype)
+        y = layer.norm(placed)
+        queries = rearrange(y[:, :, : temporal.shape[1]], "b t n c -> b (t n) c")
+        attended = layer.attend(queries, rearrange(y, "b t s c -> b (t s) c"))
         x = temporal + rearrange(attended, "b (t n) c -> (b t) n c", t=frames)
         return x + layer.feed(x)
 
@@ -393,15 +395,15 @@ class TextAttention(nn.Module):
         return x + self.dropout(self.attend(self.norm(x), self.source_norm(source), padding))
 
 
-class Feed(nn.Module):
+class PreNormFeedForward(nn.Module):
     """x + the two-layer network."""
 
     def __init__(self, width: int, expand: int, dropout: float) -> None:
         super().__init__()
-        self.feed, self.dropout = FeedForward(width, expand), nn.Dropout(dropout)
+        self.feed_forward, self.dropout = FeedForward(width, expand), nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.dropout(self.feed(x))
+        return x + self.dropout(self.feed_forward(x))
 
 
 class DualFusion(nn.Module):
@@ -415,12 +417,12 @@ class DualFusion(nn.Module):
         self.patches_attend = TextAttention(d, config.heads, config.dropout)
         self.mix = nn.Linear(2 * d, d)
 
-    def forward(self, seen: Tensor, text: TextFeatures) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, patches_of_tower: Tensor, text: TextFeatures) -> tuple[Tensor, Tensor, Tensor]:
         """Fused cells (B, T, h, w, D), words and last the sentence (B, L + 1, D), their padding (B, L + 1).
 
         seen: (B, T, h, w, C).
         """
-        cells = self.reduce(seen)
+        cells = self.reduce(patches_of_tower)
         patches = cells.flatten(1, 3)  # (B, T N, D)
         language = self.resizer(torch.cat([text.words, text.sentence[:, None]], dim=1))
         padding = F.pad(text.padding, (0, 1))
@@ -441,15 +443,15 @@ class ReasoningStage(nn.Module):
         self.attend_text = nn.ModuleList(
             TextAttention(d, heads, dropout) for _ in range(config.layers if config.words_in_reasoning else 0)
         )
-        self.feed = nn.ModuleList(Feed(d, config.expand, dropout) for _ in range(config.layers))
+        self.feed_forward = nn.ModuleList(PreNormFeedForward(d, config.expand, dropout) for _ in range(config.layers))
 
     def forward(self, cells: Tensor, skip: Tensor, language: Tensor, padding: Tensor) -> Tensor:
         """(B, T, h, w, D) from cells (B, T, h, w, D), skip (B, T, h, w, C), language (B, L, D), padding (B, L)."""
         for layer in self.encoder:
             cells = layer(cells)
         x = self.skip(skip).flatten(1, 3)
-        for i, feed in enumerate(self.feed):
-            x = feed(self.attend_text[i](x, language, padding) if len(self.attend_text) else x)
+        for i, feed_forward in enumerate(self.feed_forward):
+            x = feed_forward(self.attend_text[i](x, language, padding) if len(self.attend_text) else x)
         return cells + x.view_as(cells)
 
 
@@ -464,7 +466,7 @@ class CubeFrameLayer(nn.Module):
         self.cube = CubeAttention(d, heads, config.cube_side, config.frames) if config.cube else None
         self.frame_norm = nn.LayerNorm(d) if config.frame else None
         self.frame = Attention(d, heads) if config.frame else None
-        self.feed = Feed(d, config.expand, config.dropout)
+        self.feed_forward = PreNormFeedForward(d, config.expand, config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, h, w, D) -> (B, T, h, w, D)."""
@@ -476,7 +478,7 @@ class CubeFrameLayer(nn.Module):
         else:
             x = x + self.in_frames(x)
             x = x + self.in_cubes(x)
-        return self.feed(x)
+        return self.feed_forward(x)
 
     def in_cubes(self, x: Tensor) -> Tensor | float:
         """The cubes' branch; 0 where it is left out."""
@@ -541,8 +543,8 @@ def cube_padding(t: int, h: int, w: int, side: int, device: torch.device) -> Ten
 
 
 class UpsamplingMaskHead(nn.Module):
-    """Convolutions, twice made finer (read); the published last step, to the size of the frames, is left to whoever
-    needs that size, so that masks are resized once."""
+    """Convolutions, twice made finer (read); the published last step, to the size of the frames, is left to the
+    caller, so that masks are resized once."""
 
     def __init__(self, width: int, channels: int, groups: int) -> None:
         super().__init__()
@@ -576,7 +578,7 @@ class ConvNorm(nn.Module):
 
 
 class PixelText(nn.Module):
-    """How alike each patch and the sentence are in the tower's joint space; a mask that only training looks at."""
+    """How alike each patch and the sentence are in the tower's joint space; a mask that only training uses."""
 
     def __init__(self, joint: int, temperature: float) -> None:
         super().__init__()

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from deixis.old_keys import fields_of_today, key_of_today
 from deixis.training.optimizer import WeightAverage
 from deixis.types import DeixisError
 
@@ -67,7 +68,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise DeixisError(f"{path} is not a readable training checkpoint: its facts are damaged ({error!r})") from error
     if not whole or type(facts["step"]) is not int:
         raise DeixisError(f"{path} is not a readable training checkpoint: it states step {facts['step']!r:.60}")
-    return facts
+    return facts | {"config": fields_of_today(facts.get("config"))}
 
 
 def check_facts(path: Path, facts: Mapping[str, Any]) -> None:
@@ -88,6 +89,12 @@ def pack_state(system: nn.Module, optimizer: torch.optim.Optimizer, average: Wei
     return tensors
 
 
+def name_of_today(name: str) -> str:
+    """``model/KEY``, ``adam.STATE/KEY`` or ``ema/KEY`` with the key of today."""
+    part, slash, key = name.partition("/")
+    return part + slash + key_of_today(key)
+
+
 @torch.no_grad()
 def unpack_state(
     tensors: Mapping[str, Tensor],
@@ -96,6 +103,7 @@ def unpack_state(
     average: WeightAverage | None,
 ) -> None:
     """Put ``pack``'s tensors back. Strict: what is missing or left over raises DeixisError by name."""
+    tensors = {name_of_today(name): tensor for name, tensor in tensors.items()}
     model = {name.removeprefix("model/"): t for name, t in tensors.items() if name.startswith("model/")}
     expected = system.state_dict()
     wrong = sorted(

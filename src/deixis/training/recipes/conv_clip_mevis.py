@@ -170,9 +170,10 @@ class MevisWorldData(WorldData):
 
 
 SMALL_CONV_CLIP_MEVIS = ConvClipMevisConfig(
-    tower=TowerConfig().conv, width=64, queries=6, heads=4, fusion_layers=2, fusion_hidden=128, points=2, meet_width=64,
-    meet_heads=2, meet_scale=1e-1, meet_dropout=0.0, meet_drop_path=0.0, frame_layers=3, read_layers=2, window_layers=2,
-    window_frames=4, video_layers=2, hidden=128, text_dropout=0.0, norm_groups=8, short_side=64, long_side=96, window=6,
+    tower=TowerConfig().conv, width=64, queries=6, heads=4, fusion_layers=2, fusion_hidden=128, points=2,
+    bi_attention_width=64, bi_attention_heads=2, bi_attention_scale=1e-1, bi_attention_dropout=0.0,
+    bi_attention_drop_path=0.0, frame_layers=3, read_layers=2, window_layers=2, window_frames=4, video_layers=2,
+    hidden=128, text_dropout=0.0, norm_groups=8, short_side=64, long_side=96, window=6,
 )  # fmt: skip
 
 

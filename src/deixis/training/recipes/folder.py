@@ -42,6 +42,7 @@ from deixis.training.clips import (
     training_clip,
 )
 from deixis.training.labelled_frames import LabelledVideos, held_out_videos, labelled_video, labelled_videos
+from deixis.training.light_calibration import with_fitted_presence
 from deixis.training.measure import answers
 from deixis.training.optimizer import parameter_groups
 from deixis.training.recipes import soc
@@ -52,7 +53,6 @@ from deixis.training.recipes.light import (
     film_number,
     light_losses,
     trained_groups,
-    with_fitted_presence,
 )
 from deixis.training.recipes.soc import SMALL_SOC, YTVOS_FINETUNE, Config, soc_groups, soc_losses
 from deixis.training.run import Run, TrainConfig, export_model

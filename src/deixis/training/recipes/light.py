@@ -12,10 +12,9 @@ trains. docs/reproduce.md has the whole chain of commands. B clips, T frames, K 
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -27,14 +26,14 @@ from torch import Tensor, nn
 from deixis.config import apply_overrides
 from deixis.encoders.efficientnet_lite import efficient_net_state
 from deixis.encoders.tiny_vit import tiny_vit_state
-from deixis.linking import sigmoid
 from deixis.losses.proposals import ProposalWeights, choice_loss, labelled_frame, proposal_losses
-from deixis.synthetic.mixture import Mixture, composites, stills, written_stills
+from deixis.synthetic.mixture import Mixture, composites
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.synthetic.sentences import SentenceMix
 from deixis.systems.light import FrameFeatures, Light, LightConfig, link
 from deixis.training.clips import ClipBatch, gather_clips
-from deixis.training.measure import Answer, answers, chosen_threshold, fit_presence, sure_bound
+from deixis.training.light_calibration import calibrated
+from deixis.training.measure import Answer, answers
 from deixis.training.optimizer import parameter_groups
 from deixis.training.pretrained import load_minilm, packaged_minilm
 from deixis.training.regions import (
@@ -63,8 +62,6 @@ from deixis.training.view_batches import ViewBatch, ViewData, validate_views, vi
 from deixis.training.views import Views
 from deixis.types import DeixisError
 from deixis.weights import load_into, save
-
-log = logging.getLogger(__name__)
 
 FROZEN = ("tiny_vit.", "efficient_net.", "text.", "namer.vectors", "namer.centre")
 
@@ -394,10 +391,6 @@ def shares_of(found: Sequence[Answer]) -> dict[str, float]:
     return {"mean": float(np.mean(list(scores.values()))), **scores, "overlap": overlap}
 
 
-LEFT_EMPTY = 0.9  # share of absent objects that the threshold should leave empty (our choice)
-SURE = 0.9  # share of the answers with the verdict "there" that should show the right thing (our choice)
-
-
 def export_stage(system: nn.Module, path: Path) -> None:
     """Write the model: frozen parts as int8 rows, the rest as fp16, to fit into the wheel."""
     trained = [name + "." for name, _ in system.named_children() if f"{name}." not in FROZEN]
@@ -410,44 +403,3 @@ def export(pictures: str, system: nn.Module, path: Path) -> None:
     system.eval()
     system.config = calibrated(pictures, system)
     export_stage(system, path)
-
-
-def calibrated(pictures: str, system: Light, films: int = 60) -> LightConfig:
-    """The config with presence fitted on development films and stills, generated and written sentences.
-
-    Temperature and shift make the predicted probability agree with the facts; the threshold is ``chosen_threshold``'s,
-    and what is shown below ``sure_bound`` counts as a guess.
-    """
-
-    def films_of() -> Iterator[SyntheticVideo]:
-        yield from written_stills(pictures, "development")
-        yield from stills(pictures, "development")
-        yield from composites(pictures, "development", seed=1, films=films)
-
-    # Everything is shown, so that what would be is known.
-    return with_fitted_presence(system.config, list(answers(system, films_of(), threshold=1e-6)))
-
-
-def with_fitted_presence(config: LightConfig, found: Sequence[Answer]) -> LightConfig:
-    """The config with temperature, shift, threshold and sure bound fitted on answers of which none was kept back."""
-    there = np.array([a.there for a in found])
-    temperature, shift = fit_presence(
-        np.array([a.presence for a in found]), there, config.presence_temperature, config.presence_shift
-    )
-
-    def again(p: float) -> float:
-        p = min(max(p, 1e-7), 1 - 1e-7)
-        raw = (np.log(p / (1 - p)) - config.presence_shift) * config.presence_temperature
-        return float(sigmoid(raw / temperature + shift))
-
-    shown = [(again(a.presence), a.right) for a in found if a.there]
-    absent = [again(a.presence) for a in found if not a.there]
-    threshold = round(chosen_threshold(shown, absent, LEFT_EMPTY), 3)
-    sure = round(sure_bound([(again(a.presence), a.there and a.right) for a in found], threshold, SURE), 3)
-    log.info(
-        "presence: temperature %.3f, shift %.3f, threshold %.3f, sure from %.3f", temperature, shift, threshold, sure
-    )
-    return replace(
-        config, presence_temperature=temperature, presence_shift=shift, presence_threshold=threshold,
-        presence_sure=sure,
-    )  # fmt: skip

@@ -65,12 +65,12 @@ def pretrain_losses(config: PretrainLoss, system: nn.Module, batch: FlowBatch) -
     losses = {"flow": config.flow * measured}
     if config.contrast:
         whole = model.text.encode_tokens(tokens, padding) if config.words else text
-        clips, sentences = model.compare(maps, found_everywhere(flow, found), whole.sentence)
+        clips, sentences = model.contrast_head(maps, found_everywhere(flow, found), whole.sentence)
         same = torch.tensor([[a == b for b in batch.captions] for a in batch.captions], device=clips.device)
         losses["contrast"] = config.contrast * info_nce(clips, sentences, same, config.temperature)
     if config.words:
         table = model.text.encoder.embeddings.word_embeddings.weight
-        losses["words"] = config.words * masked_words(model.recall(text.words, fused, table), tokens, hidden)
+        losses["words"] = config.words * masked_words(model.word_head(text.words, fused, table), tokens, hidden)
     return losses
 
 
@@ -162,12 +162,12 @@ def transfer(
     if not sources:
         wanted = " or ".join(dict.fromkeys(f"--data {source.data}=FOLDER" for source in known))
         raise DeixisError(f"the recipe {name} needs {wanted}; docs/benchmarks.md tells their layouts")
-    asked = apply_overrides({k: v for k, v in overrides.items() if k.startswith("data.")}, data=data_of)["data"]
-    held = held_out_of(sources, data, asked)
-    places = tuple((source, str(data[source.data])) for source in with_split(sources, asked))
-    clips = sum(len(list_clips(source, place, asked.frames)) for source, place in places)
+    wanted = apply_overrides({k: v for k, v in overrides.items() if k.startswith("data.")}, data=data_of)["data"]
+    held = held_out_of(sources, data, wanted)
+    places = tuple((source, str(data[source.data])) for source in with_split(sources, wanted))
+    clips = sum(len(list_clips(source, place, wanted.frames)) for source, place in places)
     train = TrainConfig(
-        steps=asked.epochs * max(1, clips // 8), batch=1, global_batch=8, lr=5e-5, warmup_steps=100, weight_decay=0.05,
+        steps=wanted.epochs * max(1, clips // 8), batch=1, global_batch=8, lr=5e-5, warmup_steps=100, weight_decay=0.05,
         clip_norm=1.0, workers=4, find_unused_parameters=True,
         validate_every=0 if held is None else max(1, clips // 8),
     )  # fmt: skip

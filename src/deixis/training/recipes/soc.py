@@ -104,9 +104,9 @@ def published_soc(
             "one of our checkpoints"
         )
     text, clip = replace(model.text, frozen=plan.text == 0), SocData()
-    asked = apply_overrides({k: v for k, v in overrides.items() if k.startswith("data.")}, data=clip)["data"]
-    held = held_out_of(sources, data, asked)
-    places = tuple((source, str(data[source.data])) for source in with_split(sources, asked))
+    wanted = apply_overrides({k: v for k, v in overrides.items() if k.startswith("data.")}, data=clip)["data"]
+    held = held_out_of(sources, data, wanted)
+    places = tuple((source, str(data[source.data])) for source in with_split(sources, wanted))
     clips = sum(len(list_clips(source, place, clip.frames)) for source, place in places)
     steps = plan.epochs * max(1, clips // plan.batch)
     train = TrainConfig(
@@ -126,7 +126,7 @@ def published_soc(
         groups=partial(soc_groups, scales),
         train=configs["train"],
         config=configs["model"],
-        **judged_by(held, asked),
+        **judged_by(held, wanted),
     )
 
 

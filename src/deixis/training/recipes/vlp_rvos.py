@@ -47,7 +47,7 @@ from deixis.types import Batch, DeixisError, Expression, FeatureMaps
 from deixis.weights import load_into
 
 # Shares of the learning rate of the parts that are not trained at all of it (read; which part is whose: inferred).
-RATES = {"prompts.": 0.5, "capture.": 0.5, "paint.": 0.5}
+RATES = {"prompts.": 0.5, "capture.": 0.5, "mask_head.": 0.5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +100,12 @@ def published_vlp_rvos(
             raise DeixisError(f"the recipe {name} needs --data {needed}=FOLDER; docs/benchmarks.md tells its layout")
     if plan.start and "start" not in data:
         raise DeixisError(f"the recipe {name} goes on from another run and needs --data start=FILE, its model")
-    asked = apply_overrides(
+    wanted = apply_overrides(
         {k: v for k, v in overrides.items() if k.startswith("data.")}, data=VlpData(clips=plan.clips)
     )["data"]
-    held = held_out_of(plan.sources, data, asked)
-    places = tuple((source, str(data[source.data])) for source in with_split(plan.sources, asked))
-    count = sum(len(list_clips(source, place, asked.frames * asked.clips)) for source, place in places)
+    held = held_out_of(plan.sources, data, wanted)
+    places = tuple((source, str(data[source.data])) for source in with_split(plan.sources, wanted))
+    count = sum(len(list_clips(source, place, wanted.frames * wanted.clips)) for source, place in places)
     steps = plan.epochs * max(1, count // BATCH)
     train = TrainConfig(
         steps=steps, batch=1, global_batch=BATCH, lr=1e-4, schedule="multistep",
@@ -180,19 +180,19 @@ def vlp_rvos_losses(clips: int, config: DenseLossConfig, system: nn.Module, batc
     if clips == 1:
         predictions = [model.decode(maps, batch.expressions, batch.wanted)]
     else:
-        predictions = answer_in_clips(model, maps, batch.expressions, -(-batch.frames.shape[1] // clips))
+        predictions = predict_in_clips(model, maps, batch.expressions, -(-batch.frames.shape[1] // clips))
     return dense_loss(predictions, batch.targets, size, config)
 
 
-def answer_in_clips(model: Any, maps: FeatureMaps, expressions: Sequence[Expression], frames: int) -> list[Any]:
-    """Predictions of successive clips of ``frames`` frames, what each tells carried to the next."""
-    answers, memory = [], None
+def predict_in_clips(model: Any, maps: FeatureMaps, expressions: Sequence[Expression], frames: int) -> list[Any]:
+    """Predictions of successive clips of ``frames`` frames, the state of each carried to the next."""
+    predictions, memory = [], None
     for first in range(0, maps.levels[0].shape[1], frames):
         part = slice(first, first + frames)
         clip = FeatureMaps((maps.levels[0][:, part],), maps.strides, maps.padding[:, part], maps.size)
-        answer, memory = model.step(clip, expressions, memory)
-        answers.append(answer)
-    return answers
+        prediction, memory = model.step(clip, expressions, memory)
+        predictions.append(prediction)
+    return predictions
 
 
 # --- generated films, small models -----------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def vlp_rvos_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], na
         collate=partial(collate, config),
         losses=partial(vlp_rvos_losses, films.clips, films.loss),
         groups=parameter_groups,
-        validate=partial(validate_generated, films, ask=ask_in_windows),
+        validate=partial(validate_generated, films, ask=predict_in_windows),
         export=partial(export_world, films),
         train=configs["train"],
         config=config,
@@ -264,10 +264,10 @@ def build_small_vlp_rvos(config: VlpRvosConfig, films: VlpWorldData) -> nn.Modul
     return model
 
 
-def ask_in_windows(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
+def predict_in_windows(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
     """Logits (K, T, h, w) of each expression of one film, window after window, as ``segment`` does."""
     maps = model.encode(batch.frames, batch.padding)
-    return torch.cat([p.masks[:, :, 0] for p in answer_in_clips(model, maps, expressions, model.config.window)], dim=1)
+    return torch.cat([p.masks[:, :, 0] for p in predict_in_clips(model, maps, expressions, model.config.window)], dim=1)
 
 
 def _published() -> dict[str, Any]:
