@@ -1,8 +1,10 @@
 """light: shapes, agreement between one and many, what the words may change, and the promise of every system."""
 
+import numpy as np
 import pytest
 import torch
 
+from deixis.blocks.paths import REACH, best_paths
 from deixis.blocks.proposals import peaks, suppress_duplicates
 from deixis.encoders.efficientnet_lite import EfficientNetLite, efficient_net_state
 from deixis.encoders.tiny_vit import TinyVit, fold, tiny_vit_state
@@ -131,7 +133,9 @@ def moving_squares(order):
 
 
 def deep_map(frames):
-    return torch.randn(1, 7, 8, 8, generator=torch.Generator().manual_seed(0)).expand(frames, -1, -1, -1)
+    """Features that change slowly over the frame, as those of an encoder do."""
+    corners = torch.randn(1, 7, 2, 2, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(corners, size=(8, 8), mode="bilinear").expand(frames, -1, -1, -1)
 
 
 def test_one_object_keeps_one_index_whatever_the_order_of_the_proposals():
@@ -146,9 +150,35 @@ def test_one_object_keeps_one_index_whatever_the_order_of_the_proposals():
 
 def test_an_object_that_is_not_proposed_in_one_frame_comes_back_under_its_index():
     masks, scores = link(moving_squares([(0, 1, 2), (None, 0, 1), (2, 0, 1)]), deep_map(3), 1)
-    assert scores[0, 1, 0] == 0
-    assert (masks[0, 1, 0] < 0).all()
-    assert masks[0, 2, 0, 2:7, 2:7].min() > 0
+    track = next(k for k in range(3) if masks[0, 0, k, 0:5, 0:5].min() > 0)
+    assert scores[0, 1, track] == 0
+    assert (masks[0, 1, track] < 0).all()
+    assert masks[0, 2, track, 2:7, 2:7].min() > 0
+
+
+def test_a_part_that_fits_the_last_frame_does_not_take_the_track_from_the_whole_object():
+    """In frame 1 the object is half hidden; in frames 2 and 3 its part is proposed beside it, with a lower score."""
+    masks = torch.full((4, 3, 16, 16), -9.0)
+    masks[0, 0, 2:10, 2:10] = masks[1, 0, 2:10, 2:6] = 9.0
+    masks[2:, 0, 2:10, 2:6] = masks[2:, 1, 2:10, 2:10] = 9.0
+    masks[:, 2, 11:16, 11:16] = 9.0  # something else
+    scores = torch.tensor([[0.9, 0.0, 0.5], [0.6, 0.0, 0.5], [0.3, 0.9, 0.5], [0.3, 0.9, 0.5]])
+    found, _ = link(Proposals(torch.zeros(4, 3, dtype=torch.long), masks, scores), deep_map(4), 1)
+    areas = (found[0] > 0).flatten(2).sum(2)
+    assert areas.T.tolist() == [[64, 32, 64, 64], [25, 25, 25, 25], [0, 0, 32, 32]]
+
+
+def test_paths_may_miss_two_frames_but_not_three():
+    apart = np.full((REACH, 6, 2, 2), -1.0, np.float32)
+    joined = apart.copy()
+    for back in range(REACH):
+        joined[back, :, 0, 0] = 0.5
+    scores = np.array([[0.9, 0.2], [0.0, 0.2], [0.0, 0.2], [0.9, 0.0], [0.9, 0.0], [0.0, 0.0]])
+    assert best_paths(joined, scores)[:, 0].tolist() == [0, -1, -1, 0, 0, -1]
+    several = best_paths(apart, np.full((6, 2), 0.5))
+    assert (several >= 0).sum() == 2  # as many tracks as a frame has proposals; those that fit nothing stay alone
+    scores[4, 0], scores[3, 0] = 0.8, 0.0
+    assert best_paths(joined, scores)[:, 0].tolist() == [0, -1, -1, -1, -1, -1]
 
 
 def test_geometry_of_frames_without_the_track_is_that_of_the_nearest_before():

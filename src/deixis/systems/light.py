@@ -23,10 +23,10 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from deixis.blocks.attention import CrossAttention, FeedForward, SelfAttention
+from deixis.blocks.paths import REACH, best_paths
 from deixis.blocks.proposals import KernelHead, masks_of_cells, peaks, suppress_duplicates
 from deixis.encoders.efficientnet_lite import EfficientNetLite
 from deixis.encoders.fast import FastNetwork, openvino_version
@@ -473,16 +473,17 @@ class CellLayer(nn.Module):
 
 # ---- tracks
 
-ENOUGH = 1.0  # affinity above which a proposal continues a track: overlap + likeness + nearness (our choice)
+# Weights of what makes a proposal continue another, and the sum from which on it may (our choice; tried on films of the
+# development split, see docs/results/linking.md).
+OVERLAP, LIKENESS, NEARNESS, ENOUGH = 1.0, 2.0, 1.5, 2.0
 
 
 @torch.no_grad()
 def link(proposals: Proposals, deep: Tensor, clips: int) -> tuple[Tensor, Tensor]:
     """Give one index to one object.
 
-    Frame by frame, the proposals are assigned (Hungarian) to the tracks so far by overlap with a track's last mask,
-    likeness of the features under it, and nearness. A track that finds no proposal waits with its last mask; a
-    proposal that finds no track begins one where an index is free, or takes that of the weakest waiting track.
+    Proposals of up to three frames apart continue one another by the overlap of their masks, the likeness of the
+    features under them, and nearness; ``best_paths`` then takes the best track first.
 
     Args:
         proposals: Of B T frames.
@@ -519,40 +520,15 @@ def _link_clip(flat: np.ndarray, likeness: np.ndarray, centres: np.ndarray, scor
     """(T, Q) the proposal of each track in each frame, or -1. flat: (T, Q, n).  likeness: (T, Q, C).
     centres: (T, Q, 2).  scores: (T, Q)."""
     t, q = scores.shape
-    order = np.full((t, q), -1, dtype=np.int64)
-    first = np.nonzero(scores[0] > 0)[0]
-    order[0, first] = first
-    mask, look, centre = flat[0].copy(), likeness[0].copy(), centres[0].copy()  # of each track, where last found
-    strength, used = scores[0].copy(), scores[0] > 0
-    for i in range(1, t):
-        found = np.nonzero(scores[i] > 0)[0]
-        tracks = np.nonzero(used)[0]
-        free = list(found)
-        if len(found) and len(tracks):
-            both = mask[tracks] @ flat[i, found].T
-            areas = mask[tracks].sum(1)[:, None] + flat[i, found].sum(1)[None] - both
-            near = np.exp(-((centre[tracks][:, None] - centres[i, found][None]) ** 2).sum(-1) / 0.18)
-            affinity = both / np.maximum(areas, 1e-3) + look[tracks] @ likeness[i, found].T + near
-            rows, columns = linear_sum_assignment(-np.nan_to_num(affinity))
-            for row, column in zip(rows, columns, strict=True):
-                if affinity[row, column] > ENOUGH:
-                    track, proposal = tracks[row], found[column]
-                    order[i, track] = proposal
-                    mask[track], centre[track] = flat[i, proposal], centres[i, proposal]
-                    look[track] = 0.7 * look[track] + 0.3 * likeness[i, proposal]
-                    strength[track] += scores[i, proposal]
-                    free.remove(proposal)
-        for proposal in free:
-            waiting = [k for k in range(q) if order[i, k] < 0]
-            track = min(waiting, key=lambda k: strength[k] if used[k] else -1.0)
-            if used[track] and strength[track] > scores[i, proposal]:
-                continue
-            if used[track]:
-                order[:i, track] = -1
-            order[i, track] = proposal
-            mask[track], look[track], centre[track] = flat[i, proposal], likeness[i, proposal], centres[i, proposal]
-            strength[track], used[track] = scores[i, proposal], True
-    return order
+    affinity = np.zeros((REACH, t, q, q), np.float32)
+    areas = flat.sum(-1)
+    for back in range(1, min(REACH, t - 1) + 1):
+        both = flat[:-back] @ flat[back:].swapaxes(1, 2)
+        overlap = both / np.maximum(areas[:-back, :, None] + areas[back:, None] - both, 1e-3)
+        near = np.exp(-((centres[:-back, :, None] - centres[back:, None]) ** 2).sum(-1) / 0.18)
+        alike = likeness[:-back] @ likeness[back:].swapaxes(1, 2)
+        affinity[back - 1, back:] = OVERLAP * overlap + LIKENESS * alike + NEARNESS * near - ENOUGH
+    return best_paths(np.nan_to_num(affinity), scores)
 
 
 def rgb_of(frames: Tensor, config: LightConfig) -> Tensor:
