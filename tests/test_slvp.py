@@ -25,7 +25,7 @@ from deixis import systems, weights
 from deixis.benchmarks import write_fixture
 from deixis.benchmarks.fixtures import tiny_videos, write_film
 from deixis.cli import app
-from deixis.losses.mask_loss import MaskLossConfig, mask_loss
+from deixis.losses.set_loss import MaskLossConfig, mask_loss
 from deixis.systems.slvp import DEBUG, PRETRAINING, Slvp, SlvpConfig, local_correlation
 from deixis.training import flow_clips
 from deixis.training.captions import VideoCaptions, write_list

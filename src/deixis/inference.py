@@ -259,8 +259,8 @@ def rank_over_film(
 def every_query(system: System) -> Iterator[None]:
     """Within it the system returns all its queries in their order, where its config keeps the best few only."""
     config = system.config
-    if getattr(config, "painted", None) is not None:
-        system.config = replace(config, painted=None)
+    if getattr(config, "kept_queries", None) is not None:
+        system.config = replace(config, kept_queries=None)
     try:
         yield
     finally:

@@ -1,4 +1,6 @@
-"""SOC's objective: match once a clip and decoder level, weigh the terms, repeat for the auxiliary levels.
+"""Set prediction losses: match a query a clip and decoder level, weigh the terms, repeat for the auxiliary levels.
+
+``set_loss`` is SOC's, with boxes and contrast; ``mask_loss`` that of systems without either.
 
 B clips, T frames, Q queries, N objects, H W pixels; h w cells of the masks.
 (arXiv:2305.17011, section 3.5; the terms' exact form is that of the released code.)
@@ -21,14 +23,20 @@ from deixis.types import DeixisError, Prediction, Target
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetLossConfig:
-    """Weights of the loss terms, and of the matching costs of the same name, as published (read)."""
+class MaskLossConfig:
+    """Weights of the loss terms, and of the matching costs of the same name: ReferFormer's (arXiv:2201.00487)."""
 
     score: float = 2.0  # focal, every query of every frame
-    box_l1: float = 2.0
-    box_giou: float = 2.0
     mask_focal: float = 2.0  # a loss only, no cost
     dice: float = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetLossConfig(MaskLossConfig):
+    """The same with boxes and contrast, as published for SOC (read)."""
+
+    box_l1: float = 2.0
+    box_giou: float = 2.0
     contrastive: float = 1.0  # a loss only, no cost
     # Frames in which the object is not visible: the authors supervise boxes there too, towards a box of zeros, and let
     # them count in the matching. "masked" leaves those boxes out; empty masks are supervised either way.
@@ -53,10 +61,7 @@ def set_loss(prediction: Prediction, targets: Sequence[Target], config: SetLossC
 
     Raises DeixisError where predictions and targets do not fit each other.
     """
-    if len(targets) != len(prediction.masks):
-        raise DeixisError(f"{len(prediction.masks)} predictions, but {len(targets)} targets; one a clip is expected")
-    tracks = [referred_track(target) for target in targets]
-    count = object_count(tracks, prediction.masks.device)
+    tracks, count = referred_tracks(prediction, targets)
     levels = {f"_{i}": aux for i, aux in enumerate(prediction.aux)} | {"": replace(prediction, aux=())}
     return {
         name + suffix: value * getattr(config, name)
@@ -65,53 +70,89 @@ def set_loss(prediction: Prediction, targets: Sequence[Target], config: SetLossC
     }
 
 
+def mask_loss(prediction: Prediction, targets: Sequence[Target], config: MaskLossConfig) -> dict[str, Tensor]:
+    """Weighted terms of scores and masks, to be summed. In a clip without a referred object all scores are pushed down,
+    and no mask learns. With one query (a dense system) there is nothing to match.
+
+    Raises DeixisError where predictions and targets do not fit each other.
+    """
+    tracks, count = referred_tracks(prediction, targets)
+    sums = matched_sums(replace(prediction, boxes=None), tracks, config)
+    return {name: value * getattr(config, name) / count for name, value in sums.items()}
+
+
+def referred_tracks(prediction: Prediction, targets: Sequence[Target]) -> tuple[list[Track | None], Tensor]:
+    """The true track of each clip, and ``object_count``."""
+    if len(targets) != len(prediction.masks):
+        raise DeixisError(f"{len(prediction.masks)} predictions, but {len(targets)} targets; one a clip is expected")
+    tracks = [referred_track(target) for target in targets]
+    return tracks, object_count(tracks, prediction.masks.device)
+
+
 def level_terms(
     prediction: Prediction, tracks: Sequence[Track | None], count: Tensor, config: SetLossConfig
 ) -> dict[str, Tensor]:
     """The terms of one decoder level, not weighted; sums over clips and frames are divided by ``count``."""
-    assert prediction.boxes is not None
-    assert prediction.similarity is not None
-    scores, masks, boxes = prediction.scores.float(), prediction.masks.float(), prediction.boxes.float()
-    positive = torch.zeros_like(scores)
-    nothing = (scores.sum() + masks.sum() + boxes.sum() + prediction.similarity.sum()) * 0.0
-    sums = {name: nothing.clone() for name in ("box_l1", "box_giou", "mask_focal", "dice", "contrastive")}
+    sums = matched_sums(prediction, tracks, config)
+    score, contrastive = sums.pop("score") / count, sums.pop("contrastive") / len(tracks)  # contrast: a mean over clips
+    return {"score": score, "contrastive": contrastive, **{name: value / count for name, value in sums.items()}}
+
+
+def matched_sums(
+    prediction: Prediction, tracks: Sequence[Track | None], config: MaskLossConfig
+) -> dict[str, Tensor]:
+    """The terms of one decoder level, summed over clips and frames; boxes and contrast where it predicts boxes."""
+    scores, masks = prediction.scores.float(), prediction.masks.float()
+    boxes = None if prediction.boxes is None else prediction.boxes.float()
+    nothing, names = scores.sum() + masks.sum(), ["mask_focal", "dice"]
+    if boxes is not None:
+        assert isinstance(config, SetLossConfig)
+        assert prediction.similarity is not None
+        nothing = nothing + boxes.sum() + prediction.similarity.sum()
+        names = ["box_l1", "box_giou", *names, "contrastive"]
+    positive, sums = torch.zeros_like(scores), {name: (nothing * 0.0).clone() for name in names}
     for i, track in enumerate(tracks):
         if track is None:
             continue
-        query = match_query(scores[i], masks[i], boxes[i], track, config)
+        query = match_query(scores[i], masks[i], None if boxes is None else boxes[i], track, config)
         positive[i, :, query] = track.visible.float()
-        framed = track.visible if config.invisible == "masked" else torch.ones_like(track.visible)
-        sums["box_l1"] += (terms.box_l1(boxes[i, :, query], track.boxes_cxcywh) * framed).sum()
-        sums["box_giou"] += (terms.box_giou(boxes[i, :, query], track.boxes_cxcywh) * framed).sum()
+        if boxes is not None:
+            framed = boxed_frames(track, config)
+            sums["box_l1"] += (terms.box_l1(boxes[i, :, query], track.boxes_cxcywh) * framed).sum()
+            sums["box_giou"] += (terms.box_giou(boxes[i, :, query], track.boxes_cxcywh) * framed).sum()
         logits, truth = at_full_size(masks[i, :, query, None], track.masks)
         sums["mask_focal"] += terms.mask_focal(logits[:, 0], truth).sum()
         sums["dice"] += terms.dice(logits[:, 0], truth).sum()
-        sums["contrastive"] += terms.cross_entropy(prediction.similarity[i, None].float(), query[None]).sum()
-    contrastive = sums.pop("contrastive") / len(tracks)  # a mean over clips
-    divided = {name: value / count for name, value in sums.items()}
-    return {"score": terms.sigmoid_focal(scores, positive).sum() / count, "contrastive": contrastive, **divided}
+        if prediction.similarity is not None and boxes is not None:
+            sums["contrastive"] += terms.cross_entropy(prediction.similarity[i, None].float(), query[None]).sum()
+    return {"score": terms.sigmoid_focal(scores, positive).sum(), **sums}
+
+
+def boxed_frames(track: Track, config: MaskLossConfig) -> Tensor:
+    """(T,) bool: the frames whose boxes are supervised."""
+    official = isinstance(config, SetLossConfig) and config.invisible == "official"
+    return torch.ones_like(track.visible) if official else track.visible
 
 
 @torch.no_grad()
-def match_query(scores: Tensor, masks: Tensor, boxes: Tensor, track: Track, config: SetLossConfig) -> Tensor:
-    """() int: the query of one clip that answers for the track, the same in all frames.
+def match_query(
+    scores: Tensor, masks: Tensor, boxes: Tensor | None, track: Track, config: MaskLossConfig
+) -> Tensor:
+    """() int: the query of one clip that is matched to the track, the same in all frames.
 
-    scores: (T, Q).  masks: (T, Q, h, w).  boxes: (T, Q, 4).
+    scores: (T, Q).  masks: (T, Q, h, w).  boxes: (T, Q, 4), or None.
     """
-    everywhere = torch.ones_like(track.visible)
-    framed = track.visible if config.invisible == "masked" else everywhere
+    everywhere, framed = torch.ones_like(track.visible), boxed_frames(track, config)
     # Visible frames are what the object's score is learnt from; in a clip of one frame, officially that one always.
-    scored = everywhere if config.invisible == "official" and len(scores) == 1 else track.visible
-    truth_boxes = track.boxes_cxcywh[:, None].expand_as(boxes)
+    scored = framed if len(scores) == 1 else track.visible
     logits, truth = at_full_size(masks, track.masks)
     t, q = scores.shape
     overlap = terms.dice(logits.flatten(0, 1), truth[:, None].expand(-1, q, -1, -1).flatten(0, 1)).view(t, q)
-    cost = (
-        config.score * focal_class_cost(scores, scored)
-        + config.dice * masked_mean(overlap, everywhere)
-        + config.box_l1 * masked_mean(terms.box_l1(boxes, truth_boxes), framed)
-        + config.box_giou * masked_mean(terms.box_giou(boxes, truth_boxes), framed)
-    )
+    cost = config.score * focal_class_cost(scores, scored) + config.dice * masked_mean(overlap, everywhere)
+    if boxes is not None and isinstance(config, SetLossConfig):
+        truth_boxes = track.boxes_cxcywh[:, None].expand_as(boxes)
+        cost = cost + config.box_l1 * masked_mean(terms.box_l1(boxes, truth_boxes), framed)
+        cost = cost + config.box_giou * masked_mean(terms.box_giou(boxes, truth_boxes), framed)
     return match(cost[:, None])[0]
 
 
@@ -127,7 +168,7 @@ def at_full_size(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def referred_track(target: Target) -> Track | None:
-    """What the expression names, several objects as one (a query paints one mask); None where it names nothing.
+    """What the expression names, several objects as one (a query predicts one mask); None where it names nothing.
 
     The joint box covers the objects that are visible; officially it also covers a box of zeros for each that is not.
     """
@@ -140,9 +181,9 @@ def referred_track(target: Target) -> Track | None:
     corners = terms.cxcywh_to_xyxy(boxes.float())
     low = corners[..., :2].masked_fill(~visible[..., None], 1.0).amin(1)
     high = corners[..., 2:].masked_fill(~visible[..., None], 0.0).amax(1)
-    seen = visible.any(1)
-    joint = torch.cat([(low + high) / 2, high - low], dim=-1) * seen[:, None]
-    return Track(masks.any(1), joint, seen)
+    shown = visible.any(1)
+    joint = torch.cat([(low + high) / 2, high - low], dim=-1) * shown[:, None]
+    return Track(masks.any(1), joint, shown)
 
 
 def object_count(tracks: Sequence[Track | None], device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from deixis.losses.mask_loss import MaskLossConfig
+from deixis.losses.set_loss import MaskLossConfig
 from deixis.synthetic.mixture import Mixture
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.synthetic.sentences import SentenceMix

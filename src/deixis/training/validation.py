@@ -26,17 +26,20 @@ from deixis.weights import save
 
 def best_masks(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
     """Logits (K, T, h, w): of each expression of one clip, the masks of the query with the best score."""
-    answer = model.decode(model.encode(batch.frames, batch.padding), expressions)
-    best = answer.scores.sigmoid().mean(1).argmax(1)  # (K,)
-    return answer.masks[torch.arange(len(best)), :, best]
+    prediction = model.decode(model.encode(batch.frames, batch.padding), expressions)
+    best = prediction.scores.sigmoid().mean(1).argmax(1)  # (K,)
+    return prediction.masks[torch.arange(len(best)), :, best]
 
 
 def validate_generated(
     data: WorldData,
     system: nn.Module,
-    ask: Callable[[Any, Batch, Sequence[Expression]], Tensor] = best_masks,
+    predict: Callable[[Any, Batch, Sequence[Expression]], Tensor] = best_masks,
 ) -> dict[str, float]:
-    """On held-out films: share of right objects and mean overlap, in all and by kind of sentence."""
+    """On held-out films: share of right objects and mean overlap, in all and by kind of sentence.
+
+    predict: logits (K, T, h, w) of K expressions of one clip.
+    """
     hits: dict[str, list[float]] = defaultdict(list)
     model: Any = system
     device = next(system.parameters()).device
@@ -48,7 +51,7 @@ def validate_generated(
             torch.zeros(len(frames), 1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool),
         )  # fmt: skip
         batch = collate(model.config, [(TrainingClip(frames, Expression("-"), nothing), data.size)]).to(device)
-        chosen = ask(model, batch, [Expression(s.text) for s in film.sentences])  # (K, T, h, w)
+        chosen = predict(model, batch, [Expression(s.text) for s in film.sentences])  # (K, T, h, w)
         masks = (F.interpolate(chosen, size=data.size, mode="bilinear") > 0).cpu().numpy()
         for mask, sentence in zip(masks, film.sentences, strict=True):
             right, overlap = right_object(mask, film.masks, sentence.objects)

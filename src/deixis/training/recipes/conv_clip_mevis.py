@@ -32,13 +32,14 @@ from deixis.training.clips import (
     surrounding_frames,
     training_clip,
 )
-from deixis.training.generated import WorldData, first_sentences, world_clip
+from deixis.training.generated import WorldData, first_sentences
 from deixis.training.optimizer import parameter_groups
 from deixis.training.recipes.held_out import held_out_of, judged_by
+from deixis.training.recipes.published import require_data
 from deixis.training.run import Run, TrainConfig
+from deixis.training.small_run import SMALL_TRAIN, small_run
 from deixis.training.sources import MEVIS, Selecting, epoch_order, opened_benchmark
 from deixis.training.tower_model import TowerConfig, start_from_scratch, tower_at
-from deixis.training.validation import export_world, validate_generated
 from deixis.types import Batch, DeixisError, Expression
 from deixis.weights import load_into
 
@@ -62,8 +63,7 @@ def mevis(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
     """Train on MeViS. data: ``mevis``, its folder; ``tower``, a file or folder of open_clip's weights if they are not
     to come from the hub; ``start``, one of our checkpoints to go on from.
     """
-    if "mevis" not in data:
-        raise DeixisError(f"the recipe {name} needs --data mevis=FOLDER; docs/benchmarks.md tells its layout")
+    require_data(name, data, "mevis")
     # 55,000 steps of 8 videos, each a tenth of the rate at 40,000 and 50,000; DsHmp took 17 hours on 8 RTX 3090.
     train = TrainConfig(
         steps=55_000, batch=1, global_batch=8, lr=5e-5, warmup_steps=10, schedule="multistep",
@@ -181,29 +181,18 @@ def conv_clip_mevis_world(data: Mapping[str, Path], *, overrides: Mapping[str, s
     """A small system on films made as it goes. data: ``tower``, a file of a small frozen ConvNeXt CLIP, such as the
     recipe tower_world makes; without it the tower is random, which shows that the parts work and nothing else.
     """
-    train = TrainConfig(
-        steps=600, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50,
-        find_unused_parameters=True,
-    )  # fmt: skip
     configs = apply_overrides(
-        overrides, model=conv_clip_mevis_with_tower(SMALL_CONV_CLIP_MEVIS, data), data=MevisWorldData(), train=train
+        overrides, model=conv_clip_mevis_with_tower(SMALL_CONV_CLIP_MEVIS, data), data=MevisWorldData(),
+        train=SMALL_TRAIN,
     )
     films: MevisWorldData = configs["data"]
     if any(side % 32 for side in films.size):
         raise DeixisError(f"data.size must be multiples of 32, the tower's coarsest stride, got {films.size}")
     config = replace(configs["model"], short_side=min(films.size), long_side=max(films.size))
-    return Run(
-        name="conv_clip_mevis_world",
-        system=partial(build_small_conv_clip_mevis, config, films),
-        samples=partial(world_clip, films),
-        collate=partial(collate, config),
-        losses=partial(conv_clip_mevis_losses, films.loss),
-        groups=parameter_groups,
-        validate=partial(validate_generated, films, ask=kept_masks),
-        export=partial(export_world, films),
-        train=configs["train"],
-        config=config,
-    )
+    return small_run(
+        "conv_clip_mevis_world", model=config, films=films, train=configs["train"], build=build_small_conv_clip_mevis,
+        losses=partial(conv_clip_mevis_losses, films.loss), predict=kept_masks,
+    )  # fmt: skip
 
 
 def build_small_conv_clip_mevis(config: ConvClipMevisConfig, films: MevisWorldData) -> nn.Module:
@@ -218,14 +207,14 @@ def build_small_conv_clip_mevis(config: ConvClipMevisConfig, films: MevisWorldDa
 
 def kept_masks(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
     """Logits (K, T, h, w) of each expression: the union of the queries above the threshold, as ``segment`` shows it;
-    the best one alone where none is, so that every expression has an answer, as every other system gives one."""
-    answer = model.decode(model.encode(batch.frames, batch.padding), expressions)
-    scores = answer.scores.sigmoid().mean(1)  # (K, Q)
+    the best one alone where none is, so that every expression has masks, as with every other system."""
+    prediction = model.decode(model.encode(batch.frames, batch.padding), expressions)
+    scores = prediction.scores.sigmoid().mean(1)  # (K, Q)
     kept = scores >= model.config.presence_threshold
     if not model.config.several:
         kept = torch.zeros_like(kept)
     kept = kept | ((scores == scores.amax(1, keepdim=True)) & ~kept.any(1, keepdim=True))
-    return answer.masks.masked_fill(~kept[:, None, :, None, None], float("-inf")).amax(2)
+    return prediction.masks.masked_fill(~kept[:, None, :, None, None], float("-inf")).amax(2)
 
 
 RECIPES: dict[str, Any] = {

@@ -54,6 +54,7 @@ from deixis.training.recipes.light import (
     light_losses,
     trained_groups,
 )
+from deixis.training.recipes.published import require_data
 from deixis.training.recipes.soc import SMALL_SOC, YTVOS_FINETUNE, Config, soc_groups, soc_losses
 from deixis.training.run import Run, TrainConfig, export_model
 from deixis.training.sources import epoch_order
@@ -167,8 +168,7 @@ def soc_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run
 
 
 def _folder(data: Mapping[str, Path], name: str) -> str:
-    if "folder" not in data:
-        raise DeixisError(f"the recipe {name} needs --data folder=FOLDER; docs/train_on_your_data.md tells its layout")
+    require_data(name, data, "folder", about="docs/train_on_your_data.md describes its layout")
     return str(data["folder"])
 
 

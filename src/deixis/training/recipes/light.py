@@ -234,7 +234,7 @@ RECIPES = {
 def _require(data: Mapping[str, Path], recipe: str, *names: str) -> None:
     for name in names:
         if name not in data:
-            raise DeixisError(f"the recipe {recipe} needs --data {name}=PATH; docs/reproduce.md tells what lies in it")
+            raise DeixisError(f"the recipe {recipe} needs --data {name}=PATH; docs/reproduce.md says what lies in it")
 
 
 def _view_batch(views: Sequence) -> ViewBatch:

@@ -19,8 +19,8 @@ from deixis.config import apply_overrides, config_from
 from deixis.encoders.roberta import TextConfig
 from deixis.encoders.tokenizers import word_tokenizer
 from deixis.encoders.video_swin import VideoSwinConfig
-from deixis.losses.mask_loss import MaskLossConfig, mask_loss
 from deixis.losses.pretraining import flow_loss, hide_words, info_nce, masked_words
+from deixis.losses.set_loss import MaskLossConfig, mask_loss
 from deixis.systems.slvp import PRETRAINING, TRANSFER, Slvp, SlvpConfig
 from deixis.training import sources as sources_module
 from deixis.training.captions import VideoCaptions
@@ -29,7 +29,7 @@ from deixis.training.flow import FlowCache, find_estimator
 from deixis.training.flow_clips import FlowBatch, PretrainData, PretrainLoss, collate_flow, flow_clip, special_tokens
 from deixis.training.flow_validation import validate_flow, validate_masks
 from deixis.training.optimizer import parameter_groups
-from deixis.training.recipes.held_out import held_out_of, judged_by, with_split
+from deixis.training.recipes.published import published_clips, published_run
 from deixis.training.run import Run, TrainConfig
 from deixis.training.small_films import (
     SmallFilms,
@@ -39,7 +39,7 @@ from deixis.training.small_films import (
     small_film,
     small_flow_clip,
 )
-from deixis.training.sources import ClipSource, Selecting, SocData, list_clips, sample_clip
+from deixis.training.sources import ClipSource, Selecting, SocData
 from deixis.training.validation import export_small_films
 from deixis.types import Batch, DeixisError
 from deixis.weights import misfits, read_header, system_at
@@ -161,30 +161,21 @@ def transfer(
     sources = [source for source in known if source.data in data]
     if not sources:
         wanted = " or ".join(dict.fromkeys(f"--data {source.data}=FOLDER" for source in known))
-        raise DeixisError(f"the recipe {name} needs {wanted}; docs/benchmarks.md tells their layouts")
-    wanted = apply_overrides({k: v for k, v in overrides.items() if k.startswith("data.")}, data=data_of)["data"]
-    held = held_out_of(sources, data, wanted)
-    places = tuple((source, str(data[source.data])) for source in with_split(sources, wanted))
-    clips = sum(len(list_clips(source, place, wanted.frames)) for source, place in places)
+        raise DeixisError(f"the recipe {name} needs {wanted}; docs/benchmarks.md describes their layouts")
+    clips = published_clips(sources, data, overrides, data_of, lambda made: made.frames)
+    epoch = max(1, clips.count // 8)
     train = TrainConfig(
-        steps=wanted.epochs * max(1, clips // 8), batch=1, global_batch=8, lr=5e-5, warmup_steps=100, weight_decay=0.05,
+        steps=clips.settings.epochs * epoch, batch=1, global_batch=8, lr=5e-5, warmup_steps=100, weight_decay=0.05,
         clip_norm=1.0, workers=4, find_unused_parameters=True,
-        validate_every=0 if held is None else max(1, clips // 8),
+        validate_every=clips.validate_every(epoch),
     )  # fmt: skip
     configs = apply_overrides(overrides, model=config_of_start(data, model), train=train, data=data_of)
     made, config = configs["data"], configs["model"]
     scales = {"vision.": made.encoders} | ({} if config.text.frozen else {"text.encoder.": made.encoders})
-    return Run(
-        name=name,
-        system=partial(start_transfer, config, dict(data)),
-        samples=partial(sample_clip, places, config, SocData(frames=made.frames, flip=made.flip),
-                        configs["train"].seed),
-        collate=partial(collate, config),
-        losses=partial(transfer_losses, made.loss),
+    return published_run(
+        name, clips, model=config, train=configs["train"], build=start_transfer, data=data,
+        sampling=SocData(frames=made.frames, flip=made.flip), losses=partial(transfer_losses, made.loss),
         groups=partial(parameter_groups, scales=scales),
-        train=configs["train"],
-        config=config,
-        **judged_by(held, made),
     )  # fmt: skip
 
 

@@ -23,11 +23,11 @@ from deixis.encoders.video_swin import VideoSwinConfig, video_swin_b
 from deixis.losses.set_loss import SetLossConfig, set_loss
 from deixis.systems.soc import Soc, SocConfig
 from deixis.systems.soc_plus_plus import SocPlusPlus, SocPlusPlusConfig
-from deixis.training.clips import collate
-from deixis.training.generated import WorldData, first_sentences, world_clip
+from deixis.training.generated import WorldData, first_sentences
 from deixis.training.optimizer import parameter_groups
-from deixis.training.recipes.held_out import held_out_of, judged_by, with_split
+from deixis.training.recipes.published import published_clips, published_run, require_data
 from deixis.training.run import Run, TrainConfig
+from deixis.training.small_run import SMALL_TRAIN, small_run
 from deixis.training.sources import (
     A2D,
     MEVIS,
@@ -36,10 +36,7 @@ from deixis.training.sources import (
     STILLS,
     ClipSource,
     SocData,
-    list_clips,
-    sample_clip,
 )
-from deixis.training.validation import export_world, validate_generated
 from deixis.types import Batch, DeixisError
 from deixis.weights import load_into
 from deixis.weights_import import load_kinetics, load_roberta
@@ -95,39 +92,27 @@ def published_soc(
     encoder; ``roberta`` (default: the hub's roberta-base), a folder for the text encoder; or ``start``, one of our
     checkpoints instead.
     """
-    for needed in {source.data for source in sources}:
-        if needed not in data:
-            raise DeixisError(f"the recipe {name} needs --data {needed}=FOLDER; docs/benchmarks.md tells its layout")
+    require_data(name, data, *{source.data for source in sources})
     if not {"kinetics", "start"} & set(data):
         raise DeixisError(
             f"the recipe {name} needs --data kinetics=FILE.pth (Video Swin, Kinetics weights) or --data start=FILE, "
             "one of our checkpoints"
         )
     text, clip = replace(model.text, frozen=plan.text == 0), SocData()
-    wanted = apply_overrides({k: v for k, v in overrides.items() if k.startswith("data.")}, data=clip)["data"]
-    held = held_out_of(sources, data, wanted)
-    places = tuple((source, str(data[source.data])) for source in with_split(sources, wanted))
-    clips = sum(len(list_clips(source, place, clip.frames)) for source, place in places)
-    steps = plan.epochs * max(1, clips // plan.batch)
+    clips = published_clips(sources, data, overrides, clip, lambda _: clip.frames)
+    steps = plan.epochs * max(1, clips.count // plan.batch)
     train = TrainConfig(
         steps=steps, batch=1, global_batch=plan.batch, lr=plan.lr, schedule="multistep",
         milestones=tuple(steps * drop // plan.epochs for drop in plan.drops), gamma=plan.gamma, weight_decay=1e-4,
         clip_norm=0.1, precision="fp32", workers=4, seed=42, find_unused_parameters=True,
-        validate_every=0 if held is None else max(1, steps // plan.epochs),
+        validate_every=clips.validate_every(steps // plan.epochs),
     )  # fmt: skip
     configs = apply_overrides(overrides, model=replace(model, text=text), train=train, data=clip)
     scales = {"vision.": plan.backbone / plan.lr} | ({"text.encoder.": plan.text / plan.lr} if plan.text else {})
-    return Run(
-        name=name,
-        system=partial(build_soc, configs["model"], dict(data)),
-        samples=partial(sample_clip, places, configs["model"], configs["data"], configs["train"].seed),
-        collate=partial(collate, configs["model"]),
-        losses=partial(soc_losses, configs["data"].loss),
-        groups=partial(soc_groups, scales),
-        train=configs["train"],
-        config=configs["model"],
-        **judged_by(held, wanted),
-    )
+    return published_run(
+        name, clips, model=configs["model"], train=configs["train"], sampling=configs["data"], build=build_soc,
+        data=data, losses=partial(soc_losses, configs["data"].loss), groups=partial(soc_groups, scales),
+    )  # fmt: skip
 
 
 def build_soc(config: Config, data: Mapping[str, Path]) -> nn.Module:
@@ -168,26 +153,15 @@ def soc_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: s
         overrides,
         model=soc_with_tower(model, data["tower"]) if "tower" in data else model,
         data=WorldData(),
-        train=TrainConfig(
-            steps=600, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50,
-            find_unused_parameters=True,
-        ),
-    )  # fmt: skip
+        train=SMALL_TRAIN,
+    )
     films: WorldData = configs["data"]
     if "tower" in data and any(side % CONV_CLIP_STRIDES[-1] for side in films.size):
         raise DeixisError(f"data.size must be multiples of {CONV_CLIP_STRIDES[-1]} for this tower, got {films.size}")
-    return Run(
-        name=name,
-        system=partial(build_small_soc, configs["model"], films),
-        samples=partial(world_clip, films),
-        collate=partial(collate, configs["model"]),
+    return small_run(
+        name, model=configs["model"], films=films, train=configs["train"], build=build_small_soc,
         losses=partial(soc_losses, films.loss),
-        groups=parameter_groups,
-        validate=partial(validate_generated, films),
-        export=partial(export_world, films),
-        train=configs["train"],
-        config=configs["model"],
-    )
+    )  # fmt: skip
 
 
 def soc_with_tower(config: Config, place: Path) -> SocConfig:

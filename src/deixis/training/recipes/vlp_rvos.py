@@ -25,11 +25,11 @@ from deixis.encoders.frozen import fill_towers
 from deixis.encoders.tokenizers import word_tokenizer
 from deixis.losses.dense_loss import DenseLossConfig, dense_loss
 from deixis.systems.vlp_rvos import VlpRvos, VlpRvosConfig, check_vlp_rvos, clip_l_config, vlmo_b_config, vlmo_l_config
-from deixis.training.clips import collate
-from deixis.training.generated import WorldData, first_sentences, world_clip
+from deixis.training.generated import WorldData, first_sentences
 from deixis.training.optimizer import parameter_groups
-from deixis.training.recipes.held_out import held_out_of, judged_by, with_split
+from deixis.training.recipes.published import published_clips, published_run, require_data
 from deixis.training.run import Run, TrainConfig
+from deixis.training.small_run import SMALL_TRAIN, small_run
 from deixis.training.sources import (
     A2D,
     MEVIS,
@@ -38,11 +38,8 @@ from deixis.training.sources import (
     ClipSource,
     Selecting,
     SocData,
-    list_clips,
-    sample_clip,
 )
 from deixis.training.tower_model import tower_at
-from deixis.training.validation import export_world, validate_generated
 from deixis.types import Batch, DeixisError, Expression, FeatureMaps
 from deixis.weights import load_into
 
@@ -95,44 +92,28 @@ def published_vlp_rvos(
     """A published run. data: the benchmark's folder; ``tower``, where the frozen tower lies if not at its usual place;
     ``start``, one of our checkpoints to go on from (a run that follows a pre-training needs it).
     """
-    for needed in {source.data for source in plan.sources}:
-        if needed not in data:
-            raise DeixisError(f"the recipe {name} needs --data {needed}=FOLDER; docs/benchmarks.md tells its layout")
+    require_data(name, data, *{source.data for source in plan.sources})
     if plan.start and "start" not in data:
         raise DeixisError(f"the recipe {name} goes on from another run and needs --data start=FILE, its model")
-    wanted = apply_overrides(
-        {k: v for k, v in overrides.items() if k.startswith("data.")}, data=VlpData(clips=plan.clips)
-    )["data"]
-    held = held_out_of(plan.sources, data, wanted)
-    places = tuple((source, str(data[source.data])) for source in with_split(plan.sources, wanted))
-    count = sum(len(list_clips(source, place, wanted.frames * wanted.clips)) for source, place in places)
-    steps = plan.epochs * max(1, count // BATCH)
+    settings = VlpData(clips=plan.clips)
+    clips = published_clips(plan.sources, data, overrides, settings, lambda made: made.frames * made.clips)
+    steps = plan.epochs * max(1, clips.count // BATCH)
     train = TrainConfig(
         steps=steps, batch=1, global_batch=BATCH, lr=1e-4, schedule="multistep",
         milestones=tuple(steps * drop // plan.epochs for drop in plan.drops), gamma=0.1, weight_decay=5e-4,
         clip_norm=0.1, precision="fp32", workers=4, seed=42, find_unused_parameters=True,
-        validate_every=0 if held is None else max(1, steps // plan.epochs),
+        validate_every=clips.validate_every(steps // plan.epochs),
     )  # fmt: skip
     model = vlp_rvos_with_tower(model, data)
-    configs = apply_overrides(overrides, model=model, train=train, data=VlpData(clips=plan.clips))
+    configs = apply_overrides(overrides, model=model, train=train, data=settings)
     made, config = configs["data"], configs["model"]
     check_vlp_rvos(config)
     if made.clips > 1 and any(source.how == "labelled" for source in plan.sources):
         raise DeixisError(f"{name} has one labelled frame a video, so data.clips must be 1, got {made.clips}")
-    return Run(
-        name=name,
-        system=partial(build_vlp_rvos, config, dict(data)),
-        samples=partial(
-            sample_clip, places, config,
-            SocData(frames=made.frames * made.clips, flip=made.flip, colours=made.colours, crop=made.crop),
-            configs["train"].seed,
-        ),
-        collate=partial(collate, config),
-        losses=partial(vlp_rvos_losses, made.clips, made.loss),
-        groups=vlp_rvos_groups,
-        train=configs["train"],
-        config=config,
-        **judged_by(held, made),
+    return published_run(
+        name, clips, model=config, train=configs["train"], build=build_vlp_rvos, data=data,
+        sampling=SocData(frames=made.frames * made.clips, flip=made.flip, colours=made.colours, crop=made.crop),
+        losses=partial(vlp_rvos_losses, made.clips, made.loss), groups=vlp_rvos_groups,
     )  # fmt: skip
 
 
@@ -226,12 +207,8 @@ def vlp_rvos_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], na
     """A small system on films made as it goes. data: ``tower``, a file of a small frozen tower, such as the recipe
     tower_world makes; without it the frozen tower is random, which shows that the parts work and nothing else.
     """
-    train = TrainConfig(
-        steps=600, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50,
-        find_unused_parameters=True,
-    )  # fmt: skip
     configs = apply_overrides(
-        overrides, model=vlp_rvos_with_tower(SMALL_VLP_RVOS, data), data=VlpWorldData(), train=train
+        overrides, model=vlp_rvos_with_tower(SMALL_VLP_RVOS, data), data=VlpWorldData(), train=SMALL_TRAIN
     )
     films: VlpWorldData = configs["data"]
     config: Any = configs["model"]
@@ -241,18 +218,10 @@ def vlp_rvos_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], na
     if films.size[0] % config.multiple or films.size[1] % config.multiple:
         raise DeixisError(f"data.size must be multiples of the tower's patch, {config.multiple}, got {films.size}")
     config = replace(config, short_side=min(films.size), long_side=max(films.size))
-    return Run(
-        name=name,
-        system=partial(build_small_vlp_rvos, config, films),
-        samples=partial(world_clip, films),
-        collate=partial(collate, config),
-        losses=partial(vlp_rvos_losses, films.clips, films.loss),
-        groups=parameter_groups,
-        validate=partial(validate_generated, films, ask=predict_in_windows),
-        export=partial(export_world, films),
-        train=configs["train"],
-        config=config,
-    )
+    return small_run(
+        name, model=config, films=films, train=configs["train"], build=build_small_vlp_rvos,
+        losses=partial(vlp_rvos_losses, films.clips, films.loss), predict=predict_in_windows,
+    )  # fmt: skip
 
 
 def build_small_vlp_rvos(config: VlpRvosConfig, films: VlpWorldData) -> nn.Module:
