@@ -246,7 +246,7 @@ def test_only_the_command_line_and_the_front_door_import_deixis_inside_a_functio
 # What every file of a kind has, by design.
 SAME_EVERYWHERE = {
     "NAME", "SPLITS", "WHERE", "EXPECTED", "log", "open_split", "splits", "truth", "write_fixture",
-    "SYSTEM", "PRESETS", "NEEDS", "FORMAT", "RECIPES",
+    "SYSTEM", "PRESETS", "NEEDS", "FORMAT", "RECIPES", "STATEMENTS",
 }  # fmt: skip
 
 

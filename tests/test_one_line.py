@@ -94,8 +94,10 @@ from functools import partial
 
 from deixis.systems.soc import SocConfig
 from deixis.training.recipes.soc import SMALL_SOC, soc_world
+from deixis.training.recipes.statement import Statement
 
 RECIPES = {"toy_world": partial(soc_world, name="toy_world", model=SocConfig(**SMALL_SOC))}
+STATEMENTS = {"toy_world": Statement(what="SOC, once more", needs=(), global_batch=8, steps=600)}
 ''',
 }
 LINES = {
@@ -176,11 +178,15 @@ def test_a_system_is_saved_and_loaded_and_a_recipe_and_the_page_know_the_new_nam
         print(type(weights.load("toy.safetensors")).__name__)
         from deixis.training.recipes import find_recipe
         print(find_recipe("toy_world")({}, overrides={}).name)
+        from deixis.training.recipes import RECIPES
+        from deixis.training.recipes.statements import describe_recipe, table
+        print(sum(line.startswith("| `toy_world` | nothing |") for line in table(RECIPES)))
+        print(len(describe_recipe("toy_world")))
         from deixis.web.jobs import RESULT_FILES
         print(RESULT_FILES["areas.txt"])
     """
     lines = [line.strip() for line in program.splitlines()]
-    expected = ["Toy", "toy_world", "Areas"]
+    expected = ["Toy", "toy_world", "1", "7", "Areas"]
     if importlib.util.find_spec("gradio") is not None:
         lines.append("from deixis.web.app import FORMAT_WORDS; print(dict(FORMAT_WORDS)['Areas as text'])")
         expected.append("areas")

@@ -27,6 +27,7 @@ from deixis import systems, weights
 from deixis.blocks.deformable import sample_by_bag, sample_by_grid
 from deixis.blocks.mask_head import kernel_numbers, predict_masks
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, plan_windows
+from deixis.inference import every_query
 from deixis.losses import terms
 from deixis.losses.matching import match
 from deixis.losses.set_loss import SetLossConfig, referred_track, set_loss
@@ -101,6 +102,17 @@ def test_the_kept_queries_are_the_best_of_all(name: str) -> None:
     best = b.scores.sigmoid().mean(1)[0].topk(2).indices
     close(a.masks, b.masks[:, :, best])
     close(a.similarity, b.similarity[:, best])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_where_every_query_is_ranked_all_are_returned_in_their_order(name: str) -> None:
+    few, every = make(name, kept_queries=2).eval(), make(name, kept_queries=5).eval()
+    every.load_state_dict(few.state_dict())
+    x = batch(clip(6), "dog")
+    with every_query(few):
+        close(few(x).masks, every(x).masks)
+    assert few(x).masks.shape[2] == 2
 
 
 @pytest.mark.parametrize("name", NAMES)

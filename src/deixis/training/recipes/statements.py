@@ -1,41 +1,20 @@
 """What each recipe needs, which published run it is, and in what it differs: for ``deixis recipes`` and the docs.
 
-What a recipe's own tables say is read from them; a test builds every recipe and compares the rest.
+What a recipe's own tables say is read from them; a test builds every recipe and compares the rest. A file of recipes
+may state its own: STATEMENTS, {recipe: Statement}.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
+from deixis.tables import RECIPE_FILES
 from deixis.training.recipes.soc import SOC_PUBLISHED
+from deixis.training.recipes.statement import Statement
 from deixis.training.recipes.vlp_rvos import BATCH, STAGES
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statement:
-    """A recipe in words.
-
-    needs: names under ``--data`` that it cannot do without; ``a|b``: one of them.  takes: names it can use.
-    row: the published figure of this run (J&F where not said); empty: none that could be read, or a recipe of our own.
-    epochs: None where it is stated in steps.  differs: from the publication.
-    """
-
-    what: str
-    needs: tuple[str, ...]
-    takes: tuple[str, ...] = ()
-    row: str = ""
-    global_batch: int
-    epochs: int | None = None
-    steps: int | None = None
-    hardware: str = ""
-    differs: str = ""
-
-    @property
-    def length(self) -> str:
-        return f"{self.epochs} epochs" if self.epochs is not None else f"{self.steps:,} steps"
-
+from deixis.types import DeixisError
 
 SOC_DIFFERS = (
     "flips with chance 0.5, as the authors mean (their code reaches 0.31 on videos); left and right are swapped as"
@@ -189,11 +168,21 @@ STATEMENTS: Mapping[str, Statement] = {
 }  # fmt: skip
 
 
+def statement_of(name: str) -> Statement:
+    """What is stated of a recipe, here or in its own file; DeixisError where nothing is."""
+    stated = dict(STATEMENTS)
+    for file in RECIPE_FILES:
+        stated |= getattr(import_module(f"deixis.training.recipes.{file}"), "STATEMENTS", {})
+    if name not in stated:
+        raise DeixisError(f"nothing is stated of the recipe {name}; give its file STATEMENTS with a Statement of it")
+    return stated[name]
+
+
 def table(names: Iterable[str]) -> list[str]:
     """A Markdown table of the recipes, as in docs/recipes.md."""
     rows = ["| recipe | needs | published row | batch | length |", "| --- | --- | --- | --- | --- |"]
     for name in names:
-        one = STATEMENTS[name]
+        one = statement_of(name)
         needs = ", ".join(need.replace("|", " or ") for need in one.needs) or "nothing"
         rows.append(f"| `{name}` | {needs} | {one.row or '-'} | {one.global_batch} | {one.length} |")
     return rows
@@ -201,7 +190,7 @@ def table(names: Iterable[str]) -> list[str]:
 
 def describe_recipe(name: str) -> list[str]:
     """A recipe in lines: what it is, what it needs, its run, and in what it differs."""
-    one = STATEMENTS[name]
+    one = statement_of(name)
     needs = ", ".join(f"--data {need.replace('|', '=... or --data ')}=..." for need in one.needs) or "nothing"
     lines = [f"{name}: {one.what}", f"needs         {needs}"]
     if one.takes:
