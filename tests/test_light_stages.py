@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import copy
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from deixis.training.token_batches import (
 )
 from deixis.training.tokens import Said, clip_tokens, overlaps, read_tokens, save_tokens
 from deixis.training.view_batches import ViewData, view_sample
+from deixis.training.views import fold_of
 from deixis.types import DeixisError
 
 SENTENCES = (Said("the red square on the left", "written", (0,)), Said("a dog", "none", ()), Said("it", "place", (1,)))
@@ -118,7 +120,7 @@ def test_the_scorer_learns_to_choose_and_to_refuse_on_one_clip(system, tmp_path)
     losses = []
     for step in range(60):
         batch = collate_tokens(data, [token_sample({"pictures": folder}, data, 0, 2 * step + i) for i in range(2)])
-        loss = scorer_losses(learner, batch)["choice"]
+        loss = scorer_losses(None, learner, batch)["choice"]
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -127,6 +129,30 @@ def test_the_scorer_learns_to_choose_and_to_refuse_on_one_clip(system, tmp_path)
     scores = validate_scorer({"a": folder}, data, learner.eval())
     assert scores["a_written"] == 1.0
     assert scores["a_absent"] == 1.0
+
+
+def test_a_clip_is_named_by_the_namer_that_was_trained_on_the_other_half_of_the_pictures(system):
+    names = [next(f"still:{i}" for i in range(9) if fold_of(f"coco_small/{i}") == fold) for fold in (0, 1)]
+    made = tokens(system)
+    clips = [(replace(made, name=name), [(SENTENCES[0], 1.0, False)]) for name in names]
+    others = tuple(nudged_namer(system, seed) for seed in (1, 2))
+    for clip, other in zip(clips, others, strict=True):
+        batch = collate_tokens(ScorerData(), [clip])
+        alone = light_debug().eval()
+        alone.load_state_dict(system.state_dict())
+        alone.namer.load_state_dict(other.state_dict())
+        by_fold = scorer_losses(others, system, batch)["choice"]
+        torch.testing.assert_close(by_fold, scorer_losses(None, alone, batch)["choice"])
+        assert by_fold != scorer_losses(None, system, batch)["choice"]
+
+
+def nudged_namer(system, seed):
+    namer = copy.deepcopy(system.namer)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in namer.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return namer
 
 
 def test_clips_of_different_lengths_share_a_batch_and_keep_their_answers(system, tmp_path):

@@ -30,6 +30,7 @@ mkdir -p "$runs/both"
 for view in 0 1 2 3 4 5 6 7 8; do ln -sfn "$runs/views/v$view" "$runs/both/v$view"; done
 ln -sfn "$runs/mosaics/mosaics" "$runs/both/mosaics"
 stage namer namer "" views
+for fold in 0 1; do stage namer$fold namer "" views --set data.fold=$fold; done
 stage large proposals "$runs/namer/model.safetensors" views --set train.steps=3000
 stage proposals proposals "$runs/large/model.safetensors" both --set train.steps=7000
 "$python" "$here/remember_views.py" --data "$data" --weights "$weights" -o "$runs/views" --view 1 --written
@@ -38,5 +39,6 @@ for kind in pictures davis stills typed films; do
     "$python" "$here/make_tokens.py" $kind --model "$model" --features "$runs/views" --objects "$runs/objects" \
         --data "$data" -o "$runs/tokens" --films "${FILMS:-10000}"
 done
-stage scorer scorer "$model" views
+stage scorer scorer "$model" views --data "namer0=$runs/namer0/model.safetensors" \
+    --data "namer1=$runs/namer1/model.safetensors"
 echo "done: $runs/scorer/model.safetensors"

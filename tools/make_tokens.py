@@ -148,14 +148,16 @@ def davis(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-
             yield place
 
 
-def encoded(system: Light, frames: np.ndarray, masks: np.ndarray, said: list[Said], name: str) -> Tokens:
-    """Tokens of frames (T, H, W, 3) uint8 with masks (T, N, H, W) 0..1."""
+def encoded(
+    system: Light, frames: np.ndarray, masks: np.ndarray, said: list[Said], name: str, own: bool = False
+) -> Tokens:
+    """Tokens of frames (T, H, W, 3) uint8 with masks (T, N, H, W) 0..1. own: the masks themselves are the tracks."""
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
     normalised = normalise_pixels(pixels, system.config.mean, system.config.std)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         features = system.encode_frames(normalised)
         truth = torch.from_numpy(np.ascontiguousarray(masks)).float()
-        return clip_tokens(system, features, normalised, truth, said, name)
+        return clip_tokens(system, features, normalised, truth, said, name, own_masks=own)
 
 
 def films(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
@@ -189,8 +191,10 @@ def rendered(  # type: ignore[no-untyped-def]
     numbers = [("development", n) for n in range(DEVELOPMENT_FILMS)]
     numbers += [("train", n) for n in range(asked.first, asked.first + asked.films)]
     for part, number in numbers:
-        place = asked.out / part / kind / f"{number // 1000:03d}" / f"{number:06d}.safetensors"
-        if whole(place):
+        true_too = (False, True) if kind == "stills" else (False,)
+        folders = {own: asked.out / part / f"{kind}{'_true' * own}" for own in true_too}
+        file = f"{number // 1000:03d}/{number:06d}.safetensors"
+        if all(whole(folder / file) for folder in folders.values()):
             continue
         size, frames = shapes[number % len(shapes)]
         key = (part, size, frames)
@@ -199,8 +203,9 @@ def rendered(  # type: ignore[no-untyped-def]
                                     sentences=mix, **shares)  # fmt: skip
         film = mixtures[key].film(base + number - (0 if part == "train" else 10_000))
         said = [Said(s.text, s.kind, tuple(s.objects)) for s in film.sentences]
-        save_tokens(place, encoded(system, film.frames, film.masks, said, film.name))
-        yield place
+        for own, folder in folders.items():
+            save_tokens(folder / file, encoded(system, film.frames, film.masks, said, film.name, own))
+        yield folders[False] / file
 
 
 # ---- typed phrases

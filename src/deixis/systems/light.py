@@ -290,7 +290,7 @@ class Light(nn.Module):
 
     def score_texts(
         self, tracks: TrackFeatures, embedding: Tensor, texts: Sequence[str], which: Tensor,
-        removed: Tensor | None = None,
+        removed: Tensor | None = None, names: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Similarities (K, Q) and "none of them" logits (K,).
 
@@ -300,10 +300,13 @@ class Light(nn.Module):
             texts: K expressions.
             which: (K,) the clip of each.
             removed: (K, Q) bool, tracks that an expression's clip is taken not to have.
+            names: (B, Q, names) log-probabilities; by default the namer's own of the embedding.
         """
         words, heads = self.text(texts), self.text([head_phrase(t) for t in texts])
         colours = colours_named(texts).to(which.device)
-        clip = self.scorer.encode(tracks, embedding, self.namer.log_probabilities(embedding))
+        clip = self.scorer.encode(
+            tracks, embedding, self.namer.log_probabilities(embedding) if names is None else names
+        )
         clip = clip.select(which)
         if removed is not None:
             clip = replace(clip, absent=clip.absent | removed)

@@ -32,6 +32,7 @@ class NamerData:
     classifier: float = 0.15
     sharpness: float = 1.5  # power of the teacher's probabilities
     rare: float = 0.5  # a region is drawn by its name's count to the power of minus this
+    fold: int | None = None  # 0 or 1: train on this half of the pictures only, for the scorer's training on the other
 
 
 @dataclass(frozen=True, eq=False)

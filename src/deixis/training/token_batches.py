@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deixis.losses.proposals import choice_loss
-from deixis.systems.light import COLOURS, Light, TrackFeatures
+from deixis.systems.light import COLOURS, Light, Namer, TrackFeatures
 from deixis.training.tokens import Said, Tokens, batch_tracks, read_tokens
+from deixis.training.views import fold_of
 from deixis.types import DeixisError
 
 UNIQUE = ("class", "colour", "written", "typed")  # kinds that stay false of the others when their object is taken away
@@ -57,6 +58,7 @@ class TokenBatch:
     absent: Tensor
     weights: Tensor
     removed: Tensor  # (K, Q) bool: tracks that this sentence's clip does not have
+    folds: Tensor  # (B,) 0 or 1 (``fold_of``)
 
     def to(self, device: torch.device | str) -> TokenBatch:
         return self
@@ -195,17 +197,26 @@ def collate_tokens(data: ScorerData, samples: Sequence[tuple[Tokens, list[tuple[
         batch_tracks([tokens.tracks for tokens, _ in samples]), tuple(rows["texts"]), torch.tensor(rows["which"]),
         torch.stack(rows["right"]), torch.stack(rows["doubtful"]), torch.tensor(rows["absent"]),
         torch.tensor(rows["weights"]), torch.stack(rows["removed"]),
+        torch.tensor([fold_of(tokens.name) for tokens, _ in samples]),
     )  # fmt: skip
 
 
-def scorer_losses(system: nn.Module, batch: TokenBatch) -> dict[str, Tensor]:
-    """The entropy of the choice among the tracks and none of them."""
+def scorer_losses(others: tuple[Namer, Namer] | None, system: nn.Module, batch: TokenBatch) -> dict[str, Tensor]:
+    """The entropy of the choice among the tracks and none of them.
+
+    others: the namers for clips of fold 0 and 1, trained on the other fold. A namer is surer of regions that it was
+    trained on than it will ever be of new ones, and a scorer that learns from it trusts names too much.
+    """
     assert isinstance(system, Light)
     with torch.no_grad():
-        embedding = system.namer(batch.tracks)
+        namers = (system.namer, system.namer) if others is None else others
+        embeddings = [namer(batch.tracks) for namer in dict.fromkeys(namers)]
+        names = [namer.log_probabilities(e) for namer, e in zip(dict.fromkeys(namers), embeddings, strict=True)]
+        second = (batch.folds == 1)[:, None, None]
+        embedding, name = (torch.where(second, several[-1], several[0]) for several in (embeddings, names))
     # Few tokens and many rows: on a CPU the backward pass of the fused kernel takes a quarter of the step.
     with sdpa_kernel(SDPBackend.MATH):
-        similarity, none = system.score_texts(batch.tracks, embedding, batch.texts, batch.which, batch.removed)
+        similarity, none = system.score_texts(batch.tracks, embedding, batch.texts, batch.which, batch.removed, name)
     ignored = batch.doubtful | batch.removed
     return {"choice": choice_loss(similarity, none, batch.right, ignored, batch.absent, batch.weights)}
 

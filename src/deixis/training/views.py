@@ -7,8 +7,10 @@ A view is a picture, or a crop of it, at the size the model works at: one safete
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,16 +85,20 @@ class Views:
         data: Folder of the sets, for the unlabelled regions of their masks.
         part: "train" or "development".
         sets: Names of the sets; all by default.
+        fold: 0 or 1: only this half of the pictures (``fold_of``), and no mosaics; None: all.
     """
 
     def __init__(
-        self, features: Path, objects: Path, data: Path, part: str = "train", sets: tuple[str, ...] | None = None
-    ) -> None:
+        self, features: Path, objects: Path, data: Path, part: str = "train", sets: tuple[str, ...] | None = None,
+        fold: int | None = None,
+    ) -> None:  # fmt: skip
         self.features, self.objects, self.data = features, objects, data
         self.items: list[Path] = []
         for path in sorted(features.glob("*/*/*.safetensors")):
             set_name = path.parent.name
             if sets is not None and set_name not in sets:
+                continue
+            if fold is not None and (set_name == "mosaic" or fold_of(path.stem) != fold):
                 continue
             if set_name == "mosaic":
                 if part == "train":
@@ -159,6 +165,12 @@ class Views:
         if labels is not None and (labels == 255).any():
             unknown |= here & (warp((labels == 255).astype(np.uint8) * 255, part.affine, size) > 127)
         return rows
+
+
+def fold_of(name: str) -> int:
+    """0 or 1: the half of the pictures that one belongs to, by its file's stem, which ends the names of views and clips
+    ("coco_small/000000000192", "still:000000000192")."""
+    return hashlib.sha1(re.split("[/:]", name)[-1].encode()).digest()[0] % 2
 
 
 def warp(mask: np.ndarray, affine: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -182,7 +182,9 @@ def conv_clip_mevis_world(data: Mapping[str, Path], *, overrides: Mapping[str, s
     recipe tower_world makes; without it the tower is random, which shows that the parts work and nothing else.
     """
     configs = apply_overrides(
-        overrides, model=conv_clip_mevis_with_tower(SMALL_CONV_CLIP_MEVIS, data), data=MevisWorldData(),
+        overrides,
+        model=conv_clip_mevis_with_tower(SMALL_CONV_CLIP_MEVIS, data),
+        data=MevisWorldData(),
         train=SMALL_TRAIN,
     )
     films: MevisWorldData = configs["data"]

@@ -30,7 +30,7 @@ from deixis.losses.proposals import ProposalWeights, choice_loss, labelled_frame
 from deixis.synthetic.mixture import Mixture, composites
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.synthetic.sentences import SentenceMix
-from deixis.systems.light import FrameFeatures, Light, LightConfig, link
+from deixis.systems.light import FrameFeatures, Light, LightConfig, Namer, link
 from deixis.training.clips import ClipBatch, gather_clips
 from deixis.training.light_calibration import calibrated
 from deixis.training.measure import Answer, answers
@@ -61,7 +61,7 @@ from deixis.training.tokens import overlaps
 from deixis.training.view_batches import ViewBatch, ViewData, validate_views, view_losses, view_sample
 from deixis.training.views import Views
 from deixis.types import DeixisError
-from deixis.weights import load_into, save
+from deixis.weights import load, load_into, save
 
 FROZEN = ("tiny_vit.", "efficient_net.", "text.", "namer.vectors", "namer.centre")
 
@@ -118,7 +118,8 @@ def light_namer(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Ru
     system = build(model, data)
     system.namer.learn_names(names, system.text)
     views = partial(Views, data["features"], data["objects"], data["pictures"])
-    training, development = (labelled_regions(system, views(part), names) for part in ("train", "development"))
+    training = labelled_regions(system, views("train", fold=stage.fold), names)
+    development = labelled_regions(system, views("development"), names)
     return Run(
         name="light_namer",
         system=lambda: system,
@@ -137,25 +138,27 @@ def light_scorer(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> R
     """Stage 3: words choose among tracks, on tokens.
 
     data: ``start``, a checkpoint with its namer; ``tokens``, the folder that ``tools/make_tokens.py`` wrote;
-    ``pictures`` (optional), to calibrate presence at the end.
+    ``namer0`` and ``namer1`` (optional), checkpoints of ``light_namer`` with ``data.fold`` 0 and 1, so that no clip is
+    named by a namer that was trained on its picture; ``pictures`` (optional), to calibrate presence at the end.
     """
     configs = apply_overrides(overrides, model=LightConfig(), data=ScorerData(), train=SCORER)
     model, stage, train = configs["model"], configs["data"], configs["train"]
     _require(data, "light_scorer", "start", "tokens")
     training, development = data["tokens"] / "train", data["tokens"] / "development"
     places = {
-        "pictures": sorted(training.glob("v*")), "stills": [training / "stills", training / "typed"],
+        "pictures": sorted(training.glob("v*")),
+        "stills": [training / name for name in ("stills", "stills_true", "typed")],
         "films": [training / "films"],
-    }  # fmt: skip
+    }
     folders = {name: TokenFolder(several) for name, several in places.items() if any(f.exists() for f in several)}
-    there = [name for name in ("v0", "davis", "stills", "films") if (development / name).exists()]
+    there = [n for n in ("v0", "davis", "stills", "stills_true", "films") if (development / n).exists()]
     checks = {name: TokenFolder([development / name]) for name in there}
     return Run(
         name="light_scorer",
         system=partial(build, model, dict(data)),
         samples=partial(token_sample, folders, stage, train.seed),
         collate=partial(collate_tokens, stage),
-        losses=scorer_losses,
+        losses=partial(scorer_losses, other_namers(data)),
         groups=partial(_groups_of, ("scorer.",)),
         validate=partial(validate_scorer, checks, stage),
         train=train,
@@ -235,6 +238,21 @@ def _require(data: Mapping[str, Path], recipe: str, *names: str) -> None:
     for name in names:
         if name not in data:
             raise DeixisError(f"the recipe {recipe} needs --data {name}=PATH; docs/reproduce.md says what lies in it")
+
+
+def other_namers(data: Mapping[str, Path]) -> tuple[Namer, Namer] | None:
+    """For clips of fold 0 and 1 the namer that was trained on the other fold; None where these are not given."""
+    if "namer0" not in data and "namer1" not in data:
+        return None
+    _require(data, "light_scorer", "namer0", "namer1")
+    namers = []
+    for name in ("namer0", "namer1"):
+        system = load(data[name])
+        if not isinstance(system, Light):
+            raise DeixisError(f"--data {name}={data[name]} is no light but {type(system).__name__}")
+        namers.append(system.namer.eval())
+    first, second = namers
+    return second, first
 
 
 def _view_batch(views: Sequence) -> ViewBatch:
