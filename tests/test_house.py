@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,11 @@ def imports(file: str) -> list[str]:
 def test_a_file_imports_only_from_the_floors_it_may(file):
     wrong = sorted({other for other in imports(file) if other != file and not may_import(file, other)})
     assert wrong == [], f"{file} (floor {floor(file)}) may not import {wrong}"
+
+
+def test_the_imports_have_no_circle():
+    graph = TopologicalSorter({file: {other for other in imports(file) if other != file} for file in FILES})
+    graph.prepare()  # raises CycleError, with the files of the circle
 
 
 @pytest.mark.parametrize(
