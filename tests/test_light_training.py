@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from deixis.systems.light import Light, light_debug, light_debug_config
-from deixis.training.recipes.light import LightData, Memory, film_number
+from deixis.training.encoded_clips import Memory
+from deixis.training.recipes.light import LightData, film_number
 from deixis.types import DeixisError
 
 DATA = LightData(frames=(2, 3), sizes=(64, 64, 64, 96), pool=16, uses=3)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deixis.training.views import view_of
+
 TOOLS = Path(__file__).parents[1] / "tools"
 
 
@@ -24,8 +26,6 @@ def corners(affine, height, width):
 
 @pytest.mark.parametrize("size", [(256, 341), (480, 270), (208, 500), (100, 100)])
 def test_view_0_is_the_whole_picture_at_a_size_of_the_model(size):
-    from remember_views import view_of
-
     affine, shape = view_of(size, 0, "images/a.jpg", 320)
     assert min(shape) == 320
     assert all(side % 32 == 0 for side in shape)
@@ -35,8 +35,6 @@ def test_view_0_is_the_whole_picture_at_a_size_of_the_model(size):
 
 @pytest.mark.parametrize("number", range(1, 7))
 def test_other_views_are_crops_and_the_odd_ones_are_mirrored(number):
-    from remember_views import view_of
-
     affine, shape = view_of((256, 341), number, "images/a.jpg", 320)
     found = corners(affine, 256, 341)
     assert (affine[0, 0] < 0) == (number % 2 == 1)

@@ -20,6 +20,7 @@ import argparse
 import json
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -35,7 +36,8 @@ from deixis.synthetic.sentences import SentenceMix
 from deixis.systems.light import Light
 from deixis.training.token_batches import sides_exchanged
 from deixis.training.tokens import Said, Tokens, clip_tokens, read_tokens, save_tokens
-from deixis.training.views import View, Views
+from deixis.training.view_batches import encoded as encoded_views
+from deixis.training.views import PictureViews, View, Views
 from deixis.types import DeixisError
 from deixis.video import normalise_pixels
 
@@ -53,17 +55,19 @@ def main() -> None:
     options.add_argument("--true-masks-only", action="store_true", help="of pictures: leave the proposals out")
     options.add_argument("--from", dest="first", type=int, default=0)
     options.add_argument("--films", type=int, default=2000)
+    options.add_argument("--views", default="0,1,2", help="without --features: these views of every picture, encoded")
+    options.add_argument("--device", default="cpu")
+    options.add_argument("--parts", default="development,train", help="which splits")
+    options.add_argument("--share", default="0/1", help="I/N: the Ith of N processes that make the tokens together")
     asked = options.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    system = deixis.load(asked.model).eval()
+    system = deixis.load(asked.model).eval().to(asked.device)
     assert isinstance(system, Light)
-    system.accelerate()
+    if asked.device == "cpu":
+        system.accelerate()
     began = time.time()
-    steps = {"pictures": pictures, "davis": davis, "stills": stills, "films": films, "typed": typed}[asked.kind](
-        system, asked
-    )
-    for done, _ in enumerate(steps, 1):
+    for done, _ in enumerate(KINDS[asked.kind](system, asked), 1):
         if done % 200 == 0:
             print(f"{done} clips, {(time.time() - began) / done:.3f} s each", flush=True)
 
@@ -77,29 +81,48 @@ def whole(path: Path) -> bool:
     return True
 
 
+def mine(asked: argparse.Namespace, number: int) -> bool:
+    """Whether an item falls to this process."""
+    own, of = (int(n) for n in asked.share.split("/"))
+    return number % of == own
+
+
 def pictures(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
     written = json.loads((asked.data / "sentences" / "train.json").read_text())
-    for part in ("development", "train"):
-        views = Views(asked.features, asked.objects, asked.data, part, tuple(written))
-        for index, path in enumerate(views.items):
-            set_name = path.parent.name
-            image = f"images/{path.stem}.jpg"
-            if image not in written[set_name]:
+    for part in asked.parts.split(","):
+        several: list[Views] = []
+        if asked.features:
+            several.append(Views(asked.features, asked.objects, asked.data, part, tuple(written)))
+        else:
+            short = system.config.short_side
+            numbers = [int(n) for n in asked.views.split(",")]
+            of_pictures = partial(PictureViews, asked.objects, asked.data, part, tuple(written), short=short)
+            several += [of_pictures(number=n) for n in numbers]
+        for views in several:
+            yield from pictures_of(system, asked, views, part, written)
+
+
+def pictures_of(system: Light, asked: argparse.Namespace, views: Views, part: str, written: dict):  # type: ignore[no-untyped-def]
+    for index, path in enumerate(views.items):
+        kind, set_name = views.place(index)
+        image = f"images/{path.stem}.jpg"
+        if image not in written[set_name] or not mine(asked, index):
+            continue
+        view: View | None = None
+        for own in (True,) if asked.true_masks_only else (False, True):
+            place = asked.out / part / f"{kind}{'_true' if own else ''}" / set_name / f"{path.stem}.safetensors"
+            if whole(place):
                 continue
-            kind = path.parent.parent.name
-            view: View | None = None
-            for own in (True,) if asked.true_masks_only else (False, True):
-                place = asked.out / part / f"{kind}{'_true' if own else ''}" / set_name / path.name
-                if whole(place):
-                    continue
-                view = view or views[index]
+            if view is None:
+                view = views[index]
                 sentences = of_view(view, written[set_name][image])
-                frames = view.frames(system.config.mean, system.config.std)
-                truth = torch.from_numpy(view.masks).float()[None] / 255
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    tokens = clip_tokens(system, view.features, frames, truth, sentences, view.name, own_masks=own)
-                save_tokens(place, tokens)
-            yield path
+                with torch.no_grad(), torch.autocast(asked.device, dtype=torch.bfloat16):
+                    frames, features = encoded_views(system, [view])
+                truth = torch.from_numpy(view.masks).to(frames.device).float()[None] / 255
+            with torch.autocast(asked.device, dtype=torch.bfloat16):
+                tokens = clip_tokens(system, features, frames, truth, sentences, view.name, own_masks=own)
+            save_tokens(place, tokens)
+        yield path
 
 
 def of_view(view: View, written: dict) -> list[Said]:
@@ -122,12 +145,12 @@ def davis(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-
     for name, written in json.loads((asked.data / "sentences" / "films.json").read_text()).items():
         part = split_of("davis_train", name)
         paths = sorted((folder / "JPEGImages" / name).glob("*.jpg"))
-        if part == "held_out":
+        if part not in asked.parts.split(","):
             continue
         for number, (start, step) in enumerate(CLIPS):
             below = "davis" if part == "development" else "v_davis"
             place = asked.out / part / below / name / f"{number}.safetensors"
-            if whole(place):
+            if not mine(asked, number) or whole(place):
                 continue
             first, step = int(start * len(paths)), min(step, max(1, (len(paths) - 1) // 7))
             chosen = [paths[min(first + k * step, len(paths) - 1)] for k in range(8)]
@@ -152,11 +175,12 @@ def encoded(
     system: Light, frames: np.ndarray, masks: np.ndarray, said: list[Said], name: str, own: bool = False
 ) -> Tokens:
     """Tokens of frames (T, H, W, 3) uint8 with masks (T, N, H, W) 0..1. own: the masks themselves are the tracks."""
+    device = next(system.parameters()).device
     pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
-    normalised = normalise_pixels(pixels, system.config.mean, system.config.std)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    normalised = normalise_pixels(pixels, system.config.mean, system.config.std).to(device)
+    with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
         features = system.encode_frames(normalised)
-        truth = torch.from_numpy(np.ascontiguousarray(masks)).float()
+        truth = torch.from_numpy(np.ascontiguousarray(masks)).to(device).float()
         return clip_tokens(system, features, normalised, truth, said, name, own_masks=own)
 
 
@@ -194,6 +218,8 @@ def rendered(  # type: ignore[no-untyped-def]
         true_too = (False, True) if kind == "stills" else (False,)
         folders = {own: asked.out / part / f"{kind}{'_true' * own}" for own in true_too}
         file = f"{number // 1000:03d}/{number:06d}.safetensors"
+        if part not in asked.parts.split(",") or not mine(asked, number):
+            continue
         if all(whole(folder / file) for folder in folders.values()):
             continue
         size, frames = shapes[number % len(shapes)]
@@ -216,6 +242,8 @@ def typed(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-
     backgrounds = [asked.data / "backgrounds" / i for i in images if split_of("backgrounds", i) == "train"]
     scenes = typed_scenes(asked.data / "object_photos")
     for number in range(asked.first, asked.first + asked.films):
+        if not mine(asked, number):
+            continue
         place = asked.out / "train" / "typed" / f"{number // 1000:03d}" / f"{number:06d}.safetensors"
         if whole(place):
             continue

@@ -12,7 +12,6 @@ from the picture to the view. Resumable; held-out pictures are never touched.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -24,36 +23,10 @@ import torch
 from deixis.synthetic.cutouts import split_of
 from deixis.systems.light import FrameFeatures, Light, LightConfig
 from deixis.training.recipes.light import build
-from deixis.training.views import Part, save_view
+from deixis.training.views import Part, save_view, view_of
 from deixis.video import normalise_pixels
 
 SETS = ("coco_small", "voc_animals", "sysu_shapes", "caltech101_outlines", "weizmann_horses", "coco_minicoco")
-LONG_SIDES = (1.0, 1.2, 1.4, 1.6, 1.8)  # of the short one
-
-
-def size_of(height: float, width: float, short: int) -> tuple[int, int]:
-    """(H, W) of the view of a region: the nearest of the shapes."""
-    ratio = max(height, width) / min(height, width)
-    long = round(short * min(LONG_SIDES, key=lambda r: abs(np.log(r / ratio))) / 32) * 32
-    return (short, long) if width >= height else (long, short)
-
-
-def view_of(size: tuple[int, int], number: int, image: str, short: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """(2, 3) affine map from the picture to view ``number``, and the view's size."""
-    height, width = size
-    if number == 0:
-        out = size_of(height, width, short)
-        return np.array([[out[1] / width, 0, 0], [0, out[0] / height, 0]]), out
-    rng = np.random.default_rng([number, int(hashlib.sha1(image.encode()).hexdigest(), 16) % 2**32])
-    zoom = rng.uniform(0.5, 0.9)
-    tall, wide = (min(n, n * zoom * rng.uniform(0.85, 1.15)) for n in (height, width))
-    top, left = rng.uniform(0, height - tall), rng.uniform(0, width - wide)
-    out = size_of(tall, wide, short)
-    scale_x, scale_y = out[1] / wide, out[0] / tall
-    affine = np.array([[scale_x, 0, -left * scale_x], [0, scale_y, -top * scale_y]])
-    if number % 2:
-        affine[0] = [-scale_x, 0, out[1] + left * scale_x]
-    return affine, out
 
 
 def main() -> None:

@@ -92,6 +92,7 @@ def pool_view(system: Light, view: View) -> TrackFeatures:
     """Track features of a view's own objects (one frame)."""
     frames = view.frames(system.config.mean, system.config.std)
     masks = F.avg_pool2d(torch.from_numpy(view.masks).float()[None] / 255, 4)
+    assert view.features is not None
     return system.pool_tracks(view.features, frames[None], masks[None], torch.ones(1, 1, len(view.masks)))
 
 

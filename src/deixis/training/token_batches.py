@@ -9,7 +9,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,12 @@ class TokenBatch:
     folds: Tensor  # (B,) 0 or 1 (``fold_of``)
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        return self
+        tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name not in ("tracks", "texts")}
+        return replace(self, tracks=moved(self.tracks, device), **tensors)
+
+
+def moved(tracks: TrackFeatures, device: torch.device | str) -> TrackFeatures:
+    return TrackFeatures(*(getattr(tracks, f.name).to(device) for f in fields(TrackFeatures)))
 
 
 class TokenFolder:
@@ -209,7 +214,7 @@ def scorer_losses(others: tuple[Namer, Namer] | None, system: nn.Module, batch: 
     """
     assert isinstance(system, Light)
     with torch.no_grad():
-        namers = (system.namer, system.namer) if others is None else others
+        namers = (system.namer, system.namer) if others is None else tuple(n.to(batch.folds.device) for n in others)
         embeddings = [namer(batch.tracks) for namer in dict.fromkeys(namers)]
         names = [namer.log_probabilities(e) for namer, e in zip(dict.fromkeys(namers), embeddings, strict=True)]
         second = (batch.folds == 1)[:, None, None]
@@ -233,10 +238,12 @@ def validate_scorer(folders: dict[str, TokenFolder], data: ScorerData, system: n
             tokens = folder[index]
             if not tokens.sentences:
                 continue
-            rows = torch.zeros(len(tokens.sentences), dtype=torch.long)
-            embedding = system.namer(tokens.tracks)
-            similarity, none = system.score_texts(tokens.tracks, embedding, [s.text for s in tokens.sentences], rows)
-            sure = similarity.logsumexp(1) - none
+            device = next(system.parameters()).device
+            rows = torch.zeros(len(tokens.sentences), dtype=torch.long, device=device)
+            tracks = moved(tokens.tracks, device)
+            embedding = system.namer(tracks)
+            similarity, none = system.score_texts(tracks, embedding, [s.text for s in tokens.sentences], rows)
+            similarity, sure = similarity.cpu(), (similarity.logsumexp(1) - none).cpu()
             for said, row, p in zip(tokens.sentences, similarity, sure.tolist(), strict=True):
                 if not said.objects:
                     hits[f"{folder_name}_absent"].append(float(p < 0))

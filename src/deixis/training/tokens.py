@@ -65,7 +65,7 @@ def clip_tokens(
         truth: (T, N, H, W) 0..1, the objects' masks.
         own_masks: The tracks are the true masks themselves instead of the system's proposals.
     """
-    padding = torch.zeros(len(frames), *frames.shape[-2:], dtype=torch.bool)
+    padding = torch.zeros(len(frames), *frames.shape[-2:], dtype=torch.bool, device=frames.device)
     quarter = F.avg_pool2d(truth.float().flatten(0, 1)[:, None], 4)[:, 0].unflatten(0, truth.shape[:2])
     if own_masks:
         count = system.config.queries
@@ -90,10 +90,10 @@ def overlaps(masks: Tensor, truth: Tensor) -> Tensor:
 def save_tokens(path: Path, tokens: Tokens) -> None:
     """Write one file, in one step."""
     stored = {
-        f.name: (v if v.dtype == torch.bool else v.half()).contiguous()
+        f.name: (v if v.dtype == torch.bool else v.half()).contiguous().cpu()
         for f in fields(tokens.tracks) for v in [getattr(tokens.tracks, f.name)[0]]
     }  # fmt: skip
-    stored["overlap"] = tokens.overlap.half().contiguous()
+    stored["overlap"] = tokens.overlap.half().contiguous().cpu()
     facts = {"name": tokens.name, "sentences": [[s.text, s.kind, list(s.objects)] for s in tokens.sentences]}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")

@@ -41,13 +41,13 @@ from deixis.training.clips import (
     shrink,
     training_clip,
 )
+from deixis.training.encoded_clips import Memory
 from deixis.training.labelled_frames import LabelledVideos, held_out_videos, labelled_video, labelled_videos
 from deixis.training.light_calibration import with_fitted_presence
 from deixis.training.measure import answers
 from deixis.training.optimizer import parameter_groups
 from deixis.training.recipes import soc
 from deixis.training.recipes.light import (
-    Memory,
     build,
     export_stage,
     film_number,

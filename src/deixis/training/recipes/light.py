@@ -11,10 +11,8 @@ trains. docs/reproduce.md has the whole chain of commands. B clips, T frames, K 
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +30,7 @@ from deixis.synthetic.scene import SyntheticVideo
 from deixis.synthetic.sentences import SentenceMix
 from deixis.systems.light import FrameFeatures, Light, LightConfig, Namer, link
 from deixis.training.clips import ClipBatch, gather_clips
+from deixis.training.encoded_clips import Memory
 from deixis.training.light_calibration import calibrated
 from deixis.training.measure import Answer, answers
 from deixis.training.optimizer import parameter_groups
@@ -59,7 +58,7 @@ from deixis.training.token_batches import (
 )
 from deixis.training.tokens import overlaps
 from deixis.training.view_batches import ViewBatch, ViewData, validate_views, view_losses, view_sample
-from deixis.training.views import Views
+from deixis.training.views import Views, views_of
 from deixis.types import DeixisError
 from deixis.weights import load, load_into, save
 
@@ -86,14 +85,15 @@ SCORER = TrainConfig(
 def light_proposals(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run:
     """Stage 1: the pixel decoder and the kernels learn to find objects, without words.
 
-    data: ``features`` and ``objects``, what ``tools/remember_views.py`` and ``tools/data_engine.py`` wrote;
-    ``pictures``, the sets themselves; ``weights`` and (optional) ``minilm``, the pretrained parts, or ``start``, a
-    checkpoint of light to go on from.
+    data: ``objects``, what ``tools/data_engine.py`` wrote; ``pictures``, the sets themselves; ``features``, what
+    ``tools/remember_views.py`` wrote, but with ``model.train_vision=true``: then crops of the pictures are encoded as
+    they come; ``weights`` and (optional) ``minilm``, or ``start``, a checkpoint of light to go on from.
     """
     configs = apply_overrides(overrides, model=LightConfig(), data=ViewData(), train=PROPOSALS)
     model, stage, train = configs["model"], configs["data"], configs["train"]
-    _require(data, "light_proposals", "features", "objects", "pictures")
-    views = partial(Views, data["features"], data["objects"], data["pictures"])
+    _require(data, "light_proposals", "objects", "pictures", *() if model.train_vision else ("features",))
+    fresh = {k: v for k, v in data.items() if k != "features" or not model.train_vision}  # else they grow stale
+    views = partial(views_of, fresh, short=model.short_side, together=train.batch)
     training, development = views("train"), views("development", ("coco_small", "voc_animals", "sysu_shapes"))
     return Run(
         name="light_proposals",
@@ -101,7 +101,7 @@ def light_proposals(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -
         samples=partial(view_sample, training, stage, train.seed),
         collate=_view_batch,
         losses=partial(view_losses, stage),
-        groups=partial(_groups_of, ("pixel_decoder.", "kernels.")),
+        groups=partial(_proposal_groups, model, stage),
         validate=partial(validate_views, development, stage),
         train=train,
         config=model,
@@ -270,6 +270,13 @@ def _groups_of(prefixes: tuple[str, ...], system: nn.Module) -> list[dict]:
     return parameter_groups(system)
 
 
+def _proposal_groups(model: LightConfig, stage: ViewData, system: nn.Module) -> list[dict]:
+    """The pixel decoder and the kernels; also the image encoders, at rates of their own, where those train."""
+    rates = {"tiny_vit.": stage.vit_rate, "efficient_net.": stage.net_rate} if model.train_vision else {}
+    _groups_of(("pixel_decoder.", "kernels.", *rates), system)
+    return parameter_groups(system, rates)
+
+
 def _namer_groups(system: nn.Module) -> list[dict]:
     """The namer's parameters; the words' side learns at a fifth of the rate."""
     _groups_of(("namer.",), system)
@@ -308,30 +315,6 @@ def film_number(data: LightData, batch: int, seed: int, index: int) -> tuple[int
     chunk = rounds // data.uses
     order = np.random.default_rng([seed, rounds, lane]).permutation(batches * batch)
     return (chunk * lanes + lane) * batches * batch + int(order[row * batch + place]), lane
-
-
-class Memory:
-    """What frozen encoders gave for the last ``films`` clips, by the clips' pixels; nothing where they train."""
-
-    def __init__(self, films: int) -> None:
-        self.films, self.known = films, OrderedDict[bytes, FrameFeatures]()
-
-    def encode_frames(self, system: Light, frames: Tensor, pixels: Tensor) -> FrameFeatures:
-        """``system.encode_frames`` of frames (B, T, 3, H, W). pixels: the same frames as uint8, on any device."""
-        if system.config.train_vision:
-            return system.encode_frames(frames.flatten(0, 1))
-        clips = [self._clip(system, *pair) for pair in zip(frames, pixels, strict=True)]
-        return FrameFeatures(*(torch.cat([getattr(c, f.name) for c in clips]) for f in fields(FrameFeatures)))
-
-    def _clip(self, system: Light, frames: Tensor, pixels: Tensor) -> FrameFeatures:
-        key = hashlib.blake2b(pixels.cpu().contiguous().numpy().data, digest_size=16).digest()
-        if key not in self.known:
-            kind = torch.bfloat16 if torch.is_autocast_enabled(frames.device.type) else frames.dtype
-            maps = system.encode_frames(frames)
-            self.known[key] = FrameFeatures(*(getattr(maps, f.name).detach().to(kind) for f in fields(FrameFeatures)))
-            if len(self.known) > self.films:
-                self.known.popitem(last=False)
-        return self.known[key]
 
 
 _mixtures: dict[tuple, Mixture] = {}  # one a process: it keeps decoded pictures
