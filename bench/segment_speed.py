@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from films import real_film
 
-from deixis.inference import choose_device, model_size, segment
+from deixis.devices import choose_device
+from deixis.inference import model_size, segment
 from deixis.types import Clip, Expression
 from deixis.video import Video, normalise
 from deixis.weights import load

@@ -36,6 +36,7 @@ from helpers.batch_films import files as files_of
 from helpers.films import moving, write_film
 from typer.testing import CliRunner, Result
 
+from deixis import weights
 from deixis.batch import forecast as forecast_module
 from deixis.batch import run as run_module
 from deixis.batch import storage
@@ -46,6 +47,7 @@ from deixis.batch.run import batch
 from deixis.batch.storage import RESULT, RESULTS, file_system
 from deixis.batch.worker import FilmWorker
 from deixis.cli import app
+from deixis.devices import run_facts, run_words
 from deixis.types import DeixisError
 
 TESTS = Path(__file__).parent
@@ -273,6 +275,29 @@ def test_an_out_that_holds_other_things_is_refused_and_left_alone(few: Path, tmp
     refused(command(few, tmp_path / "out"), "is not empty and no batch of deixis")
     refused(command(few, few), "is a file; give a folder with -o")
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("left", ["lost+found", "results.jsonl.half", ".Trash-0"])
+def test_what_a_disk_or_a_kill_at_its_start_left_in_out_is_no_obstacle(few: Path, tmp_path: Path, left: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / left).write_text("") if left.endswith(".half") else (out / left).mkdir()
+    store = storage.Store(str(out))
+    with storage.claimed(store):
+        assert (out / RESULTS).is_file()
+    assert not (out / RESULTS).exists(), "a batch that did nothing leaves nothing"
+    assert (out / left).exists() != left.endswith(".half")
+
+
+def test_what_auto_became_is_said_once_and_not_for_what_was_done_before(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "Local", Here)
+    header = run_words(run_facts(weights.load("light_debug"), "cpu"), "light_debug")
+    first, second = (command(few, tmp_path / "out", "--device", "cpu") for _ in range(2))
+    assert (first.exit_code, second.exit_code) == (0, 0), first.output
+    assert (first.stderr, second.stderr) == (header + "\n", "")
+    assert all(line["run"] == run_facts(weights.load("light_debug"), "cpu") for line in results(tmp_path / "out"))
 
 
 def test_two_batches_may_not_write_to_one_out(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -570,6 +595,8 @@ def test_a_batch_killed_at_random_moments_ends_with_the_bytes_of_an_unbroken_one
     out = tmp_path / "out"
     for seed in range(3):
         chance = random.Random(seed)
+        if seed == 2:  # a mounted disk: OUT is there, with what the disk puts into it
+            (out / "lost+found").mkdir(parents=True)
         for count in sorted(chance.sample(range(COUNT - 4), 3)):
             assert driver.run(out, f"kill {count} {chance.uniform(0, 0.05):.4f}") == (-signal.SIGKILL, "")
             whole = whole_folders(out)

@@ -3,9 +3,9 @@
 import json
 import shutil
 
-import cv2
 import numpy as np
 import pytest
+from helpers.downloads import write_davis, write_visor
 from PIL import Image
 
 from deixis.benchmarks import BENCHMARKS, a2d_sentences, jhmdb_sentences, mevis_layout, open_benchmark, splits_of, visor
@@ -236,23 +236,7 @@ def test_objects_compete_for_pixels_and_doubt_is_background():
 
 
 def test_the_copy_is_built_from_davis_and_four_text_files(tmp_path):
-    video, other = tiny_videos(2)
-    davis, texts, out = tmp_path / "DAVIS", tmp_path / "texts", tmp_path / "out"
-    for name, content in (("classic-car", video), ("motorbike", other)):
-        for kind in ("JPEGImages", "Annotations_unsupervised"):
-            (davis / kind / "480p" / name).mkdir(parents=True)
-        for t, (frame, ids) in enumerate(zip(content.frames, content.ids, strict=True)):
-            Image.fromarray(frame).save(davis / "JPEGImages/480p" / name / f"{t:05d}.jpg")
-            write_ids(davis / "Annotations_unsupervised/480p" / name / f"{t:05d}.png", ids)
-    (davis / "ImageSets/2017").mkdir(parents=True)
-    (davis / "ImageSets/2017/train.txt").write_text("motorbike\n")
-    (davis / "ImageSets/2017/val.txt").write_text("classic-car\n")
-    texts.mkdir()
-    for number, (name, encoding) in enumerate(TEXTS):
-        café = "café" if encoding == "latin-1" else "cafe"
-        lines = [f'clasic-car {i} "a {café} {i} by {number}"' for i in (2, 1)]
-        lines += [f'motor-bike {i} "bike {i} by {number}"' for i in (1, 2)]
-        (texts / name).write_text("\n".join(lines) + "\n", encoding=encoding)
+    (davis, texts), out = write_davis(tmp_path), tmp_path / "out"
     build_ref_davis17(davis, texts, out)
     benchmark = open_benchmark("ref-davis17", out)
     said = {s.id: (s.text, s.objects) for s in benchmark.samples}
@@ -340,20 +324,7 @@ def test_jhmdb_films_listed_with_two_lengths_are_reported(made):
 
 
 def test_visor_is_built_with_later_objects_over_earlier_ones(tmp_path):
-    frames = []
-    for t in range(3):
-        name = f"P01_01_frame_{t:010d}.jpg"
-        squares = [[[100 + t, 100], [900, 100], [900, 900], [100, 900]]], [[[500, 500], [1500, 500], [1500, 1000]]]
-        annotations = [{"name": "plate", "class_id": 2, "segments": squares[0]},
-                       {"name": "Left hand", "class_id": 300, "segments": squares[1]}]  # fmt: skip
-        image = {"image_path": f"P01_01/{name}", "name": name, "subsequence": "P01_01_seq_00001", "video": "P01_01"}
-        frames.append({"image": image, "annotations": annotations})
-        folder = tmp_path / "visor/rgb_frames/val/P01/P01_01"
-        folder.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(folder / name), np.full((1080, 1920, 3), 90, np.uint8))
-    (tmp_path / "visor/annotations/val").mkdir(parents=True)
-    (tmp_path / "visor/annotations/train").mkdir()
-    (tmp_path / "visor/annotations/val/P01_01.json").write_text(json.dumps({"video_annotations": frames[::-1]}))
+    write_visor(tmp_path / "visor")
     visor.build_visor(tmp_path / "visor", tmp_path / "out")
     benchmark = open_benchmark("visor", tmp_path / "out")
     said = {s.text: s for s in benchmark.samples}

@@ -12,10 +12,10 @@ from helpers.films import moving, write_folder
 from typer.testing import CliRunner
 
 from deixis.cli import app
+from deixis.devices import run_facts, run_words
 from deixis.encoders import fast
 from deixis.encoders.fast import FastNetwork
 from deixis.systems.light import light_debug
-from deixis.verdicts import run_facts, run_words
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed (extra fast)")
 
@@ -140,9 +140,10 @@ def test_the_verdicts_header_and_every_json_name_the_engine(cache, tmp_path):
 @needs_openvino
 def test_an_engine_that_gave_way_to_pytorch_is_not_named(cache, monkeypatch):
     system = light_debug().eval()
-    assert run_facts(system, torch.device("cpu"), False)["engine"] == f"OpenVINO {fast.openvino_version()}"
+    assert run_facts(system, "cpu", "fp32")["engine"] == f"OpenVINO {fast.openvino_version()}"
     monkeypatch.setattr(FastNetwork, "_compile", lambda *_: 1 / 0)
     with torch.no_grad():
         system.encode_frames(frames())
-    assert run_facts(system, torch.device("cpu"), False)["engine"] == "PyTorch"
-    assert run_words(run_facts(system, torch.device("cpu"), True)) == "cpu in bf16"
+    assert run_facts(system, "cpu", "fp32")["engine"] == "PyTorch"
+    assert run_words(run_facts(system, "cpu", "bf16")) == "cpu in bf16"
+    assert run_words(run_facts(system, "cpu", "fp32"), "light") == "light on cpu in fp32"

@@ -7,17 +7,25 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+import torch
 import typer
-from helpers.films import moving, write_film
+from helpers.downloads import checkpoint, official_state, small_system, write_davis, write_visor
+from helpers.films import moving, write_film, write_folder
+from helpers.training_toy import toy
 from typer.testing import CliRunner, Result
 
+from deixis import weights, weights_import
 from deixis.benchmarks import write_fixture
+from deixis.benchmarks.refcoco_build import write_download
 from deixis.cli import app
+from deixis.systems.slvp import DEBUG, Slvp
+from deixis.training.recipes import RECIPES
 from deixis.types import DeixisError
 from deixis.video import Video
 
@@ -51,25 +59,71 @@ def works(*words: object) -> None:
     assert done.exit_code == 0, done.output
 
 
-def starts(*words: object) -> None:
-    """The command is understood: it refuses an empty folder for what is not in it, not for how it was typed."""
-    done = run(*words)
-    assert done.exit_code == 2
-    assert done.stderr.startswith("deixis: "), done.stderr
-    assert "is missing" in done.stderr or "holds none of" in done.stderr
-
-
 def imports_weights(folder: Path) -> None:
-    """`deixis weights import FILE.pth --system S -o NAME.safetensors`: refused for the file, not for the words."""
-    (folder / "FILE.pth").write_bytes(b"no checkpoint")
+    """`deixis weights import FILE.pth --system S -o NAME.safetensors`: and the file that it makes segments a film."""
     for system in ("soc", "soc_plus_plus"):
-        done = run("weights", "import", folder / "FILE.pth", "--system", system, "-o", folder / f"{system}.safetensors")
-        assert done.stderr.startswith(f"deixis: {folder / 'FILE.pth'}"), done.output
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(weights_import, "build_for", lambda official, name, path, system=system: small_system(name))
+            file = checkpoint(folder / "FILE.pth", official_state(small_system(system), system))
+            made = folder / f"{system}.safetensors"
+            works("weights", "import", file, "--system", system, "-o", made, "--set", "short_side=48")
+        frames = write_folder(folder / f"{system}-frames", moving(2))
+        works("segment", frames, "red", "--model", made, "-o", folder / f"{system}-out", "--as", "rle")
 
 
 def trains(folder: Path) -> None:
-    done = run("train", "no_recipe", "-o", folder / "OUT")
-    assert done.stderr.startswith("deixis: no recipe 'no_recipe'; there are "), done.output
+    """`deixis train RECIPE -o OUT`, and once more with --resume, which a message names too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, "toy", lambda data, *, overrides: toy())
+        works("train", "toy", "-o", folder / "OUT", "--device", "cpu")
+        assert (folder / "OUT" / "model.safetensors").is_file()
+        assert "go on with --resume" in run("train", "toy", "-o", folder / "OUT", "--device", "cpu").stderr
+        works("train", "toy", "-o", folder / "OUT", "--device", "cpu", "--resume")
+
+
+def transfers(folder: Path) -> None:
+    """From a model that was pre-trained on flow; two steps, where the command takes the published length."""
+    write_fixture("ref-youtube-vos", folder / "FOLDER")
+    torch.manual_seed(0)
+    weights.save(Slvp(replace(DEBUG, head="flow")), folder / "CHECKPOINT.safetensors")
+    words = ["--data", f"start={folder / 'CHECKPOINT.safetensors'}", "--data", f"ref-youtube-vos={folder / 'FOLDER'}"]
+    tiny = ("train.steps=2", "train.batch=1", "train.global_batch=1", "train.workers=0", "data.frames=2")
+    settings = [word for setting in tiny for word in ("--set", setting)]
+    works("train", "slvp_transfer", "-o", folder / "OUT", *words, "--device", "cpu", *settings)
+    predicts_davis(folder / "davis", folder / "OUT" / "model.safetensors")
+
+
+def predicts_davis(folder: Path, model: str | Path = "light_debug") -> None:
+    write_fixture("ref-davis17", folder / "FOLDER")
+    works("predict", "ref-davis17", folder / "FOLDER", "-o", folder / "OUT", "--model", model, "--device", "cpu")
+
+
+def predicts(folder: Path) -> Path:
+    write_fixture("mevis", folder / "mevis")
+    works("predict", "mevis", folder / "mevis", "-o", folder / "OUT", "--model", "light_debug", "--device", "cpu")
+    return folder / "OUT"
+
+
+def packs(folder: Path) -> None:
+    works("pack", "mevis", predicts(folder), "-o", folder / "OUT.zip")
+    assert (folder / "OUT.zip").is_file()
+
+
+def builds_davis(folder: Path) -> None:
+    davis, texts = write_davis(folder)
+    works("data", "build", "ref-davis17", davis, folder / "OUT", "--texts", texts)
+    works("data", "check", "ref-davis17", folder / "OUT")
+
+
+def builds_visor(folder: Path) -> None:
+    works("data", "build", "visor", write_visor(folder / "VISOR"), folder / "OUT")
+    works("data", "check", "visor", folder / "OUT", "--split", "val")
+
+
+def builds_refcoco(folder: Path) -> None:
+    write_download(folder / "DOWNLOAD")
+    works("data", "build", "refcoco", folder / "DOWNLOAD", folder / "OUT")
+    works("data", "check", "refcoco", folder / "OUT")
 
 
 def copies(folder: Path) -> None:
@@ -90,19 +144,19 @@ def checks(folder: Path) -> None:
     works("data", "check", "mevis", folder / "mevis")
 
 
-DONE: dict[str, Callable[[Path], None]] = {
+DONE: dict[str, Callable[[Path], object]] = {
     "deixis models": lambda folder: works("models"),
     "deixis recipes": lambda folder: works("recipes"),
-    "deixis predict": lambda folder: works("predict", "--help"),
-    "deixis pack": lambda folder: works("pack", "--help"),
+    "deixis predict": predicts,
+    "deixis predict ref-davis17 FOLDER -o OUT --model MODEL": predicts_davis,
+    "deixis train slvp_transfer -o OUT --data start=CHECKPOINT --data ref-youtube-vos=FOLDER": transfers,
+    "deixis pack": packs,
     "deixis data check {} {}": checks,
     "deixis data fixture": lambda folder: works("data", "fixture", "mevis", folder / "made"),
     "deixis data fixture folder OUT": lambda folder: works("data", "fixture", "folder", folder / "OUT"),
-    "deixis data build ref-davis17 DAVIS OUT --texts TEXTS": lambda folder: starts(
-        "data", "build", "ref-davis17", folder, folder / "OUT", "--texts", folder
-    ),
-    "deixis data build visor VISOR OUT": lambda folder: starts("data", "build", "visor", folder, folder / "OUT"),
-    "deixis data build refcoco DOWNLOAD OUT": lambda folder: starts("data", "build", "refcoco", folder, folder / "OUT"),
+    "deixis data build ref-davis17 DAVIS OUT --texts TEXTS": builds_davis,
+    "deixis data build visor VISOR OUT": builds_visor,
+    "deixis data build refcoco DOWNLOAD OUT": builds_refcoco,
     "deixis world OUT": lambda folder: works("world", folder / "OUT", "--films", 1, "--frames", 3, "--size", "48x64"),
     "deixis train RECIPE -o OUT": trains,
     "deixis weights import FILE.pth --system {} -o {}": imports_weights,
@@ -110,11 +164,24 @@ DONE: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("hint", HINTS)
+LONG = (trains, transfers)
+
+
+@pytest.mark.parametrize(
+    "hint", [pytest.param(hint, marks=[pytest.mark.slow] if DONE.get(hint) in LONG else []) for hint in HINTS]
+)
 def test_every_command_that_a_message_prints_is_run(tmp_path: Path, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEIXIS_CACHE", str(tmp_path / "cache"))
     assert hint in DONE, f"say in DONE how `{hint}` is run"
     DONE[hint](tmp_path)
+
+
+def test_a_command_in_a_message_stands_in_backticks() -> None:
+    """So that people know where it begins and ends, and the test above finds it; installations apart."""
+    names = "segment|demo|batch|models|serve|train|recipes|world|predict|score|pack|data|weights"
+    command = re.compile(rf"(?:\bdeixis (?:{names}) (?!did\b)[^:;]*\S|\btorchrun |\bffmpeg -|\bpython -m )")
+    bare = [text for text in TEXTS if command.search(re.sub(r"`[^`]+`", "", text))]
+    assert bare == []
 
 
 def test_the_commands_of_the_table_are_printed_somewhere() -> None:

@@ -15,8 +15,11 @@ from helpers.films import moving, write_folder
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
+from deixis.benchmarks import ref_davis17, write_fixture
 from deixis.cli import app
 from deixis.out_folder import INSIDE, JOURNAL, Output, lock
+from deixis.synthetic.world import write_mevis
+from deixis.synthetic.world_config import WorldConfig
 from deixis.types import DeixisError
 
 SOURCE = Path(__file__).parents[1] / "src"
@@ -209,6 +212,91 @@ def test_a_run_that_was_cut_off_before_is_told_and_swept_by_the_next(tmp_path: P
             " finished"
         ]
     assert tree(tmp_path) == sorted(["new", "there", *(f"{o}/{name}" for o in ("new", "there") for name in WHOLE)])
+
+
+def test_a_world_that_was_cut_off_while_its_splits_were_moved_is_completed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "world"
+    out.mkdir()
+    cut_off(out, monkeypatch, 1)
+    with pytest.raises(DeixisError, match=r"not empty; name a new one \(.*cut off while its results were moved"):
+        write_mevis(out, 3, config=WorldConfig(size=(48, 64), frames=2))
+    assert tree(out) == WHOLE
+
+
+def test_a_run_that_was_cut_off_as_it_began_to_write_the_journal_is_no_results(tmp_path: Path) -> None:
+    (tmp_path / f"{JOURNAL}.half").write_text('{"from')
+    fill(Output(tmp_path))
+    assert tree(tmp_path) == WHOLE
+
+
+def test_what_a_run_left_beside_an_out_that_came_to_be_since_is_told_and_swept(tmp_path: Path) -> None:
+    output = Output(tmp_path / "out")
+    output.__enter__()
+    os.close(output._lock)
+    (tmp_path / "out").mkdir()
+    assert len(fill(Output(tmp_path / "out")).notes) == 1
+    assert tree(tmp_path) == ["out", *(f"out/{name}" for name in WHOLE)]
+
+
+@pytest.mark.parametrize("left", [[], ["lost+found"], [".deixis/run.json.half"], [".deixis"], [".Trash-0", "._x"]])
+def test_predict_takes_what_a_disk_or_a_kill_at_its_start_left_in_out_for_nothing(
+    tmp_path: Path, left: list[str]
+) -> None:
+    write_fixture("mevis", tmp_path / "mevis")
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in left:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("{") if name.endswith(".half") else (out / name).mkdir()
+    words = ["predict", "mevis", str(tmp_path / "mevis"), "-o", str(out), "--model", "light_debug", "--device", "cpu"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert not list(out.rglob("*.half"))
+
+
+def test_predict_does_not_take_answers_without_a_run_for_its_own(tmp_path: Path) -> None:
+    write_fixture("mevis", tmp_path / "mevis")
+    (tmp_path / "out" / ".deixis" / "video00").mkdir(parents=True)
+    words = ["predict", "mevis", str(tmp_path / "mevis"), "-o", str(tmp_path / "out"), "--model", "light_debug"]
+    assert "is not empty and not a run of" in CliRunner().invoke(app, words).stderr
+
+
+def test_a_fixture_that_is_cut_off_leaves_nothing_and_a_disks_own_folder_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("deixis.benchmarks.mevis.write_fixture", lambda out: (out / "half").mkdir() or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_fixture("mevis", tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "lost+found").mkdir()
+    write_fixture("mevis", tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["lost+found", "train", "valid", "valid_u"]
+
+
+def test_a_picture_that_was_cut_off_while_a_benchmark_was_built_is_not_taken_for_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    (source / "00000.jpg").write_text("whole")
+
+    def no_links(*arguments: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    def cut_off(source: str, copy: Path) -> None:
+        Path(copy).write_text("wh")
+        raise Killed
+
+    monkeypatch.setattr("os.link", no_links)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", cut_off)
+        with pytest.raises(Killed):
+            ref_davis17._link(source, target, "")
+    assert ref_davis17._link(source, target, "") == ["00000"]
+    assert (target / "00000.jpg").read_text() == "whole"
 
 
 def test_what_a_living_run_makes_is_let_be(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import torch
 from helpers.films import Colours, ColoursConfig, colours, moving, square, write_film, write_folder
 
 import deixis
-from deixis.inference import choose_device, choose_precision, cpu_has_bf16, model_size, predict_clip, segment
+from deixis.devices import choose_device, choose_precision, cpu_has_bf16
+from deixis.inference import model_size, predict_clip, segment
 from deixis.linking import Linking, Presence, Window, best_path
 from deixis.tracks import Candidates, TrackBuilder, select, to_source
 from deixis.types import DeixisError, Expression, Prediction, encode_rle

@@ -24,7 +24,9 @@ from typer.testing import CliRunner
 
 pytest.importorskip("gradio", reason="needs the extra web")
 
+from deixis import weights
 from deixis.cli import app
+from deixis.devices import run_facts, run_words
 from deixis.types import DeixisError, Expression, MaskTrack, RleMasks, encode_rle
 from deixis.video import Video
 from deixis.web import app as app_module
@@ -459,7 +461,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield made
     assert [p.name for p in made.folder.iterdir()] == [queue_module.MARK]
     assert made.process.returncode == 128 + signal.SIGTERM
-    assert made.log.read_text().splitlines() == [f"deixis is at {made.url} (Ctrl-C ends it)"]
+    run = run_words(run_facts(weights.load("light_debug"), "cpu"), "light_debug")
+    said = [f"deixis is at {made.url} (Ctrl-C ends it)", f"deixis serve: {run}"]
+    assert sorted(made.log.read_text().splitlines()) == said
 
 
 def client(server: Server, place: Path):

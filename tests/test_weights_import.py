@@ -9,13 +9,13 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from helpers.downloads import checkpoint, official_state, small_system
 from torch import Tensor
 from typer.testing import CliRunner
 
-from deixis import systems, weights, weights_import
+from deixis import weights, weights_import
 from deixis.cli import app
 from deixis.encoders.video_swin import VideoSwin, VideoSwinConfig, video_swin_b
 from deixis.inference import predict_clip
@@ -60,41 +60,13 @@ def test_every_official_key_is_consumed_by_name_and_shape(name: str, system: str
         assert weights_import.match_key(weights_import.official_name(key, system), weights_import.TABLES[system]) == key
 
 
-def small(system: str) -> Any:
-    torch.manual_seed(0)
-    return systems.PRESETS[f"{system}_debug"]()
-
-
-def official_state(model: Any, system: str) -> dict[str, Tensor]:
-    """A state as the authors' code would save it, from one of our models."""
-    state = {}
-    for key, value in model.state_dict().items():
-        if key.endswith("_extra_state"):
-            continue
-        name = weights_import.official_name(key, system)
-        state[name] = value[:, :, None] if key == "vision.patch_embed.proj.weight" else value
-        if name.startswith("bbox_embed"):
-            state[f"transformer.decoder.{name}"] = value.clone()
-    state["backbone.0.body.layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(4, 4, dtype=torch.long)
-    state["text_encoder.embeddings.position_ids"] = torch.arange(130)[None]
-    return state
-
-
 @pytest.fixture(params=["soc", "soc_plus_plus"])
 def case(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Any, dict[str, Tensor]]:
     """A system, a small model of it, and that model's official state; the importer builds the small model too."""
     system = request.param
-    model = small(system)
-    monkeypatch.setattr(weights_import, "build_for", lambda official, name, path: small(name))
+    model = small_system(system)
+    monkeypatch.setattr(weights_import, "build_for", lambda official, name, path: small_system(name))
     return system, model, official_state(model, system)
-
-
-def checkpoint(path: Path, state: dict[str, Tensor]) -> Path:
-    torch.save(
-        {"model_state_dict": state, "epoch": 3, "best_mAP": np.float64(0.5), "optimizer_state_dict": {"state": {}}},
-        path,
-    )
-    return path
 
 
 def test_a_checkpoint_of_the_authors_becomes_the_same_model(case: Any, tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_the_written_benchmark_reads_back_as_it_was_made(tmp_path: Path) -> None
 def test_a_folder_that_holds_something_is_not_overwritten_and_no_debris_is_left(tmp_path: Path) -> None:
     (tmp_path / "world").mkdir()
     (tmp_path / "world" / "mine.txt").write_text("keep")
-    with pytest.raises(DeixisError, match="not an empty folder"):
+    with pytest.raises(DeixisError, match="is not empty; name a new one"):
         write_mevis(tmp_path / "world", 3, config=SMALL)
     assert [p.name for p in tmp_path.iterdir()] == ["world"]
 

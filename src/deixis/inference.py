@@ -30,6 +30,7 @@ import torch
 from torch import nn
 
 from deixis import weights
+from deixis.devices import choose_device, choose_precision
 from deixis.linking import Linking, Presence
 from deixis.selection import SELECTIONS, Enlarge, PublishedTracks, choose_queries, probabilities
 from deixis.sentences import plain, remarks
@@ -52,8 +53,6 @@ from deixis.video import Video, ahead, fit, normalise
 from deixis.waiting import foresee_room, require_room
 
 AT_ONCE = 16  # expressions decoded together (our choice: bounds the memory of their masks)
-DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("auto", "fp32", "bf16")
 Read = Callable[[Prediction, Size, Size, int], Sequence[Any]]  # see ``film_answers``
 
 
@@ -418,33 +417,3 @@ def model_size(source: Size, config: SystemConfig, short_side: int | None = None
         return fit(source, config.short_side, config.long_side, config.multiple)
     long_side = math.ceil(config.long_side * short_side / config.short_side)
     return fit(source, short_side, long_side, config.multiple)
-
-
-def choose_device(name: str) -> torch.device:
-    """auto: cuda, else mps, else cpu. Raises DeixisError for an unknown or absent device."""
-    kind = name.split(":")[0]
-    if kind not in DEVICES:
-        raise DeixisError(f"unknown device {name!r}; expected one of {', '.join(DEVICES)}")
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if kind == "auto":
-        return torch.device(next(device for device, is_there in there.items() if is_there))
-    if not there[kind]:
-        raise DeixisError(f"this machine has no {kind} device that PyTorch can use; choose --device cpu or auto")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise DeixisError(f"unknown device {name!r}; expected one of {', '.join(DEVICES)}, or cuda:N") from error
-
-
-def choose_precision(name: str, device: torch.device) -> bool:
-    """Whether to compute in bf16. auto: on a GPU, and on a CPU that multiplies bf16 itself (elsewhere it is slower)."""
-    if name not in PRECISIONS:
-        raise DeixisError(f"unknown precision {name!r}; expected one of {', '.join(PRECISIONS)}")
-    return name == "bf16" or (name == "auto" and (device.type == "cuda" or (device.type == "cpu" and cpu_has_bf16())))
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this CPU has instructions for bf16 products; False where this PyTorch cannot tell."""
-    ask = getattr(torch.cpu, "get_capabilities", None)
-    can = ask() if ask is not None else {}
-    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))

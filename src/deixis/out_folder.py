@@ -62,6 +62,7 @@ class Output(AbstractContextManager["Output"]):
         keep: After an error, keep the items that were finished before it. Otherwise an error leaves nothing behind, as
             long as the results were not whole.
         all_or_none: Ctrl-C leaves nothing either; otherwise it leaves the items that are finished.
+        otherwise: What a person can do about a folder that holds something, for the line that refuses it.
 
     Attributes:
         scratch: Where items are made; on the same disk as OUT.
@@ -82,22 +83,30 @@ class Output(AbstractContextManager["Output"]):
         'whole'
     """
 
-    def __init__(self, out: Path, *, overwrite: bool = False, keep: bool = False, all_or_none: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *,
+        overwrite: bool = False,
+        keep: bool = False,
+        all_or_none: bool = False,
+        otherwise: str = "give another folder, or --overwrite",
+    ) -> None:
         self.out, self.overwrite, self.keep = Path(out).absolute(), overwrite, keep
-        self.all_or_none = all_or_none
+        self.all_or_none, self.otherwise = all_or_none, otherwise
         self.finished: list[str] = []
         self.notes: list[str] = []
         self._rescued: list[Path] = []
 
     def check(self) -> None:
         """Refuse, before any work, what can be refused: enter and leave without a trace."""
-        with Output(self.out, overwrite=self.overwrite) as first:
+        with Output(self.out, overwrite=self.overwrite, otherwise=self.otherwise) as first:
             self.notes = first.notes
 
     def __enter__(self) -> Self:
         if os.path.lexists(self.out) and not self.out.is_dir():
             kind = "a link to nothing" if self.out.is_symlink() and not self.out.exists() else "a file"
-            raise DeixisError(f"{self.out} is {kind}; give a folder with -o")
+            raise DeixisError(f"{self.out} is {kind}; give a folder")
         self.inside = self.out.is_dir()
         place = self.out if self.inside else self.out.parent
         self._made = [p for p in self.out.parents if not p.exists()]
@@ -107,16 +116,18 @@ class Output(AbstractContextManager["Output"]):
             self._recover()
             if self.inside and not self.overwrite and any(results_in(self.out)):
                 noted = "".join(f" ({note})" for note in self.notes)
-                raise DeixisError(f"{self.out} exists and is not empty; give another folder, or --overwrite{noted}")
-            self.scratch = Path(tempfile.mkdtemp(prefix=self._prefix(), dir=place))
+                raise DeixisError(f"{self.out} exists and is not empty; {self.otherwise}{noted}")
+            self.scratch = Path(tempfile.mkdtemp(prefix=INSIDE if self.inside else self._beside, dir=place))
             self._lock = lock(self.scratch)
         except OSError as error:
             self._remove_made()
             raise DeixisError(f"cannot write to {place}: {error.strerror or error}") from error
         return self
 
-    def _prefix(self) -> str:
-        return INSIDE if self.inside else f".{os.fsdecode(os.fsencode(self.out.name)[:200])}.part-"
+    @property
+    def _beside(self) -> str:
+        """Begins the name of a scratch folder beside OUT."""
+        return f".{os.fsdecode(os.fsencode(self.out.name)[:200])}.part-"
 
     @contextmanager
     def item(self, name: str) -> Iterator[Path]:
@@ -238,8 +249,8 @@ class Output(AbstractContextManager["Output"]):
             lost = f", except {', '.join(missing)}, which cannot be found any more" if missing else ""
             self._note(f"{self.out}: a run was cut off while its results were moved here; done now{lost}")
             remove(aside.parent)
-        place = self.out if self.inside else self.out.parent
-        for left in sorted(place.glob(escaped(self._prefix()) + "*")):
+        beside = self.out.parent.glob(escaped(self._beside) + "*")  # also where OUT came to be since
+        for left in sorted([*beside, *self.out.glob(f"{INSIDE}*")]):
             if not left.is_dir() or held(left) is not False:
                 continue
             self._left.append(left)
@@ -313,8 +324,13 @@ def whole_file(out: Path) -> Iterator[Path]:
 def results_in(folder: Path) -> Iterator[Path]:
     """What lies in a folder, without what disks and systems put there, and without what runs that were cut off left."""
     for path in folder.iterdir():
-        if path.name.lower() not in NOT_RESULTS and not path.name.startswith((INSIDE, ".Trash-", "._")):
+        if not of_system(path.name) and not path.name.startswith(INSIDE) and path.name != f"{JOURNAL}.half":
             yield path
+
+
+def of_system(name: str) -> bool:
+    """Whether a disk, a share or a system puts something of this name into a folder by itself."""
+    return name.lower() in NOT_RESULTS or name.startswith((".Trash-", "._"))
 
 
 def whole_items(scratch: Path) -> list[str]:

@@ -29,6 +29,7 @@ from deixis.benchmarks.samples import Benchmark, Sample, VideoEntry
 from deixis.files import field_of, read_json, write_json
 from deixis.inference import Setup, every_query, finish_tracks, follow_film, model_size, predict_clip, prepare
 from deixis.linking import sigmoid
+from deixis.out_folder import results_in
 from deixis.selection import threshold_at_input
 from deixis.tracks import TrackBuilder
 from deixis.types import Clip, DeixisError, Expression, MaskTrack, Prediction, Size, encode_rle
@@ -153,12 +154,17 @@ def _claim(results: Path, about: dict[str, Any]) -> None:
                     f"{results} holds results of another run ({key}: {json.dumps(was)}, now {json.dumps(about[key])});"
                     " name a new folder"
                 )
-    elif results.exists() and (not results.is_dir() or any(results.iterdir())):
+    elif results.exists() and not (results.is_dir() and all(begun(path) for path in results_in(results))):
         raise DeixisError(f"{results} is not empty and not a run of `deixis predict`; name a new folder")
     try:
         write_json(run, about)
     except OSError as error:
         raise DeixisError(f"{results}: cannot be written ({error.strerror})") from error
+
+
+def begun(path: Path) -> bool:
+    """Whether it is what a run leaves in RESULTS that is killed before its run.json stands."""
+    return path.name == SIDECAR and path.is_dir() and all(p.name == "run.json.half" for p in path.iterdir())
 
 
 def _finished(results: Path, sample: Sample, benchmark: Benchmark) -> bool:

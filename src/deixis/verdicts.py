@@ -1,15 +1,11 @@
-"""What a track says in one line, for people and for programs; and what made it."""
+"""What a track says in one line, for people and for programs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import nn
-
-from deixis.types import Accelerated, MaskTrack, Verdict, verdict_of
+from deixis.types import MaskTrack, Verdict, verdict_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +84,3 @@ def smaller_than(presence: float, bound: float) -> str:
         if float(first) < float(second):
             break
     return f"{first}, below {second}"
-
-
-def run_facts(system: nn.Module, device: torch.device, reduced: bool) -> dict[str, str]:
-    """{"device", "precision", "engine"} of a run: what ``auto`` became, and what runs the frozen encoders.
-
-    After a run, for an engine that could not run them has given way to PyTorch.
-    """
-    version = system.accelerate() if device.type == "cpu" and isinstance(system, Accelerated) else None
-    engine = "PyTorch" if version is None else f"OpenVINO {version}"
-    return {"device": str(device), "precision": "bf16" if reduced else "fp32", "engine": engine}
-
-
-def run_words(facts: Mapping[str, str]) -> str:
-    """``run_facts`` in a line; PyTorch is not mentioned."""
-    engine = "" if facts["engine"] == "PyTorch" else f", {facts['engine']}"
-    return f"{facts['device']} in {facts['precision']}{engine}"

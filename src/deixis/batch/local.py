@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import torch
 
-from deixis.inference import choose_device
+from deixis.devices import choose_device
 from deixis.types import DeixisError
 
 Work = Callable[[Any], Any]

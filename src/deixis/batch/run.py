@@ -27,7 +27,7 @@ from deixis.batch.manifest import BatchJob, Options, Settings, read_manifest
 from deixis.batch.ray_cluster import Cluster
 from deixis.batch.storage import RESULT, RESULTS, URL, Store, claimed, fingerprint
 from deixis.batch.worker import FilmWorker, failed, finished_result
-from deixis.inference import DEVICES, PRECISIONS
+from deixis.devices import DEVICES, PRECISIONS, run_words
 from deixis.types import DeixisError
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,12 @@ def plan(
     )
 
 
-def batch(planned: BatchPlan, *, progress: Callable[[int, int], None] | None = None) -> Summary:
+def batch(
+    planned: BatchPlan,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Summary:
     r"""Process every video that is not finished in OUT, and write results.jsonl.
 
     Ctrl-C ends it in order: finished videos stay, and the same call continues from there.
@@ -177,6 +182,7 @@ def batch(planned: BatchPlan, *, progress: Callable[[int, int], None] | None = N
     Args:
         planned: As `plan` returns it.
         progress: Called with the number of videos finished (or failed) and of all videos.
+        say: Called once with each "light on cpu in fp32, OpenVINO 2025.4" of a worker: what "auto" became.
 
     Returns:
         The `Summary`: lines of results.jsonl, and what was done now and before.
@@ -197,7 +203,7 @@ def batch(planned: BatchPlan, *, progress: Callable[[int, int], None] | None = N
     began, store, due = time.perf_counter(), Store(planned.settings.out), planned.by_folder()
     with claimed(store):
         results: dict[str, dict[str, Any]] = {}
-        settings, before, now, stopped = planned.settings, 0, list[str](), False
+        settings, before, now, stopped, said = planned.settings, 0, list[str](), False, set[str]()
         try:
             with planned.engine:
                 settings = planned.allocate()
@@ -209,6 +215,11 @@ def batch(planned: BatchPlan, *, progress: Callable[[int, int], None] | None = N
                     cached = result.pop("cached", False)
                     results[name] = result
                     before += cached
+                    if result["status"] == "done" and not cached:
+                        header = run_words(result["run"], result["model"]["name"])
+                        if header not in said:
+                            say(header)
+                            said.add(header)
                     now += [name] if result["status"] == "done" and not cached else []
                     _tell(progress, results, due)
                     if time.perf_counter() - noted > NOTE_SECONDS:

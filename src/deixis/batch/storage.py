@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deixis import weights
+from deixis.out_folder import of_system
 from deixis.types import DeixisError
 from deixis.video import PICTURES
 from deixis.writers.output import Output
@@ -157,7 +158,7 @@ def claimed(store: Store) -> Iterator[None]:
             made = [p for p in (store.local, *store.local.parents) if not p.exists()]
             store.local.mkdir(parents=True, exist_ok=True)
             lock = _lock(store.local)
-        names = [name for name in store.names() if not name.startswith(".")]
+        names = _held(store)
         if names and RESULTS not in names:
             raise DeixisError(f"{store.root} is not empty and no batch of deixis; give another folder with -o")
         if RESULTS not in names:
@@ -165,7 +166,7 @@ def claimed(store: Store) -> Iterator[None]:
         try:
             yield
         finally:
-            if set(store.names()) == {RESULTS} and not store.read(RESULTS):
+            if _held(store) == [RESULTS] and not store.read(RESULTS):
                 store.remove(RESULTS)
     except OSError as error:
         raise DeixisError(f"cannot write to {store.root}: {error.strerror or error}") from error
@@ -175,6 +176,11 @@ def claimed(store: Store) -> Iterator[None]:
         with suppress(OSError):  # the first that is not empty
             for folder in made:
                 folder.rmdir()
+
+
+def _held(store: Store) -> list[str]:
+    """Names of what lies in OUT, without what disks put there and what a batch leaves that is killed at its start."""
+    return [n for n in store.names() if not (n.startswith(".") or of_system(n) or n == f"{RESULTS}.half")]
 
 
 def _lock(folder: Path) -> int | None:

@@ -17,9 +17,9 @@ from torch import nn
 from deixis import __version__, weights
 from deixis.batch.manifest import BATCH_SCHEMA, BatchJob, Settings
 from deixis.batch.storage import RESULT, Store, fetched, fingerprint
-from deixis.inference import choose_device, choose_precision, remarks_on, segment
+from deixis.devices import choose_device, run_facts
+from deixis.inference import remarks_on, segment
 from deixis.types import DeixisError, MaskTrack
-from deixis.verdicts import run_facts
 from deixis.video import Video
 from deixis.writers import write
 from deixis.writers.output import Output
@@ -88,8 +88,7 @@ class FilmWorker:
 
     def run(self) -> dict[str, str]:
         """Device, precision and engine of this worker."""
-        device = choose_device(self.device)
-        return run_facts(self.system, device, choose_precision(self.settings.precision, device))
+        return run_facts(self.system, self.device, self.settings.precision)
 
     def _result(self, job: BatchJob, film: Video, tracks: Sequence[MaskTrack], output: Output) -> dict[str, Any]:
         outputs = {}

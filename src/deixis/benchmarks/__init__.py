@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from deixis.files import Missing
+from deixis.out_folder import Output
 from deixis.tables import BENCHMARK_FILES
 from deixis.types import DeixisError
 
@@ -111,7 +112,10 @@ def write_fixture(name: str, out: Path) -> None:
         3
     """
     module, out = _module(name), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DeixisError(f"{out} is not empty; a fixture is written to a new folder")
-    out.mkdir(parents=True, exist_ok=True)
-    module.write_fixture(out)
+    with Output(out, all_or_none=True, otherwise="name a new one") as output:
+        made = output.scratch / "part-made"
+        made.mkdir()
+        module.write_fixture(made)
+        for path in sorted(made.iterdir()):
+            with output.item(path.name) as place:
+                path.replace(place)

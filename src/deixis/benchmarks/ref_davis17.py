@@ -23,7 +23,7 @@ from deixis.benchmarks.opening import checked_benchmark, choose_split
 from deixis.benchmarks.pngs import VOID, read_ids, write_ids
 from deixis.benchmarks.results import ANNOTATORS
 from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry
-from deixis.files import list_folder, read_json, read_words, require_file, require_folder
+from deixis.files import list_folder, read_json, read_words, require_file, require_folder, write_json
 from deixis.types import DeixisError
 
 NAME = "ref-davis17"
@@ -124,8 +124,8 @@ def build_ref_davis17(davis: Path, texts: Path, out: Path, semantics: Path | Non
             objects[video] = {"objects": {str(i): {"category": kinds.get(str(i), "")} for i in range(1, count + 1)}}
         folder = out / "meta_expressions" / split
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "meta_expressions.json").write_text(json.dumps({"videos": videos}))
-        (out / split / "meta.json").write_text(json.dumps({"videos": objects}))
+        write_json(folder / "meta_expressions.json", {"videos": videos})
+        write_json(out / split / "meta.json", {"videos": objects})
 
 
 def _read_texts(path: Path, encoding: str) -> dict[str, dict[str, str]]:
@@ -165,7 +165,9 @@ def _link(source: Path, target: Path, where: str) -> list[str]:
             try:
                 os.link(entry.path, target / entry.name)
             except OSError:  # another disk, or one without links
-                shutil.copyfile(entry.path, target / entry.name)
+                half = target / f".{entry.name}.half"  # what is cut off is not taken for a whole one by the next run
+                shutil.copyfile(entry.path, half)
+                half.replace(target / entry.name)
     return names
 
 

@@ -22,7 +22,7 @@ from deixis.benchmarks.fixtures import tiny_videos, write_jpegs
 from deixis.benchmarks.opening import checked_benchmark, choose_split
 from deixis.benchmarks.pngs import read_ids, write_ids
 from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry
-from deixis.files import field_of, read_json, require_folder, safe_name
+from deixis.files import field_of, read_json, require_folder, safe_name, write_json
 from deixis.types import DeixisError
 
 NAME = "visor"
@@ -115,8 +115,8 @@ def build_visor(visor: Path, out: Path, narrations: Mapping[str, str] | None = N
                 names_of[subsequence] = numbers
         folder = out / "meta_expressions" / split
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "meta_expressions.json").write_text(json.dumps({"videos": videos}))
-        (out / f"{split}_names.json").write_text(json.dumps(names_of))
+        write_json(folder / "meta_expressions.json", {"videos": videos})
+        write_json(out / f"{split}_names.json", names_of)
 
 
 Labelled = tuple[dict[str, Any], list[dict[str, Any]]]  # image, its objects
@@ -150,7 +150,8 @@ def _write_frames(
             raise DeixisError(f"{source}: the frame is missing or no image; {WHERE}")
         target = out / split / "JPEGImages" / subsequence / f"{Path(name).stem}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(target), cv2.resize(picture, SIZE[::-1], interpolation=cv2.INTER_LINEAR))
+        if not cv2.imwrite(str(target), cv2.resize(picture, SIZE[::-1], interpolation=cv2.INTER_LINEAR)):
+            raise DeixisError(f"could not write {target}; is the disk full?")
         write_ids(out / split / "Annotations" / subsequence / f"{Path(name).stem}.png", rasterise(objects, numbers))
 
 

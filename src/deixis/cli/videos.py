@@ -107,14 +107,14 @@ def _segment_to_disk(
     selection: str | None = None,
 ) -> None:
     """The two passes over a film, with what is seen on the screen."""
-    from deixis.inference import as_expressions, choose_device, choose_precision, remarks_on
+    from deixis.devices import choose_device, choose_precision, run_facts, run_words
+    from deixis.inference import as_expressions, remarks_on
     from deixis.inference import segment as answer
-    from deixis.verdicts import TrackSummary, run_facts, run_words
+    from deixis.verdicts import TrackSummary
     from deixis.weights import describe, load
 
     as_expressions(expressions)  # refuses what is none, before anything is read
-    where = choose_device(device)
-    reduced = choose_precision(precision, where)
+    choose_precision(precision, choose_device(device))
     about = describe(model)
     stopped = False
     try:
@@ -124,14 +124,14 @@ def _segment_to_disk(
             for remark in remarks_on(expressions, model):
                 screen.warn(remark)
             system = load(model)
-            screen.note(f"{about['name']} on {run_words(run_facts(system, where, reduced))}")
+            screen.note(run_words(run_facts(system, device, precision), about["name"]))
             with screen.frames_bar("segmenting", film.length) as progress, _ctrl_c_once() as stop:
                 tracks = answer(
                     film, expressions, model=system, device=device, precision=precision, size=size,
                     threshold=threshold, selection=selection, folder=output.scratch, progress=progress, stop=stop,
                 )  # fmt: skip
                 stopped = stop()
-            run = run_facts(system, where, reduced)
+            run = run_facts(system, device, precision)
             about |= run
             if stopped:  # what is answered is kept in the form that is quickest to write
                 formats = ("rle",)
@@ -227,7 +227,7 @@ def batch(
             typer.echo(line)
         return
     with counting_bar("films") as progress:
-        summary = run_batch(planned, progress=progress)
+        summary = run_batch(planned, progress=progress, say=lambda line: typer.echo(line, err=True))
     for bad in summary.failed:
         typer.echo(f"failed: {bad['film']} (row {bad['row']}): {bad['reason']}", err=True)
     for line in summary_lines(summary, out):

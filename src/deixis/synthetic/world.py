@@ -23,7 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from deixis.out_folder import Output, results_in
+from deixis.out_folder import Output
 from deixis.synthetic.colours import COLOUR_NAMES
 from deixis.synthetic.compositing import Canvas, canvas_of, finish_video, from_first, keep_apart, paste, scale_for, view
 from deixis.synthetic.cutouts import Library, Patch
@@ -280,12 +280,10 @@ def write_mevis(
         raise DeixisError(f"the seed must be 0 or more, got {seed}")
     if films < 1:
         raise DeixisError(f"the number of films must be 1 or more, got {films}")
-    if folder.exists() and (not folder.is_dir() or any(results_in(folder))):
-        raise DeixisError(f"{folder} exists already and is not an empty folder; name a new one")
     config = replace(config or WorldConfig(), flow=False)
     counts = films_per_split(films)
     done = 0
-    with Output(folder, all_or_none=True) as output:
+    with Output(folder, all_or_none=True, otherwise="name a new one") as output:
         for split, count in counts.items():
             if not count:
                 continue

@@ -144,7 +144,7 @@ class Slvp(nn.Module):
         if self.config.head != "mask":
             raise DeixisError(
                 "this model was pre-trained on flow and has no mask head yet; give it one: "
-                "deixis train slvp_transfer --data start=CHECKPOINT ..."
+                "`deixis train slvp_transfer -o OUT --data start=CHECKPOINT --data ref-youtube-vos=FOLDER`"
             )
         maps = maps if wanted is None else of_frames(maps, wanted)
         text = self.text([e.text for e in expressions])

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deixis.inference import choose_device
+from deixis.devices import choose_device
 
 
 @dataclass(frozen=True)

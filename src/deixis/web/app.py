@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from deixis import weights
-from deixis.inference import choose_device, choose_precision
+from deixis.devices import choose_device, choose_precision
 from deixis.types import DeixisError
 from deixis.web.guard import LOOPBACK, Guard, is_loopback
 from deixis.web.html import empty_html, job_html, limits_line, result_html, status_html, waiting_html

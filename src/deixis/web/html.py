@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deixis.verdicts import run_words
+from deixis.devices import run_words
 from deixis.web.jobs import RESULT_FILES, SHOWN_ONLY, Job, Limits
 from deixis.web.queue import Queue
 from deixis.web.timeline import VERDICT_WORDS, safe, timeline

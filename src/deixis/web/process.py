@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from deixis import weights
-from deixis.inference import choose_device, choose_precision, remarks_on, segment
+from deixis.devices import run_facts, run_words
+from deixis.inference import remarks_on, segment
 from deixis.types import DeixisError, MaskTrack, Rle, RleMasks
-from deixis.verdicts import run_facts
 from deixis.video import PICTURES, Video
 from deixis.web.jobs import FOLDERS, Task
 from deixis.web.timeline import row, timeline
@@ -59,7 +59,8 @@ def receive(pipe: Connection) -> dict[str, Any]:
 def work(pipe: Connection, stop: Event) -> None:
     """Do tasks until the server is gone. What a visitor caused is reported; on anything else the process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
-    logging.basicConfig(level=logging.ERROR)
+    logging.basicConfig(level=logging.ERROR, format="deixis serve: %(message)s")
+    log.setLevel(logging.INFO)
     model: tuple[str, Any] = ("", None)
     try:
         while True:
@@ -67,6 +68,8 @@ def work(pipe: Connection, stop: Event) -> None:
             try:
                 if model[0] != asked["model"]:
                     model = (asked["model"], load_model(asked["model"]))
+                    facts = run_facts(model[1], asked["device"], asked["precision"])
+                    log.info("%s", run_words(facts, describe(asked["model"])["name"]))
                 if "film" not in asked:
                     continue
                 asked |= {"sentences": tuple(asked["sentences"]), "formats": tuple(asked["formats"])}
@@ -142,8 +145,7 @@ def run_task(
 
         watched = [interruptible(track, check) for track in tracks]
         report("drawing", 0, passes * count)
-        device = choose_device(task.device)
-        run = run_facts(model, device, choose_precision(task.precision, device))
+        run = run_facts(model, task.device, task.precision)
         write(output, film, watched, task.formats, model={**describe(task.model), **run}, progress=drawn(0))
         if plays is None:  # a browser may not play it as it is
             with output.item("original.mp4") as path:

@@ -179,7 +179,7 @@ class Queue:
 
     def _serve(self) -> None:
         self._worker = Worker()
-        self._worker.warm(next(iter(self.models.values())))
+        self._worker.warm(next(iter(self.models.values())), self.device, self.precision)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)

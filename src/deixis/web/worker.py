@@ -34,9 +34,9 @@ class Worker:
     def alive(self) -> bool:
         return self._process.is_alive()
 
-    def warm(self, model: str) -> None:
+    def warm(self, model: str, device: str, precision: str) -> None:
         """Have it load a model before the first job comes."""
-        send(self._pipe, {"model": model})
+        send(self._pipe, {"model": model, "device": device, "precision": precision})
 
     def do(self, job: Job, seconds: float) -> tuple[str, str]:
         """Have a job done, and write its progress into it. Returns (state, why it failed)."""

@@ -156,7 +156,8 @@ def transfer(
     """
     if "ref-davis17" in data:
         raise DeixisError(
-            "Ref-DAVIS17 is not trained on; train on ref-youtube-vos, then: deixis predict ref-davis17 FOLDER ..."
+            "Ref-DAVIS17 is not trained on; train on ref-youtube-vos, then "
+            "`deixis predict ref-davis17 FOLDER -o OUT --model MODEL`"
         )
     sources = [source for source in known if source.data in data]
     if not sources:
