@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
+from _timing import best_of
 from films import real_film
 
 from deixis.inference import segment
@@ -37,13 +38,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         film = Video(real_film(Path(folder) / "film.mp4", chosen.frames, 480))
 
-        def seconds(count: int) -> float:
-            began = time.perf_counter()
+        def run(count: int) -> None:
             segment(film, words[:count], model=system, device=chosen.device)
-            return time.perf_counter() - began
 
-        seconds(1)  # warm up
-        best = {count: min(seconds(count) for _ in range(chosen.repeats)) for count in (1, 7, 30)}
+        run(1)  # warm up
+        best = {count: best_of(partial(run, count), chosen.repeats, warm_up=0) for count in (1, 7, 30)}
     print(f"{chosen.model}, {chosen.frames} frames, {chosen.threads} threads, best of {chosen.repeats}")
     print("sentences | seconds | frames/s | ms per frame and further sentence | against one by one")
     for count, taken in best.items():

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from _timing import seconds
 from films import real_film
 
 from deixis.devices import choose_device
@@ -32,11 +32,13 @@ WORDS = ("a woman in a black dress", "the bench", "a brown dog", "the path", "a 
 
 def whole(film: Video, words: tuple[str, ...], system: Any, device: str, precision: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        with Output(Path(folder) / "out") as output:
-            tracks = segment(film, words, model=system, device=device, precision=precision, folder=output.scratch)
-            write(output, film, tracks, ["png"], model={})
-        return time.perf_counter() - began
+
+        def run() -> None:
+            with Output(Path(folder) / "out") as output:
+                tracks = segment(film, words, model=system, device=device, precision=precision, folder=output.scratch)
+                write(output, film, tracks, ["png"], model={})
+
+        return seconds(run)
 
 
 @torch.inference_mode()
@@ -44,13 +46,13 @@ def network(clips: list[Clip], words: tuple[str, ...], system: Any, device: torc
     config = system.config
     inputs = [normalise(c, mean=config.mean, std=config.std, multiple=config.multiple, device=device) for c in clips]
     expressions = [Expression(w) for w in words]
-    began = time.perf_counter()
-    with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
-        for frames, padding in inputs:
-            system.decode(system.encode(frames, padding), expressions)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
+
+    def run() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=reduced):
+            for frames, padding in inputs:
+                system.decode(system.encode(frames, padding), expressions)
+
+    return seconds(run, device)
 
 
 def main() -> None:

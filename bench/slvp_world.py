@@ -22,11 +22,14 @@ import json
 import logging
 import platform
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _grid import cell as finished_cell
+from _grid import trained
 
 FUSIONS = ("vision", "language")
 STARTS: dict[str, dict[str, str] | None] = {  # what pre-training changes; None: no pre-training
@@ -82,30 +85,28 @@ def pretrained(options: argparse.Namespace, fusion: str, start: str, seed: int) 
 
 
 def transferred(options: argparse.Namespace, fusion: str, start: str, share: float, seed: int) -> dict[str, Any]:
-    """One training for masks and its scores, or what an earlier call has found."""
-    from deixis.training.flow_validation import mask_rows
-    from deixis.training.loop import train
-    from deixis.training.recipes import find_recipe
-    from deixis.weights import load
-
+    """One training for masks and its scores, or those of an earlier call."""
     folder = base(options) / f"run-{fusion}-{start}-{share:g}-{seed}"
-    done = folder / "scores.json"
-    if done.is_file():
-        return json.loads(done.read_text())
+    return finished_cell(folder, partial(transfer, folder, options, fusion, start, share, seed))
+
+
+def transfer(
+    folder: Path, options: argparse.Namespace, fusion: str, start: str, share: float, seed: int
+) -> dict[str, Any]:
+    from deixis.training.flow_validation import mask_rows
+    from deixis.training.recipes import find_recipe
+
     data = places(options)
     if STARTS[start] is not None:
         data["start"] = pretrained(options, fusion, start, seed)
     overrides = {
         "model.fusion": fusion, "train.seed": str(seed), "train.steps": str(options.steps),
         "train.threads": str(options.threads), "data.share": str(share), "data.films.count": str(options.films),
-        "data.films.calibration": "0",  # J&F asks nothing of presence
+        "data.films.calibration": "0",  # J&F does not depend on presence
     }  # fmt: skip
     job = find_recipe("slvp_world")(data, overrides=overrides)
     began = time.process_time()
-    outcome = train(job, folder, device=options.device, resume=True)
-    if outcome.stopped != "finished":
-        raise SystemExit(f"{folder.name}: stopped at step {outcome.step}; run again to go on")
-    model = load(outcome.model, options.device)
+    model = trained(job, folder, options.device, folder.name)
     rows = mask_rows(job.samples.args[0].films, model)  # type: ignore[attr-defined]
     films = sorted({row["film"] for row in rows})
     facts = {
@@ -117,7 +118,6 @@ def transferred(options: argparse.Namespace, fusion: str, start: str, share: flo
         "right": by_kind(rows), "sentences": len(rows),
         "cpu_seconds": time.process_time() - began, "torch": torch.__version__,
     }  # fmt: skip
-    done.write_text(json.dumps(facts, indent=1))
     for name in ("last.safetensors", "best.safetensors"):  # what resuming needs; the model stays
         (folder / name).unlink(missing_ok=True)
     return facts

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import platform
-import resource
 import sys
 import time
 from contextlib import nullcontext
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _timing import memory
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # helpers/plain_soc.py
@@ -55,7 +55,7 @@ def work(pipe: Connection, way: Way, backbone: str, threads: int) -> None:
     torch.set_num_threads(threads)
     model, clock = build(way, backbone), Clock(way.device)
     clock.listen(model)
-    before = memory(way.device)
+    before = memory(way.device, peak=False)
     while (order := pipe.recv()) is not None:
         frames, expressions = order
         pipe.send(run_pass(model, way, clock, frames, expressions))
@@ -137,13 +137,6 @@ def run_pass(model: Any, way: Way, clock: Clock, frames: int, expressions: int) 
             model.decode(model.encode(clip, padding), asked)
     wall, cpu = clock.now() - wall, time.process_time() - cpu
     return Pass(wall, cpu, {**clock.parts, "the rest": wall - sum(clock.parts.values())})
-
-
-def memory(device: str, peak: bool = False) -> float:
-    """GiB: of the GPU, allocated; of the CPU, the process's resident memory, at its highest."""
-    if device == "cuda":
-        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure(ways: list[Way], options: argparse.Namespace, frames: int, expressions: int) -> None:

@@ -12,16 +12,14 @@ of frames has a process of its own, so that peak memory is its own. Growth is a 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import platform
-import resource
-import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 import torch
+from _timing import alone, best_of, memory
 
 MODELS = ("light", "soc_swin_t", "soc_plus_plus_swin_t", "vlp_rvos_clip_b", "conv_clip_mevis_b", "slvp_vision")
 DEBUG = ("light_debug", "soc_debug", "soc_plus_plus_debug", "vlp_rvos_debug", "conv_clip_mevis_debug", "slvp_debug")
@@ -97,19 +95,9 @@ def measure(pipe: Connection, name: str, frames: int, options: argparse.Namespac
     size = model_size(SIZE, model.config)
     before = memory(device)
     run_film(model, film(WARM_UP, size), device)
-    clip, best = film(frames, size), float("inf")
-    for _ in range(options.repeat):
-        began = time.perf_counter()
-        run_film(model, clip, device)
-        best = min(best, time.perf_counter() - began)
+    clip = film(frames, size)
+    best = best_of(lambda: run_film(model, clip, device), options.repeat, device, warm_up=0)
     pipe.send((size, counts, best, before, memory(device)))
-
-
-def memory(device: torch.device) -> float:
-    """GiB, at its highest so far: of the GPU, or the process's resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def attention(pipe: Connection, kind: str, frames: int, options: argparse.Namespace) -> None:
@@ -133,31 +121,10 @@ def attention(pipe: Connection, kind: str, frames: int, options: argparse.Namesp
         else:
             tokens = layer.frame_norm(x).flatten(1, 3)
             x + full(tokens, tokens).view_as(x)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
 
-    best = float("inf")
     with torch.inference_mode():
-        for turn in range(options.repeat + 1):
-            began = time.perf_counter()
-            once()
-            best = min(best, time.perf_counter() - began) if turn else best
+        best = best_of(once, options.repeat, device)
     pipe.send((side * side, best, memory(device) - before))
-
-
-def alone(work: Any, *given: Any) -> Any:
-    """What ``work`` sends from a process of its own; None where it died."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs, *given))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    except EOFError:
-        return None
-    finally:
-        process.join()
 
 
 def fit(counts: list[int], values: list[float]) -> str:

@@ -6,7 +6,7 @@
 
 First the two towers are trained (``deixis train tower_world``, OUT/tower-vit and OUT/tower-conv), unless --vit and
 --conv name files of such. Then every row trains on the same generated films, the same number of steps and clips. A run
-is locked while it is at work, so several processes may share OUT: each takes what nobody has.
+is locked while it is at work, so several processes may share OUT: each takes what no other has.
 
 The table gives, on held-out films, the share of sentences answered with the right object and the mean overlap of its
 masks over the film, for sentences of appearance (class, colour) and of motion, as mean and standard deviation over
@@ -25,13 +25,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _grid import cell, cells, draw_losses, score, slug, spread, trained
 from torch import Tensor
-from world_systems import score, spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,9 +173,7 @@ def restored(job: Any, folder: Path) -> Any:
 
 def run(folder: Path, name: str, seed: int, tower: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Train one row with one seed and score it. Raises SystemExit where it was stopped."""
-    from deixis.training.loop import train
     from deixis.training.recipes import find_recipe
-    from deixis.weights import load
 
     row = ROWS[name]
     overrides = {
@@ -187,11 +186,8 @@ def run(folder: Path, name: str, seed: int, tower: Path, options: argparse.Names
     job = find_recipe(row.recipe)({"tower": tower}, overrides=overrides)
     draw_films(job, options)
     resumed, cpu = (folder / "last.safetensors").is_file(), time.process_time()
-    outcome = train(replace(job, system=remembering(job.system)), folder, device=options.device, resume=True)
+    model = trained(replace(job, system=remembering(job.system)), folder, options.device, f"{name}, seed {seed}")
     cpu = time.process_time() - cpu
-    if outcome.stopped != "finished":
-        raise SystemExit(f"{name}, seed {seed}: stopped at step {outcome.step}; run again to go on")
-    model = load(outcome.model, options.device)
     with torch.inference_mode():
         scores = job.validate(model)
         strange = with_words_of_others(job)(model) if row.shuffled else None
@@ -202,6 +198,10 @@ def run(folder: Path, name: str, seed: int, tower: Path, options: argparse.Names
         "cpu_seconds_of_training": None if resumed else round(cpu, 1), "scores": scores, "shuffled": strange,
         "torch": torch.__version__,
     }  # fmt: skip
+
+
+def run_row(folder: Path, name: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    return run(folder, name, seed, tower_file(ROWS[name].tower, options), options)
 
 
 def films_of(job: Any) -> Any:
@@ -247,7 +247,7 @@ def with_words_of_others(job: Any) -> Callable[[Any], dict[str, float]]:
 
 
 def by_chance(job: Any) -> dict[str, float]:
-    """Scores of an object drawn by lot and painted perfectly."""
+    """Scores of a random object, segmented perfectly."""
     from deixis.training.generated import generated_video
 
     data = films_of(job)
@@ -265,7 +265,7 @@ COLUMNS = (("right", "appearance"), ("right", "motion"), ("overlap", "appearance
 
 
 def table(out: Path) -> None:
-    found = [json.loads(path.read_text()) for path in sorted(out.glob("*-[0-9]*/scores.json"))]
+    found = cells(out, "*-[0-9]*")
     print("| row | trainable M | seeds | steps | " + " | ".join(f"{n}: {k}" for n, k in COLUMNS) + " |")
     print("|---|---|---|---|---|---|---|---|")
     for name in ROWS:
@@ -274,14 +274,14 @@ def table(out: Path) -> None:
             continue
         size, steps = f"{runs[0]['trainable'] / 1e6:.2f}", "/".join(sorted({str(f["steps"]) for f in runs}))
         for words, key in ((name, "scores"), (f"{name}, words of other films", "shuffled")):
-            asked = [f[key] for f in runs if f[key] is not None]
-            if asked:
-                cells = [spread([score(s, *column) for s in asked]) for column in COLUMNS]
-                print(f"| {words} | {size} | {len(asked)} | {steps} | " + " | ".join(cells) + " |")
-    lot = out / "by_chance.json"
-    if lot.is_file():
-        cells = [f"{score(json.loads(lot.read_text()), *column):.3f}" for column in COLUMNS]
-        print("| an object drawn by lot, perfectly painted | | | | " + " | ".join(cells) + " |")
+            scored = [f[key] for f in runs if f[key] is not None]
+            if scored:
+                numbers = [spread([score(s, *column) for s in scored]) for column in COLUMNS]
+                print(f"| {words} | {size} | {len(scored)} | {steps} | " + " | ".join(numbers) + " |")
+    chance = out / "by_chance.json"
+    if chance.is_file():
+        numbers = [f"{score(json.loads(chance.read_text()), *column):.3f}" for column in COLUMNS]
+        print("| a random object, segmented perfectly (chance) | | | | " + " | ".join(numbers) + " |")
     seconds = [f["cpu_seconds_of_training"] for f in found if f["cpu_seconds_of_training"] is not None]
     if seconds:
         print(f"\nCPU seconds of training a run: {min(seconds):.0f} to {max(seconds):.0f}, {sum(seconds):.0f} in all")
@@ -289,30 +289,10 @@ def table(out: Path) -> None:
 
 def curves(out: Path) -> None:
     """OUT/curves.png: the summed loss of every run, a panel a system."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    families = list(dict.fromkeys(row.family for row in ROWS.values()))
-    figure, axes = pyplot.subplots(1, len(families), figsize=(5 * len(families), 3.6))
-    for axis, family in zip(axes, families, strict=True):
-        rows = [name for name, row in ROWS.items() if row.family == family]
-        for colour, name in zip(("tab:blue", "tab:orange", "tab:green", "tab:red"), rows, strict=False):
-            for i, path in enumerate(sorted(out.glob(f"{slug(name)}-[0-9]*/metrics.jsonl"))):
-                lines = [json.loads(line) for line in path.read_text().splitlines()]
-                lines = [line for line in lines if "losses" in line]
-                steps, total = [line["step"] for line in lines], [sum(line["losses"].values()) for line in lines]
-                axis.plot(steps, total, color=colour, alpha=0.8, label=None if i else name)
-        axis.set(xlabel="step", ylabel="loss, all terms", title=family)
-        if axis.lines:
-            axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(out / "curves.png", dpi=110)
-
-
-def slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name.lower())
+    panels: dict[str, dict[str, list[Path]]] = {}
+    for name, row in ROWS.items():
+        panels.setdefault(row.family, {})[name] = sorted(out.glob(f"{slug(name)}-[0-9]*/metrics.jsonl"))
+    draw_losses(out / "curves.png", panels)
 
 
 def main() -> None:
@@ -347,19 +327,15 @@ def main() -> None:
                     if not mine:
                         elsewhere.append(f"{name}, seed {seed}")
                         continue
-                    done = folder / "scores.json"
-                    if not done.is_file():
-                        facts = run(folder, name, seed, tower_file(ROWS[name].tower, options), options)
-                        done.write_text(json.dumps(facts, indent=1))
-                    facts = json.loads(done.read_text())
-                    told = {f"{n} {k}": round(score(facts["scores"], n, k), 3) for n, k in COLUMNS}
-                    print(name, seed, told, facts["cpu_seconds_of_training"], "s", flush=True)
-        lot = options.out / "by_chance.json"
-        if not lot.is_file():
+                    facts = cell(folder, partial(run_row, folder, name, seed, options))
+                    shown = {f"{n} {k}": round(score(facts["scores"], n, k), 3) for n, k in COLUMNS}
+                    print(name, seed, shown, facts["cpu_seconds_of_training"], "s", flush=True)
+        chance = options.out / "by_chance.json"
+        if not chance.is_file():
             from deixis.training.recipes import find_recipe
 
             given = {"data.held_out_films": str(options.held_out), "data.objects": ",".join(map(str, options.objects))}
-            lot.write_text(json.dumps(by_chance(find_recipe("soc_world")({}, overrides={**FILMS, **given}))))
+            chance.write_text(json.dumps(by_chance(find_recipe("soc_world")({}, overrides={**FILMS, **given}))))
     table(options.out)
     curves(options.out)
     if elsewhere:

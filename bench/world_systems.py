@@ -11,14 +11,14 @@ sentences of motion and for the others, as mean and standard deviation over seed
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import platform
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from _grid import cell, cells, draw_losses, score, slug, spread, trained
 
 VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
     "SOC without cluster": ("soc_world", {"model.cluster": "false"}),
@@ -28,37 +28,27 @@ VARIANTS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def run(folder: Path, variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Train one variant with one seed, or read what an earlier call has found."""
-    from deixis.training.loop import train
+    """Train one variant with one seed and score it."""
     from deixis.training.recipes import find_recipe
-    from deixis.weights import load
 
-    done = folder / "scores.json"
-    if done.is_file():
-        return json.loads(done.read_text())
     recipe, changes = VARIANTS[variant]
     overrides = changes | {
         "train.seed": str(seed), "train.steps": str(options.steps), "train.threads": str(options.threads),
         "train.batch": str(options.batch), "train.lr": str(options.lr),
     }  # fmt: skip
     job = find_recipe(recipe)({}, overrides=overrides)
-    outcome = train(job, folder, device=options.device, resume=True)
-    if outcome.stopped != "finished":
-        raise SystemExit(f"{variant}, seed {seed}: stopped at step {outcome.step}; run again to go on")
-    model = load(outcome.model, options.device)
+    model = trained(job, folder, options.device, f"{variant}, seed {seed}")
     assert job.validate is not None
     with torch.inference_mode():
         scores = job.validate(model)
-    facts = {
+    return {
         "variant": variant, "seed": seed, "steps": options.steps, "batch": options.batch, "lr": options.lr,
         "parameters": sum(p.numel() for p in model.parameters()), "scores": scores, "torch": torch.__version__,
     }  # fmt: skip
-    done.write_text(json.dumps(facts, indent=1))
-    return facts
 
 
 def table(out: Path) -> None:
-    found = [json.loads(path.read_text()) for path in sorted(out.glob("*/scores.json"))]
+    found = cells(out)
     print("| variant | parameters | seeds | steps | right: motion | right: other | overlap: motion | overlap: other |")
     print("|---|---|---|---|---|---|---|---|")
     for variant in VARIANTS:
@@ -66,49 +56,17 @@ def table(out: Path) -> None:
         if runs:
             size = f"{runs[0]['parameters'] / 1e6:.2f} M"
             steps = "/".join(sorted({str(f["steps"]) for f in runs}))
-            cells = [spread([score(f["scores"], name, kind) for f in runs]) for name, kind in COLUMNS]
-            print(f"| {variant} | {size} | {len(runs)} | {steps} | " + " | ".join(cells) + " |")
+            row = [spread([score(f["scores"], name, kind) for f in runs]) for name, kind in COLUMNS]
+            print(f"| {variant} | {size} | {len(runs)} | {steps} | " + " | ".join(row) + " |")
 
 
 COLUMNS = (("right", "motion"), ("right", "other"), ("overlap", "motion"), ("overlap", "other"))
 
 
-def score(scores: dict[str, float], name: str, kind: str) -> float:
-    """``name`` of a kind; of any but motion, the mean of the kinds that are not motion."""
-    if kind == "motion":
-        return scores[f"{name}_motion"]
-    return float(np.mean([v for k, v in scores.items() if k.startswith(f"{name}_") and not k.endswith("_motion")]))
-
-
-def spread(values: list[float]) -> str:
-    return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}"
-
-
 def curves(out: Path) -> None:
-    """OUT/curves.png: the summed loss of every run, smoothed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7, 4))
-    colours = dict(zip(VARIANTS, ("tab:gray", "tab:blue", "tab:orange"), strict=True))
-    for path in sorted(out.glob("*/metrics.jsonl")):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        rows = [row for row in rows if "losses" in row or "loss" in row]
-        steps = [row["step"] for row in rows]
-        total = [row["loss"] if "loss" in row else sum(row["losses"].values()) for row in rows]
-        variant = next(v for v in VARIANTS if path.parent.name.startswith(slug(v) + "-"))
-        first = variant not in [line.get_label() for line in axis.lines]
-        axis.plot(steps, total, color=colours[variant], alpha=0.8, label=variant if first else None)
-    axis.set(xlabel="step", ylabel="loss, all terms")
-    axis.legend()
-    figure.tight_layout()
-    figure.savefig(out / "curves.png", dpi=110)
-
-
-def slug(variant: str) -> str:
-    return variant.lower().replace(" ", "_").replace("++", "_plus_plus")
+    """OUT/curves.png: the summed loss of every run."""
+    runs = {variant: sorted(out.glob(f"{slug(variant)}-[0-9]*/metrics.jsonl")) for variant in VARIANTS}
+    draw_losses(out / "curves.png", {"": runs})
 
 
 def main() -> None:
@@ -128,7 +86,8 @@ def main() -> None:
     if not options.table:
         for seed in options.seeds:  # all variants of a seed first, so that a stop leaves a fair comparison
             for variant in options.variants:
-                facts = run(options.out / f"{slug(variant)}-{seed}", variant, seed, options)
+                folder = options.out / f"{slug(variant)}-{seed}"
+                facts = cell(folder, partial(run, folder, variant, seed, options))
                 print(variant, seed, {k: round(v, 3) for k, v in facts["scores"].items()}, flush=True)
     table(options.out)
     curves(options.out)
