@@ -1,4 +1,4 @@
-"""Films of objects that are named by their look, colour and shape; some frames may be bad, or one object the odd one out.
+"""Films of objects that are named by their look, colour and shape; frames may be bad, or one object the odd one out.
 
 B films, T frames, K objects, L words. Codes of colours, shapes and words are fixed random vectors.
 """
