@@ -16,9 +16,11 @@ import platform
 from pathlib import Path
 
 import torch
-from claim_studies import grid, soc, soc_plus_plus, verdicts
+from claim_studies import grid, soc, soc_plus_plus, verdicts, vlp_rvos
 
-STUDIES: dict[str, grid.Study] = {study.name: study for module in (soc, soc_plus_plus) for study in module.STUDIES}
+STUDIES: dict[str, grid.Study] = {
+    study.name: study for module in (soc, soc_plus_plus, vlp_rvos) for study in module.STUDIES
+}
 
 
 def main() -> None:

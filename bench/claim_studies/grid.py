@@ -32,6 +32,9 @@ RISE = 0.01  # a curve is flat when a block's mean is less than this above the o
 class Chooser(nn.Module):
     """What an arm is: logits of the objects of each film. Subclasses override what differs."""
 
+    def prepare(self, folder: Path, seed: int) -> None:
+        """Whatever must be trained before, kept in the study's folder for all arms of a seed."""
+
     def forward(self, films: Films) -> Tensor:
         """(B, K) logits, one an object."""
         raise NotImplementedError
@@ -56,13 +59,15 @@ class Comparison:
     arm: str
     controls: tuple[str, ...]
     test: str = ""
+    margin: float = 0.02
     chance: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """arms: a fresh module each.  draw: films for training.  tests: films for the verdict, by name; "" is the first.
-    pools: how many films an arm may train on, where they are few.  block, most: steps.
+    pools: how many films an arm may train on, where they are few.  block, least, most: steps; a curve
+    may stay at chance for a while before it rises.
     """
 
     name: str
@@ -74,6 +79,7 @@ class Study:
     batch: int = 32
     rate: float = 1e-3
     block: int = 200
+    least: int = 600
     most: int = 2000
     test_films: int = 1000
 
@@ -104,7 +110,9 @@ class Run:
         self.study, self.arm, self.seed, self.device = study, arm, seed, place.device
         self.folder = place.out / study.name / f"{arm.replace(' ', '_').replace('/', '-')}-{seed}"
         torch.manual_seed(seed)
-        self.model = study.arms[arm]().to(place.device)
+        self.model = study.arms[arm]()
+        self.model.prepare(place.out / study.name, seed)
+        self.model.to(place.device)
         self.mean = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=study.rate, weight_decay=1e-4)
@@ -247,8 +255,8 @@ def run(study: Study, seeds: Sequence[int], place: Place, steps: int | None = No
                 if one.step < goal:
                     one.train(goal)
                     print(f"{study.name}: {arm}, seed {seed}, step {one.step}: {one.curve[-1][1]:.3f}", flush=True)
-                curves[arm].append(one.curve)
-        if steps or goal >= study.most or all(flat(curve) for curve in curves.values()):
+                curves[arm].append([point for point in one.curve if point[0] <= goal])
+        if steps or goal >= study.most or (goal >= study.least and all(flat(curve) for curve in curves.values())):
             break
         goal += study.block
     found = [Run(study, arm, seed, place).test() for seed in seeds for arm in study.arms]

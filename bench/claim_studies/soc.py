@@ -81,6 +81,7 @@ CLUSTER = Study(
         "cluster and contrast": partial(SocArm, "cluster", True),
     },
     draw=event_films,
+    most=4000,
     comparisons=(
         Comparison(claim="SOC: the video-level cluster understands temporal change", arm="cluster",
                    controls=("without", "plain mean", "time code"), chance=1 / OBJECTS),
@@ -92,6 +93,7 @@ CONTRAST = Study(
     name="soc_contrast",
     arms={"contrast": partial(Alignment, "cluster", True), "no contrast": partial(Alignment, "cluster", False)},
     draw=event_films,
+    most=4000,
     comparisons=(
         Comparison(claim="SOC: the contrast aligns clip queries and sentence (retrieval of the query)", arm="contrast",
                    controls=("no contrast",), chance=1 / OBJECTS),

@@ -11,8 +11,6 @@ import numpy as np
 
 from claim_studies.grid import Comparison, Study
 
-MARGIN = 0.02  # shown: the interval lies above it; refuted: below it
-
 
 def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
     """(mean, low, high) of (seeds, films) values: 95 % of a bootstrap over both."""
@@ -23,11 +21,11 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float
     return float(values.mean()), float(low), float(high)
 
 
-def verdict(low: float, high: float) -> str:
-    """shown, refuted or not shown, of a gain's interval."""
-    if low > MARGIN:
+def verdict(low: float, high: float, margin: float) -> str:
+    """shown: a gain's interval lies above the margin; refuted: below it; else not shown."""
+    if low > margin:
         return "shown"
-    return "refuted" if high < MARGIN else "not shown"
+    return "refuted" if high < margin else "not shown"
 
 
 def verdict_of_all(verdicts: Sequence[str]) -> str:
@@ -98,9 +96,9 @@ def table(study: Study, out: Path) -> None:
             where = f" ({comparison.test})" if comparison.test else ""
             print(
                 f"- {comparison.arm} over {control}{where}: {100 * gain:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]; "
-                f"seeds {of_seeds}: {verdict(low, high)}"
+                f"seeds {of_seeds}: {verdict(low, high, comparison.margin)}"
             )
-        print(f"- **{verdict_of_all([verdict(low, high) for _, _, low, high, _ in rows])}**")
+        print(f"- **{verdict_of_all([verdict(low, high, comparison.margin) for _, _, low, high, _ in rows])}**")
 
 
 def in_percent(values: tuple[float, float, float]) -> str:
