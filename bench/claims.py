@@ -16,11 +16,10 @@ import platform
 from pathlib import Path
 
 import torch
-from claim_studies import grid, soc, soc_plus_plus, verdicts, vlp_rvos
+from claim_studies import aligned, conv_clip, grid, soc, soc_plus_plus, verdicts, vlp_rvos
 
-STUDIES: dict[str, grid.Study] = {
-    study.name: study for module in (soc, soc_plus_plus, vlp_rvos) for study in module.STUDIES
-}
+MODULES = soc, soc_plus_plus, vlp_rvos, conv_clip, aligned
+STUDIES: dict[str, grid.Study] = {study.name: study for module in MODULES for study in module.STUDIES}
 
 
 def main() -> None:

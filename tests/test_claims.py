@@ -1,0 +1,126 @@
+"""The studies of the papers' claims: they run, stop, go on as if they had not stopped, and their verdicts follow the
+margin."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+BENCH = Path(__file__).parents[1] / "bench"
+
+
+@pytest.fixture
+def claims(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import claims as module
+
+    return module
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "state.pt", weights_only=True)["model"]
+
+
+def test_a_study_that_was_stopped_goes_on_to_the_same_weights(claims: Any, tmp_path: Path) -> None:
+    study = claims.STUDIES["soc_plus_plus_proxies"]
+    at_once, in_parts = (claims.grid.Place(out=tmp_path / name) for name in ("once", "parts"))
+    claims.grid.run(study, [0], at_once, steps=2)
+    claims.grid.run(study, [0], in_parts, steps=1)
+    found = claims.grid.run(study, [0], in_parts, steps=2)
+    assert [one["step"] for one in found] == [2] * len(study.arms)
+    for arm in ("proxies", "words_at_the_cells"):
+        a, b = (weights(place.out / study.name / f"{arm}-0") for place in (at_once, in_parts))
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_what_is_done_is_not_done_again(claims: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, place = claims.STUDIES["conv_clip_words"], claims.grid.Place(out=tmp_path)
+    claims.grid.run(study, [0], place, steps=1)
+    capsys.readouterr()
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*-0/*")}
+    claims.grid.run(study, [0], place, steps=1)
+    assert capsys.readouterr().out == ""
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*-0/*")}
+    claims.verdicts.table(study, tmp_path)
+    assert "words everywhere over words as the start" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.021, 0.3, "shown"), (-0.1, 0.019, "refuted"), (0.0, 0.04, "not shown"), (0.02, 0.04, "not shown")],
+)
+def test_a_verdict_follows_the_margin_that_was_written_down(
+    claims: Any, low: float, high: float, expected: str
+) -> None:
+    assert claims.verdicts.verdict(low, high, 0.02) == expected
+
+
+def test_a_claim_is_shown_only_against_every_control(claims: Any) -> None:
+    assert claims.verdicts.verdict_of_all(["shown", "shown"]) == "shown"
+    assert claims.verdicts.verdict_of_all(["shown", "not shown"]) == "not shown"
+    assert claims.verdicts.verdict_of_all(["shown", "refuted", "not shown"]) == "refuted"
+
+
+def test_gains_are_paired_by_seed_and_film(claims: Any) -> None:
+    """Both arms fail on the same films, and the one on two of ten more: the interval holds no spread of the films."""
+    hard = np.tile([1.0] * 8 + [0.0] * 2, 50)
+    weak = np.tile([1.0] * 6 + [0.0] * 4, 50)
+    found = [
+        {"arm": arm, "seed": seed, "right": {"": right.tolist()}}
+        for arm, right in (("part", hard), ("without", weak))
+        for seed in range(3)
+    ]
+    comparison = claims.grid.Comparison(claim="", arm="part", controls=("without",))
+    ((control, gain, low, high, each),) = claims.verdicts.gains(found, comparison)
+    assert control == "without"
+    assert gain == pytest.approx(0.2)
+    assert 0.15 < low < 0.2 < high < 0.25
+    assert each == pytest.approx([0.2] * 3)
+
+
+def test_a_curve_is_flat_when_the_last_block_is_no_better(claims: Any) -> None:
+    def curve(*values: float) -> list[list[float]]:
+        return [[50 * (i + 1), value] for i, value in enumerate(values)]
+
+    flat = claims.grid.flat
+    assert flat([curve(0.5, 0.6, 0.7, 0.8, 0.8, 0.8, 0.6, 0.5)])
+    assert not flat([curve(0.5, 0.5, 0.5, 0.5, 0.6, 0.6, 0.6, 0.6)])
+    assert not flat([curve(0.5, 0.5, 0.5, 0.5)])  # one block alone says nothing
+
+
+def test_twins_are_alike_in_every_frame_and_part_in_opposite_directions(claims: Any) -> None:
+    from claim_studies.twins import LEFT, SIDE, twin_films
+
+    films = twin_films(50, claims.grid.generator(0))
+    columns = films["at"] % SIDE
+    steps = (columns[:, 1:] - columns[:, :-1]) % SIDE  # (B, T - 1, K)
+    to_left = (films["goes"] == LEFT)[:, None]
+    assert torch.equal(steps == SIDE - 1, to_left.expand_as(steps))
+    assert torch.equal(films["goes"].gather(1, films["truth"][:, None])[:, 0], films["asked"])
+
+
+def test_events_are_the_same_in_a_film_played_backwards(claims: Any) -> None:
+    """Each event holds for a set of frames, whatever their order: hidden in four, or still in four, of ten."""
+    from claim_studies.tracks import event_films
+
+    films = event_films(200, claims.grid.generator(0))
+    hidden = films["there"].eq(0).sum(1)  # (B, K)
+    assert set(hidden.flatten().tolist()) == {1, 4}
+    asked = films["asked"] == 2
+    own = hidden.gather(1, films["truth"][:, None])[:, 0]
+    assert (own[asked] == 4).all()
+
+
+def test_a_run_notes_commit_curve_and_trained_parameters(claims: Any, tmp_path: Path) -> None:
+    study = claims.STUDIES["conv_clip_words"]
+    claims.grid.run(study, [0], claims.grid.Place(out=tmp_path), steps=1)
+    facts = json.loads(next((tmp_path / study.name).glob("*/scores.json")).read_text())
+    assert facts["trained"] > 1000
+    assert facts["curve"][0][0] == 1
+    assert len(facts["right"]["words of another film"]) == study.test_films
+    assert facts["commit"]
