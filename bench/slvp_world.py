@@ -166,8 +166,22 @@ def table(folder: Path) -> None:
             plain = [found.get((fusion, "scratch", share), {}) for share in shares]
             if start != "scratch" and any(runs):
                 print("| | | " + " | ".join(gain(r, p) for r, p in zip(runs, plain, strict=True)) + " |")
+    claims(found, shares)
     right_objects(done, shares)
     plot(folder, found, shares)
+
+
+def claims(found: dict[tuple[str, str, float], dict[int, np.ndarray]], shares: list[float]) -> None:
+    """Print the paired gains that decide: what language adds to flow, and vision as query over language as query."""
+    print("\npaired gains in points of J&F [95 %]")
+    print("| gain | " + " | ".join(f"{100 * share:g} % of the masks" for share in shares) + " |")
+    print("|---|" + "---|" * len(shares))
+    for fusion in FUSIONS:
+        of = [(found.get((fusion, "flow+language", s), {}), found.get((fusion, "flow", s), {})) for s in shares]
+        print(f"| language beside flow, {fusion} as query | " + " | ".join(gain(*pair) for pair in of) + " |")
+    for start in STARTS:
+        of = [(found.get(("vision", start, s), {}), found.get(("language", start, s), {})) for s in shares]
+        print(f"| vision over language as query, {start} | " + " | ".join(gain(*pair) for pair in of) + " |")
 
 
 def right_objects(facts: list[dict[str, Any]], shares: list[float]) -> None:

@@ -112,6 +112,7 @@ def plot(study: Study, out: Path, to: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from PIL import Image
 
     found = read(study, out)
     if not found:
@@ -129,5 +130,7 @@ def plot(study: Study, out: Path, to: Path) -> None:
     axis.legend(fontsize=6, loc="lower right")
     figure.tight_layout()
     to.mkdir(parents=True, exist_ok=True)
-    figure.savefig(to / f"claims_{study.name}.png", dpi=70)
+    file = to / f"claims_{study.name}.png"
+    figure.savefig(file, dpi=70)
     pyplot.close(figure)
+    Image.open(file).convert("RGB").quantize(24).save(file, optimize=True)  # a few kB

@@ -150,6 +150,8 @@ def tower_of(path: Path, seed: int) -> dict[str, Tensor]:
     trained = [*tower.module.vision_model.encoder.layers.parameters(), *head.parameters()]
     for parameter in trained:
         parameter.requires_grad_(True)
+        if parameter.ndim > 1:
+            nn.init.xavier_uniform_(parameter)  # CLIP's start is for deeper towers and longer runs
     optimizer, recent = torch.optim.AdamW(trained, lr=2e-3), 0.0
     for step in range(3000):
         films = twin_films(32, generator(30_000_001 + 10_000 * seed + step))
