@@ -54,6 +54,15 @@ def spread(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.3f}"
 
 
+def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
+    """(mean, low, high) of (seeds, films) values: 95 % of a bootstrap over both."""
+    rng = np.random.default_rng(0)
+    seeds, films = values.shape
+    means = [values[rng.integers(0, seeds, seeds)][:, rng.integers(0, films, films)].mean() for _ in range(draws)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(values.mean()), float(low), float(high)
+
+
 def draw_losses(file: Path, panels: Mapping[str, Mapping[str, Sequence[Path]]]) -> None:
     """The summed loss of runs over steps. panels: {title: {label: metrics.jsonl of its seeds}}."""
     import matplotlib

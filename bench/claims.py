@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, help="only draw what is done, into this folder")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, {platform.machine()}, {options.device}", flush=True)
+    print(f"torch {torch.__version__}, {platform.machine()}, {options.device}, commit {grid.commit()}", flush=True)
     for name in STUDIES if "all" in options.study else options.study:
         study = STUDIES[name]
         if options.plots:

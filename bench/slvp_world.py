@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from _grid import cell as finished_cell
-from _grid import trained
+from _grid import interval, trained
 
 FUSIONS = ("vision", "language")
 STARTS: dict[str, dict[str, str] | None] = {  # what pre-training changes; None: no pre-training
@@ -130,15 +130,6 @@ def by_kind(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 # --- table and plot ---------------------------------------------------------------------------------------------------
-
-
-def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
-    """(mean, low, high) of (seeds, films) values: 95 % of a bootstrap over both."""
-    rng = np.random.default_rng(0)
-    seeds, films = values.shape
-    means = [values[rng.integers(0, seeds, seeds)][:, rng.integers(0, films, films)].mean() for _ in range(draws)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
 
 
 def collect(runs: list[dict[str, Any]]) -> dict[tuple[str, str, float], dict[int, np.ndarray]]:

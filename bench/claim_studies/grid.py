@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _grid import slug
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -108,7 +109,7 @@ class Run:
 
     def __init__(self, study: Study, arm: str, seed: int, place: Place) -> None:
         self.study, self.arm, self.seed, self.device = study, arm, seed, place.device
-        self.folder = place.out / study.name / f"{arm.replace(' ', '_').replace('/', '-')}-{seed}"
+        self.folder = place.out / study.name / f"{slug(arm)}-{seed}"
         torch.manual_seed(seed)
         self.model = study.arms[arm]()
         self.model.prepare(place.out / study.name, seed)

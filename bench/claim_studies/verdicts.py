@@ -8,17 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from _grid import interval
 
 from claim_studies.grid import Comparison, Study
-
-
-def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
-    """(mean, low, high) of (seeds, films) values: 95 % of a bootstrap over both."""
-    rng = np.random.default_rng(0)
-    seeds, films = values.shape
-    means = [values[rng.integers(0, seeds, seeds)][:, rng.integers(0, films, films)].mean() for _ in range(draws)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
 
 
 def verdict(low: float, high: float, margin: float) -> str:
