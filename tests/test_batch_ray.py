@@ -17,7 +17,7 @@ from deixis.batch.storage import RESULTS
 ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")
 pytest.importorskip("ray.data", reason="the extra `cluster` is not installed")
 
-from deixis.batch.ray_cluster import Asker, Cluster, cpu_share, gpu_share  # noqa: E402  (needs Ray)
+from deixis.batch.ray_cluster import Cluster, TaskRunner, cpu_share, gpu_share  # noqa: E402  (needs Ray)
 from deixis.types import DeixisError  # noqa: E402
 
 
@@ -126,5 +126,5 @@ def test_a_model_that_is_refused_reaches_the_caller(monkeypatch: pytest.MonkeyPa
             remote = staticmethod(lambda index: 1)
 
     monkeypatch.setattr(ray, "get", lambda found: found)
-    said = Asker(refuse, ["film"], Starts, 3)({"index": [0]})  # type: ignore[arg-type]
+    said = TaskRunner(refuse, ["film"], Starts, 3)({"index": [0]})  # type: ignore[arg-type]
     assert said == {"index": [0], "said": ['{"refused": "the model is damaged"}']}

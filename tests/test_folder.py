@@ -21,7 +21,7 @@ from deixis.benchmarks.frames import film_index, read_frames
 from deixis.benchmarks.pngs import write_binary, write_ids
 from deixis.benchmarks.results import mask_path
 from deixis.cli import app
-from deixis.metrics.evaluate import look_at, score_benchmark
+from deixis.metrics.evaluate import score_benchmark, worst_frames
 from deixis.training.labelled_frames import labelled_videos
 from deixis.training.recipes import find_recipe
 from deixis.training.recipes import folder as folder_module
@@ -116,7 +116,7 @@ def test_the_worst_frame_of_a_film_file_is_the_labelled_one_that_went_wrong(root
     row = next(r for r in scores.rows if (r.video, r.id) == ("video00", sample.id))
     assert row.worst == 5
     assert row.values["J"] == 0.75
-    frame, shown, truth = look_at(benchmark, tmp_path / "out", [row])["video00", sample.id]
+    frame, shown, truth = worst_frames(benchmark, tmp_path / "out", [row])["video00", sample.id]
     assert not shown.any()
     assert frame[truth][:, 0].mean() > frame[truth][:, 1].mean() + 60, "the red box lies under the mask"
 

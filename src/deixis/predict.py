@@ -101,19 +101,20 @@ def predict(
     if progress is not None:
         progress(done, total)
     if pending:
-        ask = {"expressions": _ask_film, "davis": _ask_annotators, "answers": _ask_frames}[benchmark.protocol]
+        protocols = {"expressions": _predict_film, "davis": _predict_annotators, "answers": _predict_frames}
+        predict_samples = protocols[benchmark.protocol]
         groups: dict[str, list[Sample]] = {}
         for sample in pending:
             groups.setdefault(sample.video.id, []).append(sample)
         with _disk_errors_as_ours(results):
             for samples in groups.values():
-                for finished in ask(benchmark, samples, results, setup):
+                for finished in predict_samples(benchmark, samples, results, setup):
                     done += finished
                     if progress is not None:
                         progress(done, total)
     if benchmark.protocol == "answers":
         with _disk_errors_as_ours(results):
-            _join_answers(benchmark, results)
+            _join_parts(benchmark, results)
 
 
 @contextlib.contextmanager
@@ -143,7 +144,7 @@ SAME = ("benchmark", "split", "model", "threshold", "selection", "precision")  #
 
 
 def _claim(results: Path, about: dict[str, Any]) -> None:
-    """Write run.json, or make sure that the one that stands tells of the same run."""
+    """Write run.json, or make sure that the one that stands is of the same run."""
     run = results / SIDECAR / "run.json"
     if run.is_file():
         before = read_json(run)
@@ -198,12 +199,12 @@ def film_of(video: VideoEntry) -> Iterator[Video]:
 # --- J and F per expression ------------------------------------------------------------------------------------------
 
 
-def _ask_film(benchmark: Benchmark, samples: Sequence[Sample], results: Path, setup: Setup) -> Iterator[int]:
+def _predict_film(benchmark: Benchmark, samples: Sequence[Sample], results: Path, setup: Setup) -> Iterator[int]:
     """One film, all its expressions at once; a PNG for every frame of each."""
     video = samples[0].video
     with film_of(video) as film, tempfile.TemporaryDirectory(prefix="deixis-") as scratch:
-        asked = [Expression(sample.text, sample.id) for sample in samples]
-        tracks = finish_tracks(follow_film(setup, film, asked, folder=Path(scratch)), setup)
+        wanted = [Expression(sample.text, sample.id) for sample in samples]
+        tracks = finish_tracks(follow_film(setup, film, wanted, folder=Path(scratch)), setup)
         for sample, track in zip(samples, tracks, strict=True):
             _check_length(video, len(track))
             _write_track(benchmark, sample, track, results)
@@ -224,14 +225,14 @@ def _check_length(video: VideoEntry, frames: int) -> None:
 # --- Ref-DAVIS17: objects compete for pixels, annotator by annotator -------------------------------------------------
 
 
-def _ask_annotators(benchmark: Benchmark, samples: Sequence[Sample], results: Path, setup: Setup) -> Iterator[int]:
+def _predict_annotators(benchmark: Benchmark, samples: Sequence[Sample], results: Path, setup: Setup) -> Iterator[int]:
     """One film: for each annotator, the soft masks of all objects merged to a map of object numbers a frame."""
     video = samples[0].video
     everything = [s for s in benchmark.samples if s.video.id == video.id]
     due = sorted({int(sample.id) % ANNOTATORS for sample in samples})
-    asked = [s for a in due for s in everything if int(s.id) % ANNOTATORS == a]
+    wanted = [s for a in due for s in everything if int(s.id) % ANNOTATORS == a]
     with film_of(video) as film, tempfile.TemporaryDirectory(prefix="deixis-") as scratch:
-        expressions = [Expression(s.text, s.id) for s in asked]
+        expressions = [Expression(s.text, s.id) for s in wanted]
         builder = follow_film(setup, film, expressions, folder=Path(scratch), soft=True)
         tracks = finish_tracks(builder, setup)
         soft = builder.soft(setup.judge) if isinstance(builder, TrackBuilder) else builder.soft()
@@ -241,7 +242,7 @@ def _ask_annotators(benchmark: Benchmark, samples: Sequence[Sample], results: Pa
             own = slice(number * count, (number + 1) * count)
             for index, planes in enumerate(zip(*soft[own], strict=True)):
                 write_ids(results / davis_path(annotator, video, index), merge_objects(planes))
-            for sample, track in zip(asked[own], tracks[own], strict=True):
+            for sample, track in zip(wanted[own], tracks[own], strict=True):
                 _mark(results, sample, track.presence, track.scores.tolist())
             yield sum(int(sample.id) % ANNOTATORS == annotator for sample in samples)
 
@@ -258,7 +259,7 @@ class Every:
     presence: float
 
 
-def _ask_frames(benchmark: Benchmark, samples: Sequence[Sample], results: Path, setup: Setup) -> Iterator[int]:
+def _predict_frames(benchmark: Benchmark, samples: Sequence[Sample], results: Path, setup: Setup) -> Iterator[int]:
     """A window around each labelled frame; the masks of all queries in that frame, with their scores there.
 
     The system gets the wanted frame, as in training: what comes after its backbone may then get that one alone.
@@ -268,10 +269,10 @@ def _ask_frames(benchmark: Benchmark, samples: Sequence[Sample], results: Path, 
     for sample in samples:
         assert sample.scored is not None
         by_frame.setdefault(film_index(sample, sample.scored[0]), []).append(sample)
-    for centre, asked in by_frame.items():
-        still = isinstance(asked[0].video.frames, tuple) and len(asked[0].video.frames) == 1
+    for centre, wanted in by_frame.items():
+        still = isinstance(wanted[0].video.frames, tuple) and len(wanted[0].video.frames) == 1
         indices = [0] if still else centred_window(centre, system.config.window)
-        frames = read_frames(asked[0].video, indices)
+        frames = read_frames(wanted[0].video, indices)
         clip = _clip(frames, model_size((frames.shape[1], frames.shape[2]), system.config))
         at = indices.index(centre)
 
@@ -286,9 +287,9 @@ def _ask_frames(benchmark: Benchmark, samples: Sequence[Sample], results: Path, 
             ]
 
         with every_query(system):
-            expressions = [Expression(s.text, s.id) for s in asked]
+            expressions = [Expression(s.text, s.id) for s in wanted]
             found = predict_clip(system, clip, expressions, read, setup.device, setup.reduced, wanted=(at,))
-        for sample, every in zip(asked, found, strict=True):
+        for sample, every in zip(wanted, found, strict=True):
             probabilities = torch.from_numpy(every.scores).sigmoid().tolist()
             answers = [
                 {"segmentation": _plain(mask), "score": score}
@@ -313,7 +314,7 @@ def _plain(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
 
 
-def _join_answers(benchmark: Benchmark, results: Path) -> None:
+def _join_parts(benchmark: Benchmark, results: Path) -> None:
     """predictions.json in COCO's results form, from the finished samples' own files, one after the other."""
     half = results / (ANSWERS + ".half")
     try:
@@ -331,7 +332,7 @@ def _join_answers(benchmark: Benchmark, results: Path) -> None:
 
 
 def _answers(marker: Path) -> Iterator[dict[str, Any]]:
-    """The answers in a finished sample's own file. Raises DeixisError for what ``_ask_frames`` never wrote."""
+    """The answers in a finished sample's own file. Raises DeixisError for what ``_predict_frames`` never wrote."""
     for given in field_of(read_json(marker), "answers", list, marker):
         mask = field_of(given, "segmentation", dict, marker)
         size, counts = field_of(mask, "size", list, marker), field_of(mask, "counts", str, marker)

@@ -82,7 +82,7 @@ class Cluster:
         starts = self._ray.remote(num_cpus=0)(Starts).remote()
         rows = data.from_items([{"index": i} for i in range(len(items))], override_num_blocks=blocks(len(items)))
         done = rows.map_batches(
-            Asker,
+            TaskRunner,
             batch_size=1,
             compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
             num_cpus=cpu_share(self._cpus(), workers, threads),
@@ -138,7 +138,7 @@ class Starts:
         self._begun[index] = 0
 
 
-class Asker:
+class TaskRunner:
     """An actor: one item after the other through what ``make`` builds, when the first comes."""
 
     def __init__(self, make: Callable[[int], Work], items: Sequence[Any], starts: Any, tries: int) -> None:
@@ -146,9 +146,9 @@ class Asker:
         self._work: Work | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"index": batch["index"], "said": [json.dumps(self._ask(int(index))) for index in batch["index"]]}
+        return {"index": batch["index"], "said": [json.dumps(self._run_task(int(index))) for index in batch["index"]]}
 
-    def _ask(self, index: int) -> dict[str, Any]:
+    def _run_task(self, index: int) -> dict[str, Any]:
         import ray
 
         if ray.get(self._starts.begin.remote(index)) > self._tries:

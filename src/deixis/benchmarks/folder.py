@@ -37,7 +37,7 @@ MORE_COLUMNS = ("split", "kind")
 NOTHING = "none"  # what stands under objects where a sentence names nothing in its film
 HELD_OUT = 5  # without a column split, about one film in so many is valid (our choice)
 FILM_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".gif")
-WHERE = "docs/train_on_your_data.md tells how such a folder is laid out; `deixis data fixture folder OUT` writes one"
+WHERE = "docs/train_on_your_data.md describes such a folder's layout; `deixis data fixture folder OUT` writes one"
 
 
 @dataclass(frozen=True)

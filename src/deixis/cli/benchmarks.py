@@ -92,7 +92,7 @@ def _score_benchmark(
     from deixis.benchmarks import open_benchmark
     from deixis.benchmarks.results import holds, opened
     from deixis.metrics import report
-    from deixis.metrics.evaluate import look_at, score_benchmark
+    from deixis.metrics.evaluate import score_benchmark, worst_frames
 
     benchmark = open_benchmark(name, root, split, skip_bad)
     with opened(results, holds(benchmark)) as folder:
@@ -102,7 +102,7 @@ def _score_benchmark(
                 progress=progress,
             )  # fmt: skip
         where = out or (results if results.is_dir() else results.with_name(results.stem + "-scores"))
-        looks = look_at(benchmark, folder, report.worst_rows(scores))
+        looks = worst_frames(benchmark, folder, report.worst_rows(scores))
         return scores, report.write_all(scores, where, looks, __version__)
 
 

@@ -36,7 +36,7 @@ class MiniLm(nn.Module):
     """Texts -> word features (B, L, 2C), padding (B, L), sentence vectors (B, C) of length one (the mean over words).
 
     A word's first C features are what it means here (the last layer), the others which word it is (the embedding): the
-    last layer of a sentence encoder hardly tells "left" from "right".
+    last layer of a sentence encoder hardly distinguishes "left" from "right".
     """
 
     def __init__(self, config: MiniLmConfig) -> None:

@@ -141,7 +141,7 @@ def score_opened(benchmark: Benchmark, results: Path) -> Scores:
 Look = tuple[np.ndarray, np.ndarray, np.ndarray]  # frame (H, W, 3) uint8 RGB, answer and truth (H, W) bool
 
 
-def look_at(benchmark: Benchmark, results: Path, rows: Sequence[Row]) -> dict[tuple[str, str], Look]:
+def worst_frames(benchmark: Benchmark, results: Path, rows: Sequence[Row]) -> dict[tuple[str, str], Look]:
     """The worst frame of each row, with what was answered and what is true there."""
     samples = {(sample.video.id, sample.id): sample for sample in benchmark.samples}
     answers = read_answers(benchmark, results / ANSWERS) if benchmark.protocol == "answers" else {}

@@ -567,7 +567,7 @@ def pool_tracks(features: FrameFeatures, head: Tensor, rgb: Tensor, masks: Tenso
     above = (y < geometry[..., 1:2]).float()[..., None]  # (N, Q, h, 1)
     upper, lower = soft * above, soft * (1 - above)
     apart = torch.cdist(lab(rgb.permute(0, 2, 3, 1)).flatten(1, 2), lab(shade_values(rgb)))  # (N, hw, shades)
-    named = (-apart / 8.0).softmax(-1)  # 8 units of Lab: just told apart at a glance
+    named = (-apart / 8.0).softmax(-1)  # 8 units of Lab: just distinguishable at a glance
     shades = [
         over_time((hard / hard.sum(-1, keepdim=True)) @ named)
         for hard in ((part.flatten(2) > 0.5).float() + 1e-4 for part in (soft, upper, lower))

@@ -51,7 +51,7 @@ class NotFiniteError(DeixisError):
 
 
 class _LossModule(nn.Module):
-    """Model and losses as one module, so that DDP's hooks see everything between parameters and loss."""
+    """Model and losses as one module, so that DDP's hooks cover everything between parameters and loss."""
 
     def __init__(self, system: nn.Module, losses: Callable[[nn.Module, Any], dict[str, Tensor]]) -> None:
         super().__init__()

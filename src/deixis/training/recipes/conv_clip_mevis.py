@@ -34,7 +34,7 @@ from deixis.training.clips import (
 )
 from deixis.training.generated import WorldData, first_sentences
 from deixis.training.optimizer import parameter_groups
-from deixis.training.recipes.held_out import held_out_of, judged_by
+from deixis.training.recipes.held_out import held_out_of, held_out_validation
 from deixis.training.recipes.published import require_data
 from deixis.training.run import Run, TrainConfig
 from deixis.training.small_run import SMALL_TRAIN, small_run
@@ -86,7 +86,7 @@ def mevis(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
         groups=parameter_groups,
         train=configs["train"],
         config=model,
-        **judged_by(held_out_of((MEVIS,), data, clips), clips),
+        **held_out_validation(held_out_of((MEVIS,), data, clips), clips),
     )
 
 

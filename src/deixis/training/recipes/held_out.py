@@ -77,7 +77,7 @@ def held_out_of(sources: Sequence[Any], data: Mapping[str, Path], made: Selectin
     return HeldOut(benchmark=source.benchmark, place=str(place), split=split, samples=made.validate_samples)
 
 
-def judged_by(held: HeldOut | None, made: Selecting) -> dict[str, Any]:
+def held_out_validation(held: HeldOut | None, made: Selecting) -> dict[str, Any]:
     """What a ``Run`` needs to validate, to keep the best, and to end with a calibration."""
     if held is None:
         return {}

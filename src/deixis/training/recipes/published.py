@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deixis.config import apply_overrides
 from deixis.training.clips import collate
-from deixis.training.recipes.held_out import HeldOut, held_out_of, judged_by, with_split
+from deixis.training.recipes.held_out import HeldOut, held_out_of, held_out_validation, with_split
 from deixis.training.run import Run, TrainConfig
 from deixis.training.sources import ClipSource, Selecting, SocData, list_clips, sample_clip
 from deixis.types import DeixisError
@@ -80,5 +80,5 @@ def published_run(
         groups=groups,
         train=train,
         config=model,
-        **judged_by(clips.held, clips.settings),
+        **held_out_validation(clips.held, clips.settings),
     )
