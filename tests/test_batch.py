@@ -366,6 +366,7 @@ def test_finished_films_are_not_done_again_and_the_output_stays_as_it_is(few: Pa
     assert after[out / RESULTS][1] == before[out / RESULTS][1]
 
 
+@pytest.mark.slow
 def test_whatever_is_not_as_it_was_is_done_again_and_nothing_else(few: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     batch(plan_of(few, out, engine=Here()))
