@@ -221,26 +221,21 @@ def draw_films(job: Any, options: argparse.Namespace) -> None:
 def with_words_of_others(job: Any) -> Callable[[Any], dict[str, float]]:
     """The job's validation with every sentence replaced by one of the same kind from another film."""
     from deixis.training.generated import generated_video
-    from deixis.training.validation import best_masks, validate_generated
-    from deixis.types import Batch, Expression
+    from deixis.training.validation import validate_generated
 
-    data, ask = films_of(job), job.validate.keywords.get("ask", best_masks)
+    data = films_of(job)
     films = [generated_video(data, "valid_u", index) for index in range(data.held_out_films)]
-    turn = iter(range(len(films)))
 
-    def strange(index: int) -> list[Expression]:
+    def strange(index: int, film: Any) -> tuple[str, ...]:
         found = []
-        for k, sentence in enumerate(films[index].sentences):
+        for k, sentence in enumerate(film.sentences):
             others = [films[(index + step) % len(films)] for step in range(1, len(films))]
             turned = others[k % len(others) :] + others[: k % len(others)]
-            texts = [s.text for film in turned for s in film.sentences if s.kind == sentence.kind]
-            found.append(Expression(next((t for t in texts if t != sentence.text), turned[0].sentences[0].text)))
-        return found
+            texts = [s.text for other in turned for s in other.sentences if s.kind == sentence.kind]
+            found.append(next((t for t in texts if t != sentence.text), turned[0].sentences[0].text))
+        return tuple(found)
 
-    def asked(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
-        return ask(model, batch, strange(next(turn)))
-
-    return lambda model: validate_generated(data, model, asked)
+    return lambda model: validate_generated(data, model, strange)
 
 
 # --- what came of it -------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.films import Colours, ColoursConfig, colours, moving, write_film, write_folder, write_tone
+from helpers.present import present_model
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -318,11 +319,12 @@ def test_a_disk_that_is_truly_full_leaves_no_debris(tmp_path: Path, formats: str
     disk.mkdir()
     script = (
         'mount -t tmpfs -o size=$5 none "$1" || exit 77; '
-        '"$2" -m deixis.cli segment "$3" "a dog" -o "$1/out" --model light_debug --threshold 0.01 --as "$4"; '
+        '"$2" -m deixis.cli segment "$3" "a dog" -o "$1/out" --model "$6" --as "$4"; '
         'echo "status $?"; ls -A "$1"'
     )
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script, "sh", str(disk), sys.executable, str(film), formats, room],
+        ["unshare", "-rm", "sh", "-c", script, "sh", str(disk), sys.executable, str(film), formats, room,
+         present_model()],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SOURCE)}, timeout=300,
     )  # fmt: skip
     if done.returncode == 77 or "unshare failed" in done.stderr:

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 import torch
 from helpers.batch_films import (
-    ALWAYS,
     COUNT,
     Here,
     Listed,
     Mortal,
+    always,
     make_films,
     noise,
     plan_of,
@@ -80,7 +80,7 @@ def few(tmp_path: Path) -> Path:
 
 
 def command(manifest: Path, out: Path | str, *options: str) -> Result:
-    return CliRunner().invoke(app, ["batch", str(manifest), "-o", str(out), *ALWAYS, "--threads", "1", *options])
+    return CliRunner().invoke(app, ["batch", str(manifest), "-o", str(out), *always(), "--threads", "1", *options])
 
 
 # --- the same as segment ----------------------------------------------------------------------------------------------

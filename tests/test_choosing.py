@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.films import moving
+from helpers.present import with_presence
 
 import deixis
 from deixis.systems.light import light_debug
@@ -17,7 +18,7 @@ from deixis.types import DeixisError
 @pytest.fixture(scope="module")
 def system():
     torch.manual_seed(0)
-    return light_debug().eval()
+    return with_presence(light_debug().eval(), 3.0)
 
 
 @pytest.fixture
@@ -35,9 +36,10 @@ def two_tracks(frames=6, shape=(72, 96)):
 
 
 def test_every_expression_gets_probabilities_that_sum_to_its_presence(system, folder):
-    found = deixis.choose(folder, two_tracks(), ["the red one", "a dog"], model=system, threshold=0.001)
+    found = deixis.choose(folder, two_tracks(), ["the red one", "a dog"], model=system)
     assert [c.expression.text for c in found] == ["the red one", "a dog"]
     for choice in found:
+        assert 0.5 < choice.presence < 1
         assert sum(choice.probabilities) == pytest.approx(choice.presence, abs=1e-5)
         assert choice.track == int(np.argmax(choice.probabilities))
 
@@ -45,24 +47,27 @@ def test_every_expression_gets_probabilities_that_sum_to_its_presence(system, fo
 def test_below_the_threshold_no_track_is_chosen(system, folder):
     (choice,) = deixis.choose(folder, two_tracks(), "a dog", model=system, threshold=0.999)
     assert choice.track is None
+    (choice,) = deixis.choose(folder, two_tracks(), "a dog", model=with_presence(system, -3.0))
+    assert choice.presence < 0.5
+    assert choice.track is None
 
 
 def test_the_order_of_the_tracks_changes_nothing_but_their_numbers(system, folder):
     tracks = two_tracks()
-    (one,) = deixis.choose(folder, tracks, "the red one", model=system, threshold=0.001, precision="fp32")
-    (other,) = deixis.choose(folder, tracks[::-1], "the red one", model=system, threshold=0.001, precision="fp32")
+    (one,) = deixis.choose(folder, tracks, "the red one", model=system, precision="fp32")
+    (other,) = deixis.choose(folder, tracks[::-1], "the red one", model=system, precision="fp32")
     assert one.probabilities == pytest.approx(other.probabilities[::-1], abs=1e-4)
 
 
 def test_more_tracks_than_the_model_proposes_itself_are_fine(system, folder):
-    (choice,) = deixis.choose(folder, two_tracks() * 10, "the red one", model=system, threshold=0.001)
+    (choice,) = deixis.choose(folder, two_tracks() * 10, "the red one", model=system)
     assert len(choice.probabilities) == 20
 
 
 def test_tracks_of_segment_can_be_chosen_among(system, folder):
-    tracks = deixis.segment(folder, ["a", "b"], model=system, threshold=0.001)
-    if any(m.any() for t in tracks for m in t.masks):
-        assert len(deixis.choose(folder, tracks, "the red one", model=system)) == 1
+    tracks = deixis.segment(folder, ["a", "b"], model=system)
+    assert any(m.any() for t in tracks for m in t.masks)
+    assert len(deixis.choose(folder, tracks, "the red one", model=system)) == 1
 
 
 def test_a_stretch_whose_length_is_only_estimated_takes_as_many_masks_as_it_has_frames(system, folder):

@@ -144,7 +144,7 @@ def test_words_choose_among_tracks_that_were_read(made: tuple[Path, Video, list[
     out, film, _ = made
     torch.manual_seed(0)
     read = read_coco(out / file)
-    choices = deixis.choose(film, read, ["the red square", "a dog"], model=light_debug().eval(), threshold=0.001)
+    choices = deixis.choose(film, read, ["the red square", "a dog"], model=light_debug().eval())
     assert [len(choice.probabilities) for choice in choices] == [3, 3]
     assert all(sum(choice.probabilities) == pytest.approx(choice.presence, abs=1e-5) for choice in choices)
     with pytest.raises(DeixisError, match=r"the tracks have \d frames, but the video has \d; give"):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.clips import batch, clip, close
 from helpers.films import moving, write_folder
+from helpers.present import with_presence
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
@@ -366,7 +367,7 @@ def test_segment_gives_the_same_masks_whatever_the_window(tmp_path: Path) -> Non
     folder = write_folder(tmp_path / "film", moving(7, shape=(64, 96), colours=("red",)))
     tracks = []
     for window in (2, 3, 7):
-        model = make(window=window, presence_threshold=0.01).eval()
+        model = with_presence(make(window=window), 5.0).eval()
         tracks.append(segment(folder, ["dog", "cat"], model=model, precision="fp32"))
     for other in tracks[1:]:
         for a, b in zip(tracks[0], other, strict=True):
@@ -677,7 +678,7 @@ def test_the_small_recipe_refuses_another_kind_of_tower_and_odd_sizes(towers: Pa
 def test_a_benchmark_is_predicted_and_scored_with_the_union_of_its_objects(tmp_path: Path) -> None:
     write_fixture("mevis", tmp_path / "mevis")
     benchmark = open_benchmark("mevis", tmp_path / "mevis", None)
-    model = make(presence_threshold=0.02).eval()
+    model = with_presence(make(), 5.0).eval()
     predict(benchmark, tmp_path / "results", model, device="cpu")
     table = score_benchmark("mevis", tmp_path / "mevis", tmp_path / "results")
     assert table.rows

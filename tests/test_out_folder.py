@@ -373,7 +373,7 @@ def mount(*words):
         sys.exit(77)
 def run(out, *words):
     done = CliRunner().invoke(app, [
-        "segment", str(frames), "red", "--model", "light_debug", "--device", "cpu", "--threshold", "0.01",
+        "segment", str(frames), "red", "--model", "light_debug", "--device", "cpu",
         "--as", "rle,png", "-q", "-o", str(out), *words])
     return done.exit_code, done.stderr, sorted(p.name for p in Path(out).iterdir()) if Path(out).is_dir() else None
 mount("-t", "tmpfs", "-o", "size=20m", "none", disk)
@@ -397,7 +397,7 @@ found["others"] = [
     other("predict", "world", world, "-o", results, "--split", "valid", "--model", "light_debug", "--device", "cpu"),
     other("pack", "world", results, "-o", disk / "pack" / "sub.zip"),
     other("batch", frames.parent / "list.csv", "-o", disk / "batch", "--model", "light_debug", "--device", "cpu",
-          "--as", "rle", "--workers", 1, "--threshold", "0.01"),
+          "--as", "rle", "--workers", 1),
 ]
 from deixis.training.recipes import RECIPES  # a recipe that takes no time
 sys.path.insert(0, str(bench))

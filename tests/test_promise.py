@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.clips import batch
 from helpers.films import moving, write_folder
+from helpers.present import with_presence
 from torch import Tensor
 
 from deixis import systems, weights
@@ -101,9 +102,13 @@ def test_a_saved_model_comes_back_the_same(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_film_of_any_size_and_length_is_segmented(name: str, tmp_path: Path) -> None:
     film = write_folder(tmp_path / "film", moving(11, shape=(61, 83)))
-    one, two = segment(film, ["the red square", "a dog"], model=load(name), threshold=1e-3)
-    for track in (one, two):
-        assert len(track) == 11
-        assert np.asarray(track.masks).shape == (11, 61, 83)
-        assert np.isfinite(track.scores).all()
-        assert 0 <= track.presence <= 1
+    for shift in (20.0, -20.0):
+        model = with_presence(load(name), shift)
+        one, two = segment(film, ["the red square", "a dog"], model=model)
+        for track in (one, two):
+            assert len(track) == 11
+            assert np.asarray(track.masks).shape == (11, 61, 83)
+            assert np.isfinite(track.scores).all()
+            assert track.presence == pytest.approx(float(shift > 0), abs=1e-3)
+            assert track.present == (shift > 0 or model.config.presence_threshold is None)
+            assert track.present or not np.asarray(track.masks).any()

@@ -24,14 +24,14 @@ from deixis.types import MaskTrack
 from deixis.video import Video
 from deixis.writers.output import Output
 from helpers.films import COLOURS, moving, write_film, write_folder
+from helpers.present import present_model
 
 SHAPE = (32, 48)
 COUNT = 24
 SENTENCES = (["a red square"], ["the green one", "something blue"], ["a dog", "a red thing on the left"])
 OPTIONS: tuple[dict[str, Any], ...] = (
-    {}, {"every": 2}, {"as": "png,rle"}, {"start": 0.05, "as": "rle,overlay"}, {"size": 48}, {"threshold": 0.2},
+    {}, {"every": 2}, {"as": "png,rle"}, {"start": 0.05, "as": "rle,overlay"}, {"size": 48}, {"threshold": 0.7},
 )  # fmt: skip
-ALWAYS = ["--as", "rle", "--threshold", "0.01", "--model", "light_debug"]  # so that masks are not empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,14 @@ class Listed:
         return found
 
 
+def always() -> list[str]:
+    """Options of all runs; the model is one for which everything is there, so that masks are not empty."""
+    return ["--as", "rle", "--model", present_model()]
+
+
 def plan_of(manifest: Path | str, out: Path | str, **more: Any) -> BatchPlan:
-    defaults = Options(formats=("rle",), threshold=0.01)
-    arguments = {"workers": 2, "threads": 1, "model": "light_debug", "defaults": defaults}
+    defaults = Options(formats=("rle",))
+    arguments = {"workers": 2, "threads": 1, "model": present_model(), "defaults": defaults}
     return plan(str(manifest), str(out), **(arguments | more))
 
 
@@ -83,7 +88,7 @@ def make_films(folder: Path) -> Listed:
 def truth_of(film: Path, row: dict[str, Any], out: Path) -> dict[str, bytes]:
     """The files that `deixis segment` makes of a row."""
     options = [text for name, value in row["options"].items() for text in (f"--{name}", str(value))]
-    done = CliRunner().invoke(app, ["segment", str(film), *row["sentences"], "-o", str(out), *ALWAYS, *options])
+    done = CliRunner().invoke(app, ["segment", str(film), *row["sentences"], "-o", str(out), *always(), *options])
     assert done.exit_code == 0, done.output
     return files(out)
 

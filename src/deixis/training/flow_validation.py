@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -16,9 +15,8 @@ from deixis.metrics.region_contour import score_frame
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.training.flow import endpoint_error, median_of
 from deixis.training.flow_clips import FlowClip, collate_flow
+from deixis.training.measure import tracks_of
 from deixis.training.small_films import SmallFilms, length_of, side_by_side, small_film, spread
-from deixis.types import Expression
-from deixis.video import normalise_pixels
 
 # --- measures ---------------------------------------------------------------------------------------------------------
 
@@ -78,35 +76,19 @@ def validate_masks(films: SmallFilms, system: nn.Module) -> dict[str, float]:
     return scores | {f"jf_{k}": float(np.mean([row["jf"] for row in rows if row["kind"] == k])) for k in kinds}
 
 
-@torch.no_grad()
 def mask_rows(films: SmallFilms, system: nn.Module) -> list[dict[str, Any]]:
-    """A row for each sentence of the held-out films: film, kind, J, F, J&F, whether it is the right object."""
+    """A row for each sentence of the held-out films, by ``segment``: film, kind, J, F, J&F, whether it is the right
+    object."""
     rows = []
-    for number in range(films.held_out):
-        film = spread(small_film(films, "valid_u", number), films.slow)
-        masks = masks_of(system, film.frames, [s.text for s in film.sentences])
-        for mask, sentence in zip(masks, film.sentences, strict=True):
-            truth: np.ndarray = np.any(film.masks[:, list(sentence.objects)], axis=1)
-            region, contour = np.mean([score_frame(m, t) for m, t in zip(mask, truth, strict=True)], axis=0)
-            right, _ = right_object(mask, film.masks, sentence.objects)
-            rows.append({"film": number, "kind": sentence.kind, "j": float(region), "f": float(contour),
-                         "jf": float((region + contour) / 2), "right": float(right)})  # fmt: skip
+    made = (spread(small_film(films, "valid_u", number), films.slow) for number in range(films.held_out))
+    device = str(next(system.parameters()).device)
+    for number, film, sentence, track in tracks_of(system, made, precision="fp32", device=device):
+        masks, truth = np.asarray(track.masks), np.any(film.masks[:, list(sentence.objects)], axis=1)
+        region, contour = np.mean([score_frame(m, t) for m, t in zip(masks, truth, strict=True)], axis=0)
+        right, _ = right_object(masks, film.masks, sentence.objects)
+        rows.append({"film": number, "kind": sentence.kind, "j": float(region), "f": float(contour),
+                     "jf": float((region + contour) / 2), "right": float(right)})  # fmt: skip
     return rows
-
-
-def masks_of(system: nn.Module, frames: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """(K, T, H, W) bool: the best query's masks for K sentences. frames: (T, H, W, 3) uint8."""
-    model: Any = system
-    device = next(model.parameters()).device
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)[None]
-    pixels = normalise_pixels(pixels, model.config.mean, model.config.std)
-    padding = torch.zeros(1, len(frames), *frames.shape[1:3], dtype=torch.bool, device=device)
-    maps = model.encode(pixels.to(device), padding)
-    answer = model.decode(maps, [Expression(text) for text in texts])
-    best = answer.scores.sigmoid().mean(1).argmax(1)  # (K,)
-    chosen = answer.masks[torch.arange(len(best)), :, best]  # (K, T, h, w)
-    grown = F.interpolate(chosen, size=frames.shape[1:3], mode="bilinear", align_corners=False)
-    return (grown > 0).cpu().numpy()
 
 
 def flow_picture(flow: np.ndarray, fastest: float) -> np.ndarray:

@@ -54,6 +54,21 @@ def answers(
     words: texts to ask instead of a film's own (by its number), to see what the words are worth.  threshold: of
     presence, instead of the system's own.
     """
+    asked = tracks_of(system, films, words=words, threshold=threshold, precision=precision, device=device)
+    for _, film, sentence, track in asked:
+        yield judge(film, sentence, track)
+
+
+def tracks_of(
+    system: nn.Module,
+    films: Iterable[SyntheticVideo],
+    *,
+    words: Callable[[int, SyntheticVideo], tuple[str, ...]] | None = None,
+    threshold: float | None = None,
+    precision: str = "auto",
+    device: str = "auto",
+) -> Iterator[tuple[int, SyntheticVideo, Sentence, MaskTrack]]:
+    """(number of the film, film, sentence, its track) of all sentences; arguments as of ``answers``."""
     with TemporaryDirectory(prefix="deixis-measure-") as folder:
         for number, film in enumerate(films):
             if not film.sentences:
@@ -62,8 +77,7 @@ def answers(
             place = Path(folder) / str(number)
             write_frames(film, place)
             tracks = segment(place, list(texts), model=system, threshold=threshold, precision=precision, device=device)
-            for sentence, track in zip(film.sentences, tracks, strict=True):
-                yield judge(film, sentence, track)
+            yield from ((number, film, s, track) for s, track in zip(film.sentences, tracks, strict=True))
             for file in place.iterdir():
                 file.unlink()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,7 @@ from deixis.training.clips import collate
 from deixis.training.generated import WorldData, world_clip
 from deixis.training.optimizer import parameter_groups
 from deixis.training.run import Run, TrainConfig
-from deixis.training.validation import best_masks, export_world, validate_generated
-from deixis.types import Batch, Expression
+from deixis.training.validation import export_world, validate_generated
 
 SMALL_TRAIN = TrainConfig(  # our choice
     steps=600, batch=8, lr=1e-3, warmup_steps=50, clip_norm=1.0, weight_decay=0.01, log_every=50,
@@ -29,9 +28,8 @@ def small_run(
     train: TrainConfig,
     build: Callable[[Any, Any], nn.Module],
     losses: Callable[[nn.Module, Any], dict[str, Tensor]],
-    predict: Callable[[Any, Batch, Sequence[Expression]], Tensor] = best_masks,
 ) -> Run:
-    """build: the system from its config and the films' settings.  predict: see ``validate_generated``."""
+    """build: the system from its config and the films' settings."""
     return Run(
         name=name,
         system=partial(build, model, films),
@@ -39,7 +37,7 @@ def small_run(
         collate=partial(collate, model),
         losses=losses,
         groups=parameter_groups,
-        validate=partial(validate_generated, films, predict=predict),
+        validate=partial(validate_generated, films),
         export=partial(export_world, films),
         train=train,
         config=model,

@@ -1,63 +1,40 @@
-"""Validation while training, on generated videos that were held out."""
+"""Validation while training, on generated videos that were held out: ``segment``, the path that users take."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from deixis.metrics.choice import right_object
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.training.calibration import PresenceSample, calibrate_presence
-from deixis.training.clips import TrainingClip, collate
 from deixis.training.generated import WorldData, generated_video
 from deixis.training.measure import answers
 from deixis.training.small_films import SmallFilms, small_film, spread
-from deixis.types import Batch, Expression, Target
 from deixis.weights import save
-
-
-def best_masks(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
-    """Logits (K, T, h, w): of each expression of one clip, the masks of the query with the best score."""
-    prediction = model.decode(model.encode(batch.frames, batch.padding), expressions)
-    best = prediction.scores.sigmoid().mean(1).argmax(1)  # (K,)
-    return prediction.masks[torch.arange(len(best)), :, best]
 
 
 def validate_generated(
     data: WorldData,
     system: nn.Module,
-    predict: Callable[[Any, Batch, Sequence[Expression]], Tensor] = best_masks,
+    words: Callable[[int, SyntheticVideo], tuple[str, ...]] | None = None,
 ) -> dict[str, float]:
-    """On held-out films: share of right objects and mean overlap, in all and by kind of sentence.
+    """On held-out films, by ``segment``: share of right objects and mean overlap, in all and by kind of sentence.
 
-    predict: logits (K, T, h, w) of K expressions of one clip.
+    words: texts instead of a film's own (by its number), to find what the words are worth.
     """
     hits: dict[str, list[float]] = defaultdict(list)
-    model: Any = system
-    device = next(system.parameters()).device
-    for index in range(data.held_out_films):
-        film = generated_video(data, "valid_u", index)
-        frames = torch.from_numpy(np.ascontiguousarray(film.frames)).permute(0, 3, 1, 2)
-        nothing = Target(
-            torch.zeros(len(frames), 1, *data.size, dtype=torch.bool), torch.zeros(len(frames), 1, 4),
-            torch.zeros(len(frames), 1, dtype=torch.bool), torch.zeros(1, dtype=torch.bool),
-        )  # fmt: skip
-        batch = collate(model.config, [(TrainingClip(frames, Expression("-"), nothing), data.size)]).to(device)
-        chosen = predict(model, batch, [Expression(s.text) for s in film.sentences])  # (K, T, h, w)
-        masks = (F.interpolate(chosen, size=data.size, mode="bilinear") > 0).cpu().numpy()
-        for mask, sentence in zip(masks, film.sentences, strict=True):
-            right, overlap = right_object(mask, film.masks, sentence.objects)
-            for kind in ("", f"_{sentence.kind}"):
-                hits[f"right{kind}"].append(float(right))
-                hits[f"overlap{kind}"].append(overlap)
+    device = str(next(system.parameters()).device)
+    films = (generated_video(data, "valid_u", index) for index in range(data.held_out_films))
+    for one in answers(system, films, words=words, precision="fp32", device=device):
+        for kind in ("", f"_{one.kind}"):
+            hits[f"right{kind}"].append(float(one.right))
+            hits[f"overlap{kind}"].append(one.overlap)
     return {name: float(np.mean(values)) for name, values in sorted(hits.items(), key=lambda item: item[0] != "right")}
 
 

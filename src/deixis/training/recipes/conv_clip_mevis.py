@@ -6,14 +6,13 @@ B clips, T frames, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from deixis.config import apply_overrides
@@ -34,13 +33,13 @@ from deixis.training.clips import (
 )
 from deixis.training.generated import WorldData, first_sentences
 from deixis.training.optimizer import parameter_groups
-from deixis.training.recipes.held_out import held_out_of, held_out_validation
+from deixis.training.recipes.held_out import held_out_of, held_out_validation, with_split
 from deixis.training.recipes.published import require_data
 from deixis.training.run import Run, TrainConfig
 from deixis.training.small_run import SMALL_TRAIN, small_run
-from deixis.training.sources import MEVIS, Selecting, epoch_order, opened_benchmark
+from deixis.training.sources import MEVIS, ClipSource, Selecting, epoch_order, opened_benchmark
 from deixis.training.tower_model import TowerConfig, start_from_scratch, tower_at
-from deixis.types import Batch, DeixisError, Expression
+from deixis.types import Batch, DeixisError
 from deixis.weights import load_into
 
 
@@ -64,11 +63,14 @@ def mevis(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
     to come from the hub; ``start``, one of our checkpoints to go on from.
     """
     require_data(name, data, "mevis")
+    asked = apply_overrides({k: v for k, v in overrides.items() if k.startswith("data.")}, data=MevisData())["data"]
+    held = held_out_of((MEVIS,), data, asked)
+    (source,) = with_split((MEVIS,), asked)
     # 55,000 steps of 8 videos, each a tenth of the rate at 40,000 and 50,000; DsHmp took 17 hours on 8 RTX 3090.
     train = TrainConfig(
         steps=55_000, batch=1, global_batch=8, lr=5e-5, warmup_steps=10, schedule="multistep",
         milestones=(40_000, 50_000), gamma=0.1, weight_decay=0.05, clip_norm=0.01, precision="bf16", workers=4,
-        find_unused_parameters=True, validate_every=5_000 if "data.validate" in overrides else 0,
+        find_unused_parameters=True, validate_every=0 if held is None else 5_000,
     )  # fmt: skip
     configs = apply_overrides(
         overrides,
@@ -80,13 +82,13 @@ def mevis(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
     return Run(
         name=name,
         system=partial(build_conv_clip_mevis, model, dict(data)),
-        samples=partial(sample_mevis, str(data["mevis"]), model, clips, configs["train"].seed),
+        samples=partial(sample_mevis, source, str(data["mevis"]), model, clips, configs["train"].seed),
         collate=partial(collate, model),
         losses=partial(conv_clip_mevis_losses, clips.loss),
         groups=parameter_groups,
         train=configs["train"],
         config=model,
-        **held_out_validation(held_out_of((MEVIS,), data, clips), clips),
+        **held_out_validation(held, clips),
     )
 
 
@@ -117,14 +119,14 @@ def conv_clip_mevis_losses(config: ReferredLossConfig, system: nn.Module, batch:
 
 
 def sample_mevis(
-    place: str, model: ConvClipMevisConfig, config: MevisData, seed: int, index: int
+    source: ClipSource, place: str, model: ConvClipMevisConfig, config: MevisData, seed: int, index: int
 ) -> tuple[TrainingClip, tuple[int, int]]:
     """The clip of a sample index, and its size; every epoch shows all expressions once, in its own order.
 
     Frames in which nothing of what is named shows are passed over for others (our choice): an expression that names
     nothing at all (MeViS v2) is kept.
     """
-    benchmark = opened_benchmark(MEVIS, place)
+    benchmark = opened_benchmark(source, place)
     total = len(benchmark.samples)
     epoch, turn = divmod(index, total)
     order = epoch_order(seed, epoch, total)
@@ -193,7 +195,7 @@ def conv_clip_mevis_world(data: Mapping[str, Path], *, overrides: Mapping[str, s
     config = replace(configs["model"], short_side=min(films.size), long_side=max(films.size))
     return small_run(
         "conv_clip_mevis_world", model=config, films=films, train=configs["train"], build=build_small_conv_clip_mevis,
-        losses=partial(conv_clip_mevis_losses, films.loss), predict=kept_masks,
+        losses=partial(conv_clip_mevis_losses, films.loss),
     )  # fmt: skip
 
 
@@ -205,18 +207,6 @@ def build_small_conv_clip_mevis(config: ConvClipMevisConfig, films: MevisWorldDa
     start_from_scratch(model.tower.module)
     model.tower.tokenizer = word_tokenizer(first_sentences(films), config.tower.vocabulary)
     return model
-
-
-def kept_masks(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
-    """Logits (K, T, h, w) of each expression: the union of the queries above the threshold, as ``segment`` shows it;
-    the best one alone where none is, so that every expression has masks, as with every other system."""
-    prediction = model.decode(model.encode(batch.frames, batch.padding), expressions)
-    scores = prediction.scores.sigmoid().mean(1)  # (K, Q)
-    kept = scores >= model.config.presence_threshold
-    if not model.config.several:
-        kept = torch.zeros_like(kept)
-    kept = kept | ((scores == scores.amax(1, keepdim=True)) & ~kept.any(1, keepdim=True))
-    return prediction.masks.masked_fill(~kept[:, None, :, None, None], float("-inf")).amax(2)
 
 
 RECIPES: dict[str, Any] = {

@@ -24,7 +24,7 @@ from deixis.metrics.evaluate import score_opened
 from deixis.predict import film_of, predict
 from deixis.training.calibration import PresenceSample, calibrate_presence
 from deixis.training.run import export_model
-from deixis.training.sources import Selecting
+from deixis.training.sources import ClipSource, Selecting, opened_benchmark
 from deixis.types import DeixisError, Expression
 from deixis.weights import save
 
@@ -54,7 +54,8 @@ def with_split(sources: Sequence[Any], made: Selecting) -> tuple[Any, ...]:
     if not made.split:
         return tuple(sources)
     own = sources[0].benchmark
-    return tuple(replace(s, split=made.split) if s.benchmark == own else s for s in sources)
+    taken = (replace(s, split=made.split) if s.benchmark == own else s for s in sources)
+    return tuple(dict.fromkeys(taken))  # of RefCOCO, RefCOCO+ and RefCOCOg one is left
 
 
 def held_out_of(sources: Sequence[Any], data: Mapping[str, Path], made: Selecting) -> HeldOut | None:
@@ -62,19 +63,39 @@ def held_out_of(sources: Sequence[Any], data: Mapping[str, Path], made: Selectin
     source = sources[0]
     split = made.validate or WITHOUT.get(made.split, "")
     place = data[source.data]
+    known = splits_of(source.benchmark, place)
+    for name in filter(None, (split, made.split)):
+        if name not in known:
+            raise DeixisError(f"{source.benchmark} has no split {name!r}; it has {', '.join(known)}")
     if not split:
         if made.calibrate:
             raise DeixisError("data.calibrate needs a split that is held out; set data.validate to its name")
         return None
-    known = splits_of(source.benchmark, place)
-    for name in (split, *([made.split] if made.split else [])):
-        if name not in known:
-            raise DeixisError(f"{source.benchmark} has no split {name!r}; it has {', '.join(known)}")
-    if split == source.split or split == made.split:
+    if split == (made.split or source.split):
         raise DeixisError(f"data.validate must be another split than the one trained on, got {split!r} for both")
     if split == "holdout" and (made.split or source.split) == "train":
         raise DeixisError("train holds the videos of holdout; set data.split=train_without_holdout")
+    held = replace(source, split=split)
+    for one in with_split(sources, made):
+        if one.benchmark == source.benchmark:
+            refuse_shared(held, one, str(place))
     return HeldOut(benchmark=source.benchmark, place=str(place), split=split, samples=made.validate_samples)
+
+
+def refuse_shared(held: ClipSource, trained: ClipSource, place: str) -> None:
+    """Raises DeixisError where a video or picture of the one split is in the other too."""
+    own, others = (films_of(opened_benchmark(source, place)) for source in (held, trained))
+    if own & others:
+        raise DeixisError(
+            f"{len(own & others)} of the {len(own)} videos or pictures of {held.split} are in {trained.split} too;"
+            " set data.split to one that has none of them"
+        )
+
+
+def films_of(benchmark: Benchmark) -> set[tuple[str, ...]]:
+    """The place of each video or picture of a split: the last two names of its path."""
+    places = (s.video.frames for s in benchmark.samples)
+    return {(place if isinstance(place, Path) else place[0]).parts[-2:] for place in places}
 
 
 def held_out_validation(held: HeldOut | None, made: Selecting) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from deixis.config import apply_overrides
@@ -220,7 +219,7 @@ def vlp_rvos_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], na
     config = replace(config, short_side=min(films.size), long_side=max(films.size))
     return small_run(
         name, model=config, films=films, train=configs["train"], build=build_small_vlp_rvos,
-        losses=partial(vlp_rvos_losses, films.clips, films.loss), predict=predict_in_windows,
+        losses=partial(vlp_rvos_losses, films.clips, films.loss),
     )  # fmt: skip
 
 
@@ -231,12 +230,6 @@ def build_small_vlp_rvos(config: VlpRvosConfig, films: VlpWorldData) -> nn.Modul
     if not config.tower.place:
         model.tower.tokenizer = word_tokenizer(first_sentences(films), config.tower.vocabulary)
     return model
-
-
-def predict_in_windows(model: Any, batch: Batch, expressions: Sequence[Expression]) -> Tensor:
-    """Logits (K, T, h, w) of each expression of one film, window after window, as ``segment`` does."""
-    maps = model.encode(batch.frames, batch.padding)
-    return torch.cat([p.masks[:, :, 0] for p in predict_in_clips(model, maps, expressions, model.config.window)], dim=1)
 
 
 def _published() -> dict[str, Any]:
