@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
@@ -20,6 +21,7 @@ from deixis.cli import app
 from deixis.losses.pretraining import charbonnier, flow_loss, hide_words, info_nce, masked_words
 from deixis.synthetic.world import World
 from deixis.synthetic.world_config import WorldConfig
+from deixis.systems.slvp import EarlierRows
 from deixis.training import captions
 from deixis.training import flow as flow_file
 from deixis.training.captions import CaptionedFilm, VideoCaptions, shuffled, write_list
@@ -37,6 +39,7 @@ from deixis.training.flow import (
     median_of,
     to_cells,
 )
+from deixis.training.recipes.slvp import contrast
 from deixis.types import DeixisError
 
 SETTINGS = FlowSettings(rate=8.0, short_side=32, long_side=64)
@@ -386,6 +389,66 @@ def test_info_nce_prefers_the_right_pairs_and_forgives_equal_captions() -> None:
     same = torch.tensor([[True, True, False], [True, True, False], [False, False, True]])
     assert float(info_nce(twins, twins, none)) == pytest.approx(2 / 3 * np.log(2), abs=1e-3)
     assert float(info_nce(twins, twins, same)) < 1e-3
+
+
+def test_further_clips_and_sentences_are_negatives_unless_their_caption_is_the_same() -> None:
+    unit, none = torch.eye(4)[:2], torch.eye(2, 4, dtype=torch.bool)
+    others = (torch.eye(4)[2:], unit)  # their sentences are ours: each of our clips finds its sentence twice
+    assert float(info_nce(unit, unit, none, others=(torch.eye(4)[2:], torch.eye(4)[2:]))) < 1e-3
+    assert float(info_nce(unit, unit, none, others=others)) == pytest.approx(np.log(2) / 2, abs=1e-3)
+    same = none | torch.eye(2, 4, dtype=torch.bool).roll(2, 1)
+    assert float(info_nce(unit, unit, same, others=others)) < 1e-3
+
+
+def test_the_queue_holds_the_latest_and_is_part_of_the_checkpoint() -> None:
+    queue = EarlierRows(5, 2)
+    assert [len(x) for x in queue.kept()] == [0, 0, 0]
+    for first in (0, 3):
+        numbers = torch.arange(first, first + 3)
+        queue.add(numbers[:, None].expand(3, 2).float(), -numbers[:, None].expand(3, 2).float(), numbers)
+    clips, sentences, captions = queue.kept()
+    assert sorted(captions.tolist()) == [1, 2, 3, 4, 5]
+    assert torch.equal(clips[:, 0].long(), captions)
+    assert torch.equal(sentences, -clips)
+    again = EarlierRows(5, 2)
+    again.load_state_dict(queue.state_dict())
+    assert torch.equal(again.kept()[2], captions)
+
+
+class Learner(torch.nn.Module):
+    """Nothing but the queue of a model that is being trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue = EarlierRows(6, 3)
+
+
+def two_contrasts(rank: int, size: int, folder: str) -> None:
+    """What a process of ``size`` finds in two steps of four clips, its share of them."""
+    if size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    draw, model, found = torch.Generator().manual_seed(0), Learner(), []
+    for _ in range(2):
+        clips, sentences = (torch.nn.functional.normalize(torch.randn(4, 3, generator=draw), dim=1) for _ in range(2))
+        own, words = slice(4 * rank // size, 4 * (rank + 1) // size), ["a dog", "a cat", "a dog", "a cow"]
+        found.append(float(contrast(model, clips[own], sentences[own], words[own], 0.5)))
+    torch.save({"losses": found, "queue": model.queue.state_dict()}, f"{folder}/{size}-{rank}.pt")
+
+
+@pytest.mark.slow
+def test_negatives_are_those_of_all_processes_and_of_the_steps_before(tmp_path: Path) -> None:
+    two_contrasts(0, 1, str(tmp_path))
+    torch.multiprocessing.spawn(two_contrasts, args=(2, str(tmp_path)), nprocs=2)
+    one, first, second = (torch.load(tmp_path / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
+    for whole, a, b in zip(one["losses"], first["losses"], second["losses"], strict=True):
+        assert (a + b) / 2 == pytest.approx(whole, abs=1e-6)  # each process has half of the rows, and all columns
+    for name, rows in one["queue"].items():
+        assert torch.equal(rows, first["queue"][name]), name
+        assert torch.equal(rows, second["queue"][name]), name
+    alone = Learner().eval()
+    clips = torch.eye(3)
+    assert contrast(alone, clips, clips, ["a", "b", "c"], 0.5) > 0
+    assert int(alone.queue.added) == 0
 
 
 def test_words_are_hidden_in_every_text_and_special_tokens_never() -> None:

@@ -440,7 +440,7 @@ def pretraining(films: VideoCaptions, tmp_path: Path, fusion: Any = "vision") ->
         "train.warmup_steps": "1", "data.size": "32,24", "data.frames": "3", "data.flow.rate": "8",
         "data.flow.short_side": "32", "train.log_every": "1",
     }  # fmt: skip
-    model = replace(DEBUG, head="flow", fusion=fusion)  # with dropout and drop path: random states matter
+    model = replace(DEBUG, head="flow", fusion=fusion, queue=3)  # with dropout and drop path: random states matter
     places = {"videos": films.path, "flow": tmp_path / "flow"}
     return pretrain(places, overrides=overrides, name="slvp_pretrain", model=model)
 

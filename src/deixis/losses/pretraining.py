@@ -40,15 +40,26 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
     return (values * weight).sum() / weight.sum().clamp(min=1)
 
 
-def info_nce(clips: Tensor, sentences: Tensor, same: Tensor, temperature: float = 0.07) -> Tensor:
+def info_nce(
+    clips: Tensor,
+    sentences: Tensor,
+    same: Tensor,
+    temperature: float = 0.07,
+    others: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """(): symmetric InfoNCE (arXiv:1807.03748) of unit vectors (B, E); row i of the one belongs to row i of the other.
 
-    same: (B, B) bool, pairs whose captions are the same words: they are no negatives of each other.
+    others: further clips and sentences, (N, E) each, that are negatives only.  same: (B, B + N) bool, pairs whose
+    captions are the same words: they are no negatives of each other.
     """
-    own = torch.eye(len(clips), dtype=torch.bool, device=clips.device)
-    logits = (clips @ sentences.t() / temperature).masked_fill(same & ~own, float("-inf"))
+    more_clips, more_sentences = others or (clips[:0], sentences[:0])
+    forgiven = same & ~torch.eye(*same.shape, dtype=torch.bool, device=clips.device)
     index = torch.arange(len(clips), device=clips.device)
-    return (F.cross_entropy(logits, index) + F.cross_entropy(logits.t(), index)) / 2
+    losses = []
+    for rows, columns in ((clips, (sentences, more_sentences)), (sentences, (clips, more_clips))):
+        logits = rows @ torch.cat(columns).t() / temperature
+        losses.append(F.cross_entropy(logits.masked_fill(forgiven, float("-inf")), index))
+    return (losses[0] + losses[1]) / 2
 
 
 def hide_words(tokens: Tensor, special: Tensor, mask_token: int, share: float, draw: Tensor) -> tuple[Tensor, Tensor]:

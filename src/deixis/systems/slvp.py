@@ -32,7 +32,7 @@ from deixis.types import Batch, DeixisError, Expression, FeatureMaps, Prediction
 
 MAP_STRIDES = (4, 8, 16, 32)  # pixels a cell of the levels
 # Parts that only pre-training has; a transfer leaves them behind, and begins ``mask_head.`` anew.
-PRETRAINING = ("flow_head.", "contrast_head.", "word_head.")
+PRETRAINING = ("flow_head.", "contrast_head.", "word_head.", "queue.")
 TRANSFER = ("mask_head.",)
 
 
@@ -57,6 +57,7 @@ class SlvpConfig(SystemConfig):
     norm_groups: int = 32  # of the projections' GroupNorm
     pixel_groups: int = 8  # of the pixel decoder's GroupNorm
     contrast: int = 256  # pre-training: channels in which clips and sentences are compared
+    queue: int = bounded(0, least=0)  # pre-training: earlier clips and sentences that are negatives too
     flow_unit: float = 0.02  # one unit of predicted flow, as a share of the frame's diagonal
     short_side: int = 360  # pixels
     long_side: int = 640  # pixels
@@ -109,6 +110,8 @@ class Slvp(nn.Module):
             self.flow_head = DenseFlow(p) if config.fusion == "vision" else LayeredFlow(p, d)
             self.contrast_head = ContrastHead(config)
             self.word_head = WordHead(config)
+            if config.queue:
+                self.queue = EarlierRows(config.queue, config.contrast)
 
     def encode(self, frames: Tensor, padding: Tensor, wanted: Sequence[int] | None = None) -> FeatureMaps:
         """frames: (B, T, 3, H, W); padding: (B, T, H, W). No words yet: encode once, decode many.
@@ -469,6 +472,37 @@ class ContrastHead(nn.Module):
         weight = weight if hidden is None else weight.masked_fill(hidden[:, :, None], 0.0)
         clip = (level * weight).sum((1, 3, 4)) / weight.sum((1, 3, 4))  # (B, D)
         return F.normalize(self.clip(clip), dim=-1), F.normalize(self.sentence(sentence.float()), dim=-1)
+
+
+class EarlierRows(nn.Module):
+    """The last N clips and sentences that were compared, with numbers of their captions (MoCo's queue,
+    arXiv:1911.05722, without its slow encoder). Part of the checkpoint, so that a resumed run equals an uncut one."""
+
+    clips: Tensor
+    sentences: Tensor
+    captions: Tensor
+    added: Tensor
+
+    def __init__(self, length: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("clips", torch.zeros(length, channels))
+        self.register_buffer("sentences", torch.zeros(length, channels))
+        self.register_buffer("captions", torch.zeros(length, dtype=torch.int64))
+        self.register_buffer("added", torch.zeros((), dtype=torch.int64))  # in all
+
+    def kept(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Copies of the (clips, sentences, captions) that are held."""
+        count = min(int(self.added), len(self.clips))
+        return self.clips[:count].clone(), self.sentences[:count].clone(), self.captions[:count].clone()
+
+    @torch.no_grad()
+    def add(self, clips: Tensor, sentences: Tensor, captions: Tensor) -> None:
+        """Take rows in, the oldest ones' places first."""
+        size, first = len(self.clips), int(self.added)
+        places = torch.arange(first, first + len(clips), device=self.clips.device)[-size:] % size
+        for held, rows in ((self.clips, clips), (self.sentences, sentences), (self.captions, captions)):
+            held[places] = rows[-size:].to(held.dtype)
+        self.added += len(clips)
 
 
 class WordHead(nn.Module):

@@ -42,6 +42,16 @@ class ProcessGroup:
             self.mean(torch.zeros(1, device=self.device))
 
 
+@torch.no_grad()
+def rows_of_all(rows: Tensor) -> list[Tensor]:
+    """``rows`` of every process, in the order of their ranks, without gradient; of this one alone where it is alone."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [rows.detach()]
+    found = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, rows.detach().contiguous())
+    return found
+
+
 @contextmanager
 def process_group(device: str) -> Iterator[ProcessGroup]:
     """The world of this process: alone, or one of those torchrun started (read from its environment variables)."""

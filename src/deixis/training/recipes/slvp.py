@@ -6,6 +6,7 @@ of a frame, h w cells of a quarter; flow is (dx, dy).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from deixis.config import apply_overrides, config_from
@@ -25,6 +27,7 @@ from deixis.systems.slvp import PRETRAINING, TRANSFER, Slvp, SlvpConfig
 from deixis.training import sources as sources_module
 from deixis.training.captions import VideoCaptions
 from deixis.training.clips import collate
+from deixis.training.distributed import rows_of_all
 from deixis.training.flow import FlowCache, find_estimator
 from deixis.training.flow_clips import FlowBatch, PretrainData, PretrainLoss, collate_flow, flow_clip, special_tokens
 from deixis.training.flow_validation import validate_flow, validate_masks
@@ -49,7 +52,7 @@ from deixis.weights_import import load_kinetics, load_roberta
 def pretrain_losses(config: PretrainLoss, system: nn.Module, batch: FlowBatch) -> dict[str, Tensor]:
     """Flow; which sentence belongs to which clip; hidden words. The pixels are fused with the caption without its
     hidden words, so that these cannot be read off them; clips are compared before any fusion with words. Negatives of
-    the contrast are the clips and sentences of the same micro-batch."""
+    the contrast are the clips and sentences of the same micro-batch in all processes, and the model's queue."""
     model: Any = system
     maps = model.encode(batch.frames, batch.padding)
     tokens, padding = model.text.tokens(batch.captions)
@@ -66,12 +69,34 @@ def pretrain_losses(config: PretrainLoss, system: nn.Module, batch: FlowBatch) -
     if config.contrast:
         whole = model.text.encode_tokens(tokens, padding) if config.words else text
         clips, sentences = model.contrast_head(maps, found_everywhere(flow, found), whole.sentence)
-        same = torch.tensor([[a == b for b in batch.captions] for a in batch.captions], device=clips.device)
-        losses["contrast"] = config.contrast * info_nce(clips, sentences, same, config.temperature)
+        losses["contrast"] = config.contrast * contrast(model, clips, sentences, batch.captions, config.temperature)
     if config.words:
         table = model.text.encoder.embeddings.word_embeddings.weight
         losses["words"] = config.words * masked_words(model.word_head(text.words, fused, table), tokens, hidden)
     return losses
+
+
+def contrast(model: Any, clips: Tensor, sentences: Tensor, captions: Sequence[str], temperature: float) -> Tensor:
+    """(): InfoNCE of unit vectors (B, E) against each other, those of the other processes and those of the queue, which
+    then takes in those of all processes. Gradients are of a process's own rows."""
+    own = torch.tensor([caption_number(text) for text in captions], device=clips.device)
+    seen = [rows_of_all(rows) for rows in (clips, sentences, own)]
+    rank = dist.get_rank() if len(seen[0]) > 1 else 0
+    more = [torch.cat([rows[:0], *(r for i, r in enumerate(rows_of) if i != rank)])
+            for rows, rows_of in zip((clips, sentences, own), seen, strict=True)]  # fmt: skip
+    queue = getattr(model, "queue", None)
+    if queue is not None:
+        more = [torch.cat(pair) for pair in zip(more, queue.kept(), strict=True)]
+    same = own[:, None] == torch.cat([own, more[2]])[None]
+    loss = info_nce(clips, sentences, same, temperature, (more[0], more[1]))
+    if queue is not None and model.training:
+        queue.add(*(torch.cat(rows) for rows in seen))
+    return loss
+
+
+def caption_number(text: str) -> int:
+    """The same for the same words, in every process and run."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
 
 def found_everywhere(flow: Tensor, found: Tensor) -> Tensor:
@@ -306,7 +331,7 @@ def build_small_slvp(config: SlvpConfig, films: SmallFilms, data: Mapping[str, P
 
 
 RECIPES: dict[str, Any] = {
-    "slvp_pretrain": partial(pretrain, name="slvp_pretrain", model=SlvpConfig(head="flow")),
+    "slvp_pretrain": partial(pretrain, name="slvp_pretrain", model=SlvpConfig(head="flow", queue=1024)),
     "slvp_pretrain_world": partial(pretrain_world, name="slvp_pretrain_world", model=replace(SMALL_SLVP, head="flow")),
     "slvp_refcoco": partial(
         transfer, name="slvp_refcoco", model=SlvpConfig(), known=sources_module.PSEUDO, data_of=STILLS_DATA

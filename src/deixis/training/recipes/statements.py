@@ -150,8 +150,8 @@ STATEMENTS: Mapping[str, Statement] = {
     "slvp_pretrain": Statement(
         what="SLVP-style pre-training on captioned films", needs=("videos",), takes=("flow", "kinetics", "roberta"),
         global_batch=32, steps=100_000, hardware="GPUs; nothing is public",
-        differs="only the abstract is public: every number is ours; negatives of the contrast are those of a process's"
-        " micro-batch",
+        differs="only the abstract is public: every number is ours; negatives of the contrast are those of the"
+        " micro-batch in all processes and of a queue of 1,024: their number depends on that of the processes",
     ),
     "slvp_refcoco": Statement(
         what="SLVP-style, RefCOCO/+/g set in motion, before the videos", needs=("refcoco",),
