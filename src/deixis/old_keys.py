@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 _FUSED = r"^(fuse(?:\.levels\.\d+\.\d+|\.layers\.\d+))"  # SLVP's fusion blocks and language query layers
+_ATTENTIONS = {"words": "text", "time": "temporal", "space": "spatial", "pixels": "pixel"}
+_DECODER = {"sample": "cross_attention", "sample_norm": "cross_norm", "among_norm": "self_norm"}
 RENAMED = (
     # a ConvNeXt CLIP
     (r"(^|\.)body\.eyes\.", r"\1body.vision."),
@@ -31,10 +33,8 @@ RENAMED = (
     (r"^fuse\.layers\.(\d+)\.sample\.", r"fuse.layers.\1.deformable."),
     # SOC and SOC++
     (r"^find\.", "transformer."),
-    (r"^transformer\.encoder\.(\d+)\.sample\.", r"transformer.encoder.\1.attention."),
-    (r"^transformer\.decoder\.(\d+)\.sample\.", r"transformer.decoder.\1.cross_attention."),
-    (r"^transformer\.decoder\.(\d+)\.sample_norm\.", r"transformer.decoder.\1.cross_norm."),
-    (r"^transformer\.decoder\.(\d+)\.among_norm\.", r"transformer.decoder.\1.self_norm."),
+    (r"^(transformer\.encoder\.\d+)\.sample\.", r"\1.attention."),
+    *((rf"^(transformer\.decoder\.\d+)\.{old}\.", rf"\1.{new}.") for old, new in _DECODER.items()),
     (r"^cluster\.decoder\.cross\.", "cluster.decoder.cross_attention."),
     (r"^pixels\.", "pixel_decoder."),
     # SLVP
@@ -42,10 +42,7 @@ RENAMED = (
     (r"^after_time\.", "temporal_feed_forward."),
     (r"^neighbours\.(\d+)\.sign\.", r"neighbours.\1.signature."),
     (r"^neighbours\.(\d+)\.moved\.", r"neighbours.\1.project_correlation."),
-    (_FUSED + r"\.words\.", r"\1.text_attention."),
-    (_FUSED + r"\.time\.", r"\1.temporal_attention."),
-    (_FUSED + r"\.space\.", r"\1.spatial_attention."),
-    (_FUSED + r"\.pixels\.", r"\1.pixel_attention."),
+    *((rf"{_FUSED}\.{old}\.", rf"\1.{new}_attention.") for old, new in _ATTENTIONS.items()),
     (r"^mask\.paint\.", "mask_head.conv."),
     (r"^mask\.", "mask_head."),
     (r"^flow(\.dense)?\.read\.", r"flow\1.conv."),

@@ -14,20 +14,10 @@ from deixis.benchmarks.pngs import present_numbers, read_ids
 from deixis.benchmarks.results import ANNOTATORS, davis_path, read_marker
 from deixis.benchmarks.samples import Benchmark, FrameTruth, Sample
 from deixis.metrics import presence
+from deixis.metrics import summary as scoring
 from deixis.metrics.parallel import read_ahead
 from deixis.metrics.region_contour import score_pairs
-from deixis.metrics.summary import (
-    SCORES_VERSION,
-    Row,
-    Scores,
-    Value,
-    bootstrap,
-    calibration_of,
-    groups_of,
-    incomplete_remark,
-    mean_of,
-    summarise,
-)
+from deixis.metrics.summary import SCORES_VERSION, Row, Scores, Value
 from deixis.types import DeixisError
 
 MAX_PROPOSALS = 20  # read: the DAVIS tool's limit
@@ -159,19 +149,21 @@ class Annotator:
 def summarise_davis(benchmark: Benchmark, rows: Sequence[Row]) -> Scores:
     """Means over objects for each annotator, then over the four; ``J&F`` is the legacy one, as in published tables."""
     measures = {
-        f"{kind}{name}": mean_of(f"{kind or 'legacy '}{name}") for kind in ("", "strict ") for name in ("J&F", "J", "F")
+        f"{kind}{name}": scoring.mean_of(f"{kind or 'legacy '}{name}")
+        for kind in ("", "strict ")
+        for name in ("J&F", "J", "F")
     }
     measures["answers given to another object"] = lambda row: (
         float(row.values["matched answer"] != row.values["object"]),
         1.0,
     )
-    measures |= {name: mean_of(name) for name in ("interval IoU", "identity swaps", "stability")}
-    groups = groups_of(rows, measures)
+    measures |= {name: scoring.mean_of(name) for name in ("interval IoU", "identity swaps", "stability")}
+    groups = scoring.groups_of(rows, measures)
     # Objects per annotator are equally many, so the mean over rows is the mean of the four annotators' means.
-    summary = summarise(rows, measures)
+    summary = scoring.summarise(rows, measures)
     gap = (summary["J&F"] or 0.0) - (summary["strict J&F"] or 0.0)
     summary["legacy - strict"] = gap
-    summary |= calibration_of(rows, "strict J&F")
+    summary |= scoring.calibration_of(rows, "strict J&F")
     remark = (
         f"legacy J&F is {100 * gap:.2f} points above strict: DAVIS's matching gives an answer to the object it fits"
         " best, so an expression answered with another named object is forgiven"
@@ -179,7 +171,7 @@ def summarise_davis(benchmark: Benchmark, rows: Sequence[Row]) -> Scores:
     return Scores(
         benchmark=benchmark.name, split=benchmark.split, headline="J&F", row_key="strict J&F",
         protocol=f"DAVIS-2017 unsupervised, four annotators, legacy (Hungarian) and strict, version {SCORES_VERSION}",
-        summary=summary, intervals=bootstrap(rows, measures), rows=tuple(rows),
+        summary=summary, intervals=scoring.bootstrap(rows, measures), rows=tuple(rows),
         groups=groups, counts=benchmark.counts, complete=benchmark.complete,
-        remarks=(remark, *benchmark.notes, *incomplete_remark(benchmark.complete)),
+        remarks=(remark, *benchmark.notes, *scoring.incomplete_remark(benchmark.complete)),
     )  # fmt: skip
