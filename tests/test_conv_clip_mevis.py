@@ -277,8 +277,8 @@ def test_video_queries_start_as_weighted_means_over_time_of_their_slot() -> None
     tokens = torch.randn(2, 6, 5, 32)
     text = TextFeatures(torch.zeros(2, 3, 32), torch.zeros(2, 3, dtype=torch.bool), torch.ones(2, 32))
     first = decoder.initial_queries(tokens, text)
-    assert decoder.share is not None
-    share = decoder.share(tokens).squeeze(-1).exp()
+    assert decoder.frame_weight is not None
+    share = decoder.frame_weight(tokens).squeeze(-1).exp()
     share = share / share.sum(1, keepdim=True)
     close(first, torch.einsum("ntq,ntqd->nqd", share, tokens))
     close(decoder.initial_queries(tokens[:, :1].expand(-1, 6, -1, -1), text), tokens[:, 0])

@@ -68,7 +68,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise DeixisError(f"{path} is not a readable training checkpoint: its facts are damaged ({error!r})") from error
     if not whole or type(facts["step"]) is not int:
         raise DeixisError(f"{path} is not a readable training checkpoint: it states step {facts['step']!r:.60}")
-    return facts | {"config": fields_of_today(facts.get("config"))}
+    return facts | ({"config": fields_of_today(facts["config"])} if "config" in facts else {})
 
 
 def check_facts(path: Path, facts: Mapping[str, Any]) -> None:
