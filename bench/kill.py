@@ -1,4 +1,4 @@
-"""kill -9 at random moments of segment, train and predict: is a half result ever taken for a whole one?
+"""kill -9 at random moments of segment, train, predict, world and pack: is a half result ever taken for a whole one?
 
     python bench/kill.py --moments 40 --seed 0 --json kill.json     # about five minutes on one core
     python bench/kill.py --table kill.json                          # the table of docs/reliability.md
@@ -24,7 +24,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -101,6 +101,8 @@ class Command:
     halves: Callable[[Path, Path], list[str]]
     compared: Callable[[Path], dict[str, bytes]]
     prepare: Callable[[Path], None] = lambda out: None  # what lies there before
+    whole: Callable[[Path], bool] = lambda out: False  # whether the command would refuse, for everything is there
+    refuses: bool = False  # once the moves of a run that was cut off are done: then everything is there
 
 
 def all_files(out: Path) -> dict[str, bytes]:
@@ -137,6 +139,7 @@ def segment_command(folder: Path) -> Command:
         return [] if whole else [f"OUT holds {sorted(all_files(out))}"]
 
     return Command(
+        whole=lambda out: out.exists(),
         argv=lambda out: ["segment", str(film), *words, "-o", str(out), "--model", "light_debug", "--size", "32",
                           "--threshold", "0.01", "--device", "cpu", "--as", "overlay,png,rle,matte"],
         halves=halves,
@@ -218,9 +221,57 @@ def predict_command(folder: Path) -> Command:
     )  # fmt: skip
 
 
+def world_command(folder: Path) -> Command:
+    def halves(out: Path, unbroken: Path) -> list[str]:
+        if not out.exists() or (out / JOURNAL).exists():
+            return []
+        found = visible(out)
+        return [] if found in ({}, visible(unbroken)) else [f"without a journal, OUT holds {sorted(found)}"]
+
+    def visible(out: Path) -> dict[str, bytes]:
+        return {name: data for name, data in all_files(out).items() if not name.startswith(".deixis-")}
+
+    return Command(
+        argv=lambda out: ["world", str(out), "--films", "6", "--frames", "4", "--size", "48x64"],
+        halves=halves, compared=visible, whole=lambda out: bool(visible(out)) and not (out / JOURNAL).exists(),
+        refuses=True,
+    )  # fmt: skip
+
+
+def pack_command(folder: Path) -> Command:
+    """``pack`` over an older zip, in a folder that exists."""
+    root, results = folder / "mevis", folder / "results"
+    write_fixture("mevis", root)
+    words = ["predict", "mevis", str(root), "-o", str(results), "--model", "light_debug", "--device", "cpu"]
+    temp = folder / "temp"
+    temp.mkdir()
+    to_the_end(words, temp)
+
+    def prepare(out: Path) -> None:
+        out.mkdir()
+        (out / "sub.zip").write_bytes(b"old")
+
+    def zipped(out: Path) -> dict[str, bytes]:
+        return {"sub.zip": (out / "sub.zip").read_bytes()}
+
+    def halves(out: Path, unbroken: Path) -> list[str]:
+        return [] if zipped(out) in ({"sub.zip": b"old"}, zipped(unbroken)) else ["sub.zip is neither old nor new"]
+
+    return Command(
+        argv=lambda out: ["pack", "mevis", str(results), "-o", str(out / "sub.zip")],
+        halves=halves, compared=zipped, prepare=prepare,
+    )  # fmt: skip
+
+
+def inside(make: Callable[[Path], Command]) -> Callable[[Path], Command]:
+    """The same command into an empty OUT that exists, as a mounted disk does."""
+    return lambda folder: replace(make(folder), prepare=lambda out: out.mkdir())
+
+
 COMMANDS = {
     "segment": segment_command, "segment_inside": segment_inside_command, "train": train_command,
-    "predict": predict_command,
+    "train_inside": inside(train_command), "predict": predict_command, "predict_inside": inside(predict_command),
+    "world": world_command, "world_inside": inside(world_command), "pack_inside": pack_command,
 }  # fmt: skip
 
 
@@ -261,20 +312,20 @@ def used(child: int) -> float:
     return total / 1e9
 
 
-def ended(child: int, argv: Sequence[str], temp: Path) -> bool:
-    """Whether it has ended by itself. RuntimeError unless with success."""
+def ended(child: int, argv: Sequence[str], temp: Path, may_refuse: bool = False) -> bool:
+    """Whether it has ended by itself. RuntimeError unless with success, or, where it may, with a refusal."""
     done, status = os.waitpid(child, os.WNOHANG)
-    if done and status:
+    if done and status and not (may_refuse and os.waitstatus_to_exitcode(status) == 2):
         raise RuntimeError(f"{' '.join(argv)} ended with {status}: {(temp / 'stderr').read_text()[-2000:]}")
     return bool(done)
 
 
-def to_the_end(argv: Sequence[str], temp: Path) -> float:
-    """Run it unbroken; the processor time it took. RuntimeError unless it succeeds."""
+def to_the_end(argv: Sequence[str], temp: Path, may_refuse: bool = False) -> float:
+    """Run it unbroken; the processor time it took. RuntimeError unless it succeeds, or refuses where it may."""
     child, most = start(argv, temp), 0.0
     while True:
         most = max(most, used(child))
-        if ended(child, argv, temp):
+        if ended(child, argv, temp, may_refuse):
             return most
         time.sleep(0.001)
 
@@ -311,12 +362,12 @@ def trial(name: str, moments: int, seed: int, root: Path) -> list[dict[str, Any]
         killed = kill_at(command.argv(out), temp, share * seconds)
         left = sorted(p.name for p in out.parent.iterdir()) if out.parent.exists() else []
         wrong = command.halves(out, unbroken)
-        again = not (name == "segment" and out.exists())  # a whole OUT is not written again
+        again = not command.whole(out)
         if again:
-            to_the_end(command.argv(out), temp)
+            to_the_end(command.argv(out), temp, may_refuse=command.refuses and (out / JOURNAL).exists())
         found = command.compared(out)
         differ = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
-        debris = [p for p in all_files(out) if p.endswith((".half", ".part"))] if not name.startswith("segment") else []
+        debris = [p for p in all_files(out) if p.endswith((".half", ".part"))] if name[:5] in ("train", "predi") else []
         told.append(
             {"share": round(share, 4), "killed": killed, "left": left, "wrong": wrong, "differ": differ,
              "debris": debris}

@@ -476,6 +476,15 @@ def test_a_relative_film_lies_beside_its_manifest_and_a_rows_own_options_go_firs
     assert (b.options.every, c.place, [a.row, b.row, c.row]) == (3, "s3://bucket/c.mp4", [1, 2, 3])
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_manifest_of_excel_with_its_separators_and_its_first_bytes_is_read(tmp_path: Path, mark: str) -> None:
+    rows = (("film", "sentences", "every"), ("a.mp4", "a dog, lying|the red one", "2"))
+    text = "".join(mark.join(row) + "\r\n" for row in rows)
+    (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (job,) = read_manifest(str(tmp_path / "m.csv"))
+    assert (job.film, job.sentences, job.options.every) == ("a.mp4", ("a dog, lying", "the red one"), 2)
+
+
 def test_the_manifests_of_the_page_can_be_read(tmp_path: Path) -> None:
     page = (TESTS.parent / "docs" / "batch.md").read_text()
     csv, jsonl = re.findall(r"```\n((?:film,|\{).*?)```", page, re.DOTALL)

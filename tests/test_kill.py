@@ -35,7 +35,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(told.read_text())["commands"]
 
 
-@pytest.mark.parametrize("command", ["segment", "segment_inside", "train", "predict"])
+@pytest.mark.parametrize(
+    "command",
+    ["segment", "segment_inside", "train", "train_inside", "predict", "predict_inside", "world", "world_inside",
+     "pack_inside"],
+)  # fmt: skip
 def test_after_a_kill_nothing_half_passes_for_whole_and_going_on_gives_the_same_bytes(
     killed: dict[str, Any], command: str
 ) -> None:

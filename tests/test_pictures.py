@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from helpers.films import colours, moving, write_film, write_folder
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 from typer.testing import CliRunner
 
 from deixis import systems
@@ -392,3 +393,40 @@ def test_a_name_that_begins_with_a_dash_is_told_for_what_it_is(
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr == "deixis: -film.mp4 is taken for an option, since it begins with a dash; write ./-film.mp4\n"
     assert run("./-film.mp4", "red", "-o", "out", "-q").exit_code == 0
+
+
+# --- odd inputs that nobody had reported ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6, 8])
+@pytest.mark.parametrize("suffix", [".avif", ".jpg", ".png", ".webp", ".tif"])
+def test_a_picture_that_a_phone_turned_by_its_exif_stands_upright(
+    tmp_path: Path, suffix: str, orientation: int
+) -> None:
+    if suffix == ".avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    pixels = np.zeros((48, 80, 3), np.uint8)
+    pixels[:24, :40], pixels[24:, 40:] = (255, 0, 0), (0, 0, 255)
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    file = tmp_path / f"0{suffix}"
+    Image.fromarray(pixels).save(file, exif=exif)
+    with Image.open(file) as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB")).astype(int)
+    for path in (tmp_path, file):
+        film = Video(path)
+        (frame,) = film.frames()
+        assert film.source_size == expected.shape[:2]
+        assert np.abs(frame.pixels() - expected).mean() < 4
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+@pytest.mark.parametrize("suffix", [None, ".mp4"])
+def test_an_archive_of_frames_is_called_one(tmp_path: Path, kind: str, suffix: str | None) -> None:
+    """FFmpeg finds the first picture in a zip that was not compressed, and shows it as a film of one frame."""
+    write_folder(tmp_path / "frames", moving(2))
+    file = Path(shutil.make_archive(str(tmp_path / "film"), kind, tmp_path / "frames"))
+    if suffix is not None:
+        file = file.rename(tmp_path / f"film{suffix}")
+    with pytest.raises(DeixisError, match="is an archive; unpack it"):
+        Video(file)

@@ -225,6 +225,7 @@ def track(presence: float, threshold: float | None, filled: bool = False, sure: 
         (0.7574, 0.76, "she: not there (presence 0.757, below 0.76)"),
         (0.75996, 0.76, "she: not there (presence 0.75996, below 0.76)"),
         (0.1, 0.5, "she: not there (presence 0.10, below 0.5)"),
+        (0.71, 0.9999, "she: not there (presence 0.7100, below 0.9999)"),
         (0.88, 0.5, "she: not there (presence 0.88, but no pixel of it is marked)"),
         (0.88, None, "she: not there (presence 0.88)"),
     ],

@@ -28,6 +28,11 @@ def safe_name(name: Any, source: Path) -> str:
     return name
 
 
+def separator_of(text: str) -> str:
+    """What stands between the cells of a table: a comma, or what Excel writes in many countries, semicolon or tab."""
+    return max(",;\t", key=text.partition("\n")[0].count)
+
+
 class Missing(DeixisError):
     """A file or folder is not there; it was not damaged, but perhaps never fetched. path: where it belongs."""
 

@@ -78,9 +78,9 @@ class TrackSummary:
 
 
 def smaller_than(presence: float, bound: float) -> str:
-    """Two numbers, with as many digits as it takes for the first to be the smaller one."""
+    """Two numbers, with as many digits as it takes for the first to be the smaller one, and for 0.9999 not to be 1."""
     for digits in range(2, 7):
         first, second = f"{presence:.{digits}f}", f"{bound:.{digits}g}"
-        if float(first) < float(second):
+        if float(first) < float(second) and (float(second) < 1 or bound >= 1):
             break
     return f"{first}, below {second}"

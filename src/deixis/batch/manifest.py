@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deixis.batch.storage import URL, fetched
+from deixis.files import separator_of
 from deixis.linking import Presence
 from deixis.types import DeixisError, Expression
 from deixis.video import FOLDER_FPS, MAX_PIXELS, check_stretch
@@ -133,7 +134,7 @@ ManifestRow = tuple[int, Any, Any, Any]  # line, film, sentences, options, as th
 
 
 def _csv_rows(text: str, place: str) -> Iterator[ManifestRow]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator_of(text))
     try:
         header = [name.strip() for name in next(reader, [])]
         known = ["film", "sentences", *OPTIONS]

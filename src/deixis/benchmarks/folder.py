@@ -24,7 +24,7 @@ from deixis.benchmarks.fixtures import WORDS, tiny_videos, write_film, write_jpe
 from deixis.benchmarks.opening import IMAGE_SUFFIXES, checked_benchmark, choose_split, normalise_text
 from deixis.benchmarks.pngs import VOID, png_size, present_numbers, read_ids, write_ids
 from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry
-from deixis.files import cache_folder, list_folder, require_file, require_folder, safe_name, write_json
+from deixis.files import cache_folder, list_folder, require_file, require_folder, safe_name, separator_of, write_json
 from deixis.types import DeixisError, Expression
 from deixis.video import Video, natural
 
@@ -189,9 +189,7 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         raise DeixisError(f"{path}: not UTF-8 text ({error.reason}); save the table as 'CSV UTF-8'") from error
     except OSError as error:
         raise DeixisError(f"{path}: cannot be read ({error.strerror})") from error
-    head = text.partition("\n")[0]
-    mark = max(",;\t", key=head.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator_of(text), skipinitialspace=True, strict=True)
     try:
         lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:

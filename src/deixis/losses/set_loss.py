@@ -98,9 +98,7 @@ def level_terms(
     return {"score": score, "contrastive": contrastive, **{name: value / count for name, value in sums.items()}}
 
 
-def matched_sums(
-    prediction: Prediction, tracks: Sequence[Track | None], config: MaskLossConfig
-) -> dict[str, Tensor]:
+def matched_sums(prediction: Prediction, tracks: Sequence[Track | None], config: MaskLossConfig) -> dict[str, Tensor]:
     """The terms of one decoder level, summed over clips and frames; boxes and contrast where it predicts boxes."""
     scores, masks = prediction.scores.float(), prediction.masks.float()
     boxes = None if prediction.boxes is None else prediction.boxes.float()
@@ -135,9 +133,7 @@ def boxed_frames(track: Track, config: MaskLossConfig) -> Tensor:
 
 
 @torch.no_grad()
-def match_query(
-    scores: Tensor, masks: Tensor, boxes: Tensor | None, track: Track, config: MaskLossConfig
-) -> Tensor:
+def match_query(scores: Tensor, masks: Tensor, boxes: Tensor | None, track: Track, config: MaskLossConfig) -> Tensor:
     """() int: the query of one clip that is matched to the track, the same in all frames.
 
     scores: (T, Q).  masks: (T, Q, h, w).  boxes: (T, Q, 4), or None.

@@ -357,7 +357,12 @@ def header(file: Path) -> tuple[Size | None, int, bool]:
 
 
 def values_of(image: Any) -> np.ndarray:
-    """(H, W, 3) RGB of a Pillow picture, in its own depth where that is more than 8 bits."""
+    """(H, W, 3) RGB of a Pillow picture, upright, in its own depth where that is more than 8 bits."""
+    from PIL import ExifTags, ImageOps
+
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9):
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         grey = np.asarray(image)
         return np.repeat(grey[..., None], 3, 2)

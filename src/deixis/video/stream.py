@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # Formats that are lists of other files and may name any on this machine. (FFmpeg keeps ffconcat to files beside it.)
 PLAYLISTS = frozenset({"hls", "applehttp", "dash", "imf", "sdp", "rtsp", "sap", "webm_dash_manifest", "lavfi"})
+ARCHIVES = (b"PK\3\4", b"Rar!\x1a", b"7z\xbc\xaf", b"\x1f\x8b")  # zip, rar, 7z, gzip
 PICTURES_OF = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image  # streams beside a film
 
 
@@ -50,6 +51,8 @@ class Stream:
             "max_pixels": str(self.max_pixels), "protocol_whitelist": "file",
             "format_whitelist": ",".join(sorted(av.formats_available - PLAYLISTS)),
         }  # fmt: skip
+        if any(self._begins(mark) for mark in ARCHIVES):  # FFmpeg would show a picture that lies in it
+            raise DeixisError(f"{self.path} is an archive; unpack it, and give the film or the folder that was in it")
         if self._begins(b"#EXTM3U"):
             raise DeixisError(
                 f"{self.path} is a playlist, which may name any file; if you trust it, make a film of it with"
