@@ -400,6 +400,7 @@ def test_ctrl_c_twice_stops_at_once_and_leaves_nothing(
 # --- the other commands -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_demo_cuts_out_of_the_clip_that_is_shipped(place: Path) -> None:
     result = CliRunner().invoke(app, ["demo", "-o", str(place / "out"), "--model", "light_debug", "--as", "rle"])
     assert result.exit_code == 0, result.output

@@ -17,6 +17,7 @@ from deixis.encoders import fast
 from deixis.encoders.fast import FastNetwork
 from deixis.systems.light import light_debug
 
+pytestmark = pytest.mark.slow  # each test traces and compiles networks
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="openvino is not installed (extra fast)")
 
 
@@ -36,7 +37,6 @@ def assert_same(found, wanted):
         assert (a - b).abs().max() <= 1e-3 * b.abs().max()
 
 
-@pytest.mark.slow
 @needs_openvino
 def test_encoders_give_the_same_maps_in_fp32(cache):
     torch.manual_seed(0)
@@ -50,7 +50,6 @@ def test_encoders_give_the_same_maps_in_fp32(cache):
     assert_same([getattr(quick, n) for n in names], [getattr(plain, n) for n in names])
 
 
-@pytest.mark.slow
 @needs_openvino
 @pytest.mark.parametrize("padded", [False, True])
 def test_proposals_are_the_same_in_fp32(cache, padded):

@@ -110,6 +110,7 @@ def test_sentences_whose_thing_is_taken_away_refer_to_nothing(system, tmp_path):
     assert not batch.right[written].any()
 
 
+@pytest.mark.slow
 def test_the_scorer_learns_to_choose_and_to_refuse_on_one_clip(system, tmp_path):
     save_tokens(tmp_path / "a.safetensors", tokens(system))
     save_tokens(tmp_path / "b.safetensors", tokens(system, frames=1))

@@ -12,6 +12,7 @@ from conftest import not_allowed, patterns
 LIST = Path(__file__).parents[1] / ".ci" / "allowed_skips.txt"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reason", "passes"), [("open_clip is not installed, and", True), ("because", False)])
 def test_a_skip_that_is_not_on_the_list_fails_the_run(tmp_path: Path, reason: str, passes: bool) -> None:
     (tmp_path / "test_one.py").write_text(f"import pytest\ndef test_one():\n    pytest.skip({reason!r})\n")

@@ -130,6 +130,7 @@ def test_the_time_limit_ends_the_run_in_order_and_leaves_the_schedule(tmp_path):
     assert limited.train.learning_rate(outcome.step) == pytest.approx(limited.train.lr, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_names_the_part_and_keeps_the_checkpoint(tmp_path, value):
     def poisoned(system, batch):

@@ -425,6 +425,7 @@ TINY = ["--set", "data.films=4", "--set", "data.held_out_films=1", "--set", "dat
         "--set", "train.batch=2", "--set", "train.validate_every=2", "--device", "cpu"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_curves")
 def test_the_world_recipe_trains_on_a_tower_file_and_its_model_segments(tower_file: Path, tmp_path: Path) -> None:
     train("vlp_rvos_world", "-o", str(tmp_path / "run"), "--data", f"tower={tower_file}", *TINY)
@@ -456,6 +457,7 @@ def test_the_world_recipe_trains_on_a_tower_file_and_its_model_segments(tower_fi
         tower_file.write_bytes(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_curves")
 def test_the_world_recipe_goes_without_a_tower_file_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
     changes = ["--set", "model.dropout=0.1", "--set", "train.steps=3"]
