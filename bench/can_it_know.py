@@ -85,7 +85,7 @@ def build(name: str, seed: int = 0) -> Any:
     for key, parameter in model.named_parameters():
         if key == "guide.gate":
             torch.nn.init.constant_(parameter, 0.5)
-        if parameter.requires_grad and parameter.ndim > 1 and key.startswith(("prompts.", "fuse.", "watch.")):
+        if parameter.requires_grad and parameter.ndim > 1 and key.startswith(("prompts.", "fuse.", "video_decoder.")):
             torch.nn.init.normal_(parameter, std=0.3)  # published starts are near nothing
         if key.endswith(("pixel_scale", "word_scale")):
             torch.nn.init.constant_(parameter, 0.5)

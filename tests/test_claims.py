@@ -56,6 +56,38 @@ def test_what_is_done_is_not_done_again(claims: Any, tmp_path: Path, capsys: pyt
     assert "words everywhere over words as the start" in capsys.readouterr().out
 
 
+STUDIES = (
+    "soc_cluster", "soc_contrast", "soc_plus_plus_frames", "soc_plus_plus_proxies", "vlp_rvos_prompts",
+    "vlp_rvos_history", "vlp_rvos_cubes", "conv_clip_words", "conv_clip_words_hard", "conv_clip_queries", "vlp_rvos_aligned", "conv_clip_aligned",
+)  # fmt: skip
+
+
+def test_every_study_is_tested_below(claims: Any) -> None:
+    assert set(STUDIES) == set(claims.STUDIES)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_arm_answers_and_what_it_trains_gets_a_gradient(
+    claims: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, vlp = claims.STUDIES[name], claims.vlp_rvos
+    monkeypatch.setattr(vlp, "tower_of", lambda path, seed: vlp.of_arm().tower.state_dict())  # its training is long
+    for arm in study.arms:
+        model = study.arms[arm]()
+        model.prepare(tmp_path, 0)
+        films = study.draw(6, claims.grid.generator(0))
+        loss = model.loss(films)
+        loss.backward()
+        assert torch.isfinite(loss), arm
+        assert 0 <= float(model.right(films).mean()) <= 1, arm
+        unused = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+        assert not {n for n in unused if not n.endswith(UNUSED)}, arm
+
+
+# The token for a film's first clip, which no second clip needs.
+UNUSED = ("history.nothing",)
+
+
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [(0.021, 0.3, "shown"), (-0.1, 0.019, "refuted"), (0.0, 0.04, "not shown"), (0.02, 0.04, "not shown")],

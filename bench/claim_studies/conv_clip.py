@@ -63,9 +63,9 @@ class PermutedArm(VideoArm):
         return (self.logits(films).argmax(-1) == films["truth"][:, None]).float().mean(1)
 
 
-def words_of_others(count: int, draw: torch.Generator) -> Films:
+def words_of_others(count: int, draw: torch.Generator, noise: float) -> Films:
     """Films asked with the words of the film before, as if those had been right."""
-    films = appearance(count, draw)
+    films = appearance(count, draw, noise=noise)
     return films | {"colour": films["colour"].roll(1), "shape": films["shape"].roll(1)}
 
 
@@ -76,21 +76,27 @@ def permuted(count: int, draw: torch.Generator, frames: int = 6) -> Films:
 
 appearance = partial(named_films, frames=4, bad=(0, 0))
 LONG = "24 frames"
-WORDS = Study(
-    name="conv_clip_words",
-    arms={
-        "words everywhere": VideoArm,
-        "words as the start": partial(VideoArm, words="start", video_start="learned"),
-    },
-    draw=appearance,
-    tests={"words of another film": words_of_others},
-    comparisons=(
-        Comparison(
-            claim="conv-CLIP: words everywhere", arm="words everywhere", controls=("words as the start",),
-            chance=1 / OBJECTS,
+
+
+def words_study(name: str, noise: float) -> Study:
+    """Words in every layer against the sentence as a start, under so much noise."""
+    return Study(
+        name=name,
+        arms={
+            "words everywhere": VideoArm,
+            "words as the start": partial(VideoArm, words="start", video_start="learned"),
+        },
+        draw=partial(appearance, noise=noise),
+        tests={"words of another film": partial(words_of_others, noise=noise)},
+        comparisons=(
+            Comparison(
+                claim="conv-CLIP: words everywhere", arm="words everywhere", controls=("words as the start",),
+                chance=1 / OBJECTS,
+            ),
         ),
-    ),
-)  # fmt: skip
+    )  # fmt: skip
+
+
 QUERIES = Study(
     name="conv_clip_queries",
     arms={
@@ -112,4 +118,4 @@ QUERIES = Study(
         ),
     ),
 )  # fmt: skip
-STUDIES = (WORDS, QUERIES)
+STUDIES = (words_study("conv_clip_words", 0.7), words_study("conv_clip_words_hard", 2.0), QUERIES)

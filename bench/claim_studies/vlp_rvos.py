@@ -64,7 +64,7 @@ class TwinArm(Chooser):
         """Put the tower of this seed in, trained now if it is not there."""
         self.tower.load_state_dict(tower_of(folder / f"tower-{seed}.pt", seed))
 
-    def look(self, films: Films, before: Tensor | None = None) -> Tensor:
+    def encode(self, films: Films, before: Tensor | None = None) -> Tensor:
         """(B, T, h, w, C) after the tower's last layer."""
         patches = self.cells(films["at"])
         frames = patches.shape[1]
@@ -75,7 +75,7 @@ class TwinArm(Chooser):
         nothing = patches.new_zeros(len(patches), 1, 16)
         text = TextFeatures(nothing, nothing[..., 0].bool(), nothing[:, 0])
         prompts = self.prompts() if self.capture is not None else Prompts(None, None, None)
-        return VlpRvos.look(self, patches, text, prompts, before)[-1]  # type: ignore[arg-type]
+        return VlpRvos.encode_with_text(self, patches, text, prompts, before)[-1]  # type: ignore[arg-type]
 
     def choose(self, cells: Tensor, films: Films) -> Tensor:
         twins = at_twins(cells, films["at"])  # (B, T, K, C)
@@ -83,7 +83,7 @@ class TwinArm(Chooser):
         return self.score(torch.cat([twins, sentence], dim=-1))[..., 0].mean(1)
 
     def forward(self, films: Films) -> Tensor:
-        return self.choose(self.look(films), films)
+        return self.choose(self.encode(films), films)
 
 
 class HistoryArm(TwinArm):
@@ -97,14 +97,14 @@ class HistoryArm(TwinArm):
 
     def forward(self, films: Films) -> Tensor:
         if self.history is None:
-            return self.choose(self.look(films), films)
+            return self.choose(self.encode(films), films)
         cells = self.cells(films["before"], torch.where(films["hats"] == 1, HAT, PLAIN)).movedim(2, -1)
         own = films["before"].gather(2, films["truth"][:, None, None].expand(-1, cells.shape[1], 1))  # (B, T, 1)
         masks = torch.full((*cells.shape[:2], ROWS * SIDE), -8.0, device=cells.device).scatter(2, own, 8.0)
         masks = masks.unflatten(-1, (ROWS, SIDE)).repeat_interleave(4, -1).repeat_interleave(4, -2)
         memory = pool_by_mask(cells @ self.reasoned, masks)  # (B, T, D)
         memory = memory.mean(1, keepdim=True) if self.pooled else memory
-        return self.choose(self.look(films, self.history(memory, len(memory))), films)
+        return self.choose(self.encode(films, self.history(memory, len(memory))), films)
 
 
 class CubeArm(Chooser):
