@@ -54,7 +54,7 @@ class BadFrames(Chooser):
         self.colours, self.shapes = nn.Embedding(COLOURS, WIDTH), nn.Embedding(SHAPES, WIDTH)  # the text encoder
         kind = RelevanceClusterer if relevance else EvenClusterer
         self.cluster = QueryClusterer(SOC) if soc else kind(self.config)
-        self.to_frames = ResidualAttention(WIDTH, 4, 0.0)
+        self.to_frames = None if soc else ResidualAttention(WIDTH, 4, 0.0)
         self.score = Mlp(2 * WIDTH, 64, 1)
 
     def forward(self, films: Films) -> Tensor:
