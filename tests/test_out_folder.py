@@ -437,7 +437,9 @@ def test_every_command_into_mounted_disks_and_segment_below_a_read_only_folder(t
     ]  # fmt: skip
     assert found["overwrite"] == [0, "", with_keep]
     assert found["below"] == [0, "", files]
-    assert found["others"][:4] == [[0, ""]] * 4
+    assert found["others"][:3] == [[0, ""]] * 3
+    status, said = found["others"][3]  # batch says on what it computes, and no more
+    assert (status, said.startswith("light_debug on cpu"), len(said.splitlines())) == (0, True, 1), said
     status, said = found["others"][4]
     assert (status, len(said.splitlines())) == (0, 10), said  # a line a step
     lists = found["lists"]
