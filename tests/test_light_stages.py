@@ -20,6 +20,7 @@ from deixis.training.token_batches import (
     right_tracks,
     scorer_losses,
     sides_exchanged,
+    thin,
     token_sample,
     validate_scorer,
 )
@@ -111,6 +112,17 @@ def test_sentences_whose_thing_is_taken_away_refer_to_nothing(system, tmp_path):
 
 
 @pytest.mark.slow
+def test_only_tracks_that_no_sentence_needs_are_left_out(system):
+    made = tokens(system)
+    thinned = [thin(made, SENTENCES[:1], ScorerData(thinned=1.0), np.random.default_rng(seed)) for seed in range(30)]
+    gone = torch.stack([t.tracks.absent[0] for t in thinned])
+    assert not gone[:, 0].any()  # the red square is what the sentence names
+    assert 0 < gone[:, 1].float().mean() < 1
+    assert all((t.overlap[1] == 0).all() == absent for t, absent in zip(thinned, gone[:, 1], strict=True))
+    every = thin(made, SENTENCES, ScorerData(thinned=1.0), np.random.default_rng(0))
+    assert torch.equal(every.tracks.absent[0, :2], torch.tensor([False, False]))
+
+
 def test_the_scorer_learns_to_choose_and_to_refuse_on_one_clip(system, tmp_path):
     save_tokens(tmp_path / "a.safetensors", tokens(system))
     save_tokens(tmp_path / "b.safetensors", tokens(system, frames=1))

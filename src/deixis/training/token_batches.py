@@ -41,7 +41,8 @@ class ScorerData:
     swapped: float = 0.12  # chance that one word of a sentence is exchanged, which then refers to nothing
     borrowed: float = 0.08  # sentences of another clip, of the number of a clip's own
     mirrored: float = 0.5  # chance that a clip is mirrored, its words left and right exchanged
-    thinned: float = 0.1  # chance that a track that no sentence of the clip needs is left out
+    thinned: float = 0.9  # greatest share of the tracks that no sentence needs which is left out of a clip; half of the
+    # clips keep all. What is chosen must not depend on how many other tracks there are (``deixis.choose`` gives few)
     noise: float = 0.05  # of features, in units of their spread
 
 
@@ -112,7 +113,18 @@ def token_sample(
             chosen.append((Said(other, "none", ()), 0.6, False) if other else (said, 1.0, False))
         else:
             chosen.append((said, 1.0, False))
+    if rng.random() < 0.5:
+        tokens = thin(tokens, [said for said, _, _ in chosen], data, rng)
     return tokens, chosen
+
+
+def thin(tokens: Tokens, sentences: Sequence[Said], data: ScorerData, rng: np.random.Generator) -> Tokens:
+    """The clip without some of the tracks that show nothing that the sentences refer to."""
+    needed = sorted({n for said in sentences for n in said.objects})
+    idle = (tokens.overlap[:, needed] <= data.doubtful).all(1)
+    gone = idle & torch.from_numpy(rng.random(len(idle)) < rng.uniform(0, data.thinned))
+    tracks = replace(tokens.tracks, alive=tokens.tracks.alive & ~gone, score=tokens.tracks.score * ~gone)
+    return replace(tokens, tracks=tracks, overlap=tokens.overlap * ~gone[:, None])
 
 
 NOUN_SWAPS = (
