@@ -15,6 +15,7 @@ from deixis.training.token_batches import (
     ScorerData,
     TokenFolder,
     collate_tokens,
+    heights_exchanged,
     mirror_tokens,
     one_word_changed,
     right_tracks,
@@ -22,6 +23,7 @@ from deixis.training.token_batches import (
     sides_exchanged,
     thin,
     token_sample,
+    upturn_tokens,
     validate_scorer,
 )
 from deixis.training.tokens import Said, clip_tokens, overlaps, read_tokens, save_tokens
@@ -112,6 +114,16 @@ def test_sentences_whose_thing_is_taken_away_refer_to_nothing(system, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_clip_turned_upside_down_has_its_heights_and_its_words_exchanged(system):
+    made = replace(tokens(system), sentences=(Said("the upper cup on the left, moving up", "place", (0,)),))
+    turned = upturn_tokens(made)
+    assert turned.sentences[0].text == "the lower cup on the left, moving down"
+    assert torch.equal(turned.tracks.geometry[..., 1], -made.tracks.geometry[..., 1])
+    assert torch.equal(turned.tracks.geometry[..., [0, 2, 3, 4]], made.tracks.geometry[..., [0, 2, 3, 4]])
+    for word in ("top", "bottom", "upper", "lower", "highest", "up", "rising", "above", "below"):  # there and back
+        assert heights_exchanged(heights_exchanged(word)) == word
+
+
 def test_only_tracks_that_no_sentence_needs_are_left_out(system):
     made = tokens(system)
     thinned = [thin(made, SENTENCES[:1], ScorerData(thinned=1.0), np.random.default_rng(seed)) for seed in range(30)]

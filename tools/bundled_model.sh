@@ -35,7 +35,7 @@ stage large proposals "$runs/namer/model.safetensors" views --set train.steps=30
 stage proposals proposals "$runs/large/model.safetensors" both --set train.steps=7000
 "$python" "$here/remember_views.py" --data "$data" --weights "$weights" -o "$runs/views" --view 1 --written
 model=$runs/proposals/model.safetensors
-for kind in pictures davis stills typed films; do
+for kind in pictures davis stills pasted typed films; do
     "$python" "$here/make_tokens.py" $kind --model "$model" --features "$runs/views" --objects "$runs/objects" \
         --data "$data" -o "$runs/tokens" --films "${FILMS:-10000}"
 done

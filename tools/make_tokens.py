@@ -4,11 +4,13 @@
     python tools/make_tokens.py davis    --model NAMER.safetensors --data SETS -o OUT
     python tools/make_tokens.py stills   --model NAMER.safetensors --data SETS -o OUT --from 0 --films 2000
     python tools/make_tokens.py films    --model NAMER.safetensors --data SETS -o OUT --from 0 --films 2000
+    python tools/make_tokens.py pasted   --model NAMER.safetensors --data SETS -o OUT --from 0 --films 4000
     python tools/make_tokens.py typed    --model NAMER.safetensors --data SETS -o OUT --films 2000
 
 ``pictures``: every remembered view with written expressions, twice: with the model's own proposals and with the true
 masks as tracks. ``stills``: crops of real pictures with generated sentences. ``davis``: clips of the DAVIS films with
-the expressions of ``films.json``. ``films``: rendered films with generated sentences. ``typed``: cut-outs of
+the expressions of ``films.json``. ``films``: rendered films with generated sentences. ``pasted``: single
+frames with cut-outs, many of them twins: places are learned from these. ``typed``: cut-outs of
 ``object_photos`` on real pictures with the phrases that people typed to single one out. Resumable; a file that is cut
 off is made anew.
 Development pictures and films go to OUT/development, the others to OUT/train; held-out ones are never touched.
@@ -204,6 +206,13 @@ def stills(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped
     )
 
 
+def pasted(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
+    shapes = [((320, 448), 1), ((320, 576), 1), ((448, 320), 1)]
+    return rendered(
+        system, asked, "pasted", shapes, 9_000_000_000, STILL_SENTENCES, stills=0, composites=1, twins=1, davis=0
+    )
+
+
 DEVELOPMENT_FILMS = 80
 
 
@@ -328,7 +337,7 @@ def paste_scene(frame: np.ndarray, folder: Path, scene: TypedScene, rng: np.rand
     return masks
 
 
-KINDS = {"pictures": pictures, "davis": davis, "stills": stills, "films": films, "typed": typed}
+KINDS = {"pictures": pictures, "davis": davis, "stills": stills, "films": films, "pasted": pasted, "typed": typed}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class ScorerData:
     swapped: float = 0.12  # chance that one word of a sentence is exchanged, which then refers to nothing
     borrowed: float = 0.08  # sentences of another clip, of the number of a clip's own
     mirrored: float = 0.5  # chance that a clip is mirrored, its words left and right exchanged
+    upturned: float = 0.3  # chance that a clip with generated sentences is turned upside down, and so are its words
     thinned: float = 0.9  # greatest share of the tracks that no sentence needs which is left out of a clip; half of the
     # clips keep all. What is chosen must not depend on how many other tracks there are (``deixis.choose`` gives few)
     noise: float = 0.05  # of features, in units of their spread
@@ -100,6 +101,8 @@ def token_sample(
     tokens = folder[int(rng.integers(len(folder)))]
     if rng.random() < data.mirrored:
         tokens = mirror_tokens(tokens)
+    if rng.random() < data.upturned and all(can_turn(said) for said in tokens.sentences):
+        tokens = upturn_tokens(tokens)
     tokens = with_noise(tokens, rng, data.noise)
     order = rng.permutation(len(tokens.sentences))[: data.sentences]
     chosen: list[tuple[Said, float, bool]] = []
@@ -158,10 +161,37 @@ def sides_exchanged(text: str) -> str:
 
 
 def mirror_tokens(tokens: Tokens) -> Tokens:
-    """The clip seen in a mirror: places and words change sides. What lies under a mask is taken to stay the same."""
-    flip = tokens.tracks.geometry.new_tensor([-1, 1, 1, 1, 1])
-    tracks = replace(tokens.tracks, geometry=tokens.tracks.geometry * flip)
-    sentences = tuple(Said(sides_exchanged(s.text), s.kind, s.objects) for s in tokens.sentences)
+    """The clip in a mirror: places and words change sides. What lies under a mask is taken to stay the same."""
+    return turned(tokens, (-1, 1, 1, 1, 1), sides_exchanged)
+
+
+GENERATED = (
+    "class", "colour", "place", "motion", "size", "several", "twin_place", "twin_motion", "twin_colour", "none"
+)  # fmt: skip
+HEIGHTS = {
+    "top": "bottom", "bottom": "top", "topmost": "lowest", "upper": "lower", "lower": "upper", "highest": "lowest",
+    "lowest": "highest", "higher": "lower", "up": "down", "down": "up", "rising": "sinking", "sinking": "rising",
+    "above": "below", "below": "above", "under": "above",
+}  # fmt: skip
+
+
+def can_turn(said: Said) -> bool:
+    """Whether the words that name heights are known; a top hat stays one upside down."""
+    return said.kind in GENERATED and "top hat" not in said.text
+
+
+def heights_exchanged(text: str) -> str:
+    return A_WORD.sub(lambda m: HEIGHTS.get(m.group().lower(), m.group()), text)
+
+
+def upturn_tokens(tokens: Tokens) -> Tokens:
+    """The clip upside down: as many clips again in which top and bottom matter."""
+    return turned(tokens, (1, -1, 1, 1, 1), heights_exchanged)
+
+
+def turned(tokens: Tokens, signs: Sequence[int], exchanged: Callable[[str], str]) -> Tokens:
+    tracks = replace(tokens.tracks, geometry=tokens.tracks.geometry * tokens.tracks.geometry.new_tensor(signs))
+    sentences = tuple(Said(exchanged(s.text), s.kind, s.objects) for s in tokens.sentences)
     return Tokens(tracks, tokens.overlap, sentences, tokens.name)
 
 

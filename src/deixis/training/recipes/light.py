@@ -147,7 +147,7 @@ def light_scorer(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> R
     training, development = data["tokens"] / "train", data["tokens"] / "development"
     places = {
         "pictures": sorted(training.glob("v*")),
-        "stills": [training / name for name in ("stills", "stills_true", "typed")],
+        "stills": [training / name for name in ("stills", "stills_true", "pasted", "typed")],
         "films": [training / "films"],
     }
     folders = {name: TokenFolder(several) for name, several in places.items() if any(f.exists() for f in several)}
