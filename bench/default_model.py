@@ -29,9 +29,9 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _frames import at_model_size
 
 import deixis
-from deixis.inference import model_size
 from deixis.metrics.presence import calibration_error
 from deixis.metrics.region_contour import score_track
 from deixis.synthetic import mixture
@@ -40,7 +40,6 @@ from deixis.synthetic.mixture import composites, long_films, stills, twins
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.training.measure import Answer, answers, wilson, write_frames
 from deixis.training.regions import SAME_NAMES
-from deixis.video import normalise_pixels
 
 CELLS = (
     "composites", "shuffled", "stills", "written", "twins", "long", "davis", "films", "naming", "proposals", "choose"
@@ -178,12 +177,7 @@ def davis(system: torch.nn.Module, pictures: Path, precision: str, sentences: bo
 @torch.inference_mode()
 def looked_at(system: Any, rgb: np.ndarray, precision: str) -> tuple[Any, torch.Tensor]:
     """The frozen maps of a picture (H, W, 3) at the model's size, and the normalised frame (1, 3, h, w)."""
-    config = system.config
-    size = model_size(rgb.shape[:2], config)
-    small = torch.from_numpy(cv2.resize(rgb, size[::-1], interpolation=cv2.INTER_AREA))
-    x = normalise_pixels(small.permute(2, 0, 1)[None], config.mean, config.std)
-    padded = [-(-n // config.multiple) * config.multiple for n in size]
-    x = F.pad(x, (0, padded[1] - size[1], 0, padded[0] - size[0]))
+    x = at_model_size(rgb[None], system.config)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         return system.encode_frames(x), x
 

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _frames import at_model_size
 
 import deixis
 from deixis.inference import model_size
@@ -26,7 +27,6 @@ from deixis.synthetic.cutouts import DEVELOPMENT_VIDEOS
 from deixis.synthetic.mixture import composites, davis, twins
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.systems.light import Light, link
-from deixis.video import normalise_pixels
 
 LEAST_CELLS = 30  # stride-4 cells of an object over a window, below which it is left out
 
@@ -66,18 +66,13 @@ def measured(system: Light, frames: np.ndarray, truth: np.ndarray) -> list[tuple
 
     frames: (T, H, W, 3) uint8.  truth: (T, N, H, W) bool.
     """
-    config = system.config
-    size = model_size(frames.shape[1:3], config)
-    small = np.stack([cv2.resize(f, size[::-1], interpolation=cv2.INTER_AREA) for f in frames])
-    pad = [-n % config.multiple for n in size]
-    x = normalise_pixels(torch.from_numpy(small).permute(0, 3, 1, 2), config.mean, config.std)
-    x = F.pad(x, (0, pad[1], 0, pad[0]))
+    size, x = model_size(frames.shape[1:3], system.config), at_model_size(frames, system.config)
     with torch.autocast("cpu", torch.bfloat16):
         features = system.encode_frames(x)
         found = system.propose(features, x, torch.zeros(len(x), *x.shape[-2:]))
         tracks, _ = link(found, features.deep, 1)
     masks = np.stack([[cv2.resize(m.astype(np.float32), size[::-1]) for m in frame] for frame in truth])
-    objects = F.avg_pool2d(F.pad(torch.from_numpy(masks), (0, pad[1], 0, pad[0])), 4) > 0.5
+    objects = F.avg_pool2d(F.pad(torch.from_numpy(masks), (0, x.shape[3] - size[1], 0, x.shape[2] - size[0])), 4) > 0.5
     rows = []
     for number in range(objects.shape[1]):
         mask = objects[:, number]

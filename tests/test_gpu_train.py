@@ -144,8 +144,8 @@ def test_a_run_goes_on_from_call_to_call_and_its_model_comes_back(place: Path, p
     assert "presence is that of the start" in run("fetch", "--parts", out, "-o", place / "fetched.safetensors")
     model = deixis.load(place / "fetched.safetensors")
     assert not model.config.train_vision
-    told = weights.read_header(place / "fetched.safetensors")[0]
-    assert told["config"] == weights.read_header(work / "scorer" / "model.safetensors")[0]["config"]
+    facts = weights.read_header(place / "fetched.safetensors")[0]
+    assert facts["config"] == weights.read_header(work / "scorer" / "model.safetensors")[0]["config"]
     written = deixis.load(work / "scorer" / "model.safetensors").state_dict()
     assert all(torch.equal(value, written[name]) for name, value in model.state_dict().items())
 

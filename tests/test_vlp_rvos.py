@@ -380,12 +380,12 @@ def test_a_film_is_answered_in_clips_each_told_by_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_folder(tmp_path / "frames", moving(11))
-    model, heard = make().eval(), []
+    model, calls = make().eval(), []
     follow = VlpRvos.step
 
     def listening(self: VlpRvos, maps: Any, expressions: Any, memory: Any, wanted: Any = None) -> Any:
         answer, carried = follow(self, maps, expressions, memory)
-        heard.append((memory, carried, maps.levels[0].shape))
+        calls.append((memory, carried, maps.levels[0].shape))
         return answer, carried
 
     monkeypatch.setattr(VlpRvos, "step", listening)
@@ -393,10 +393,10 @@ def test_a_film_is_answered_in_clips_each_told_by_the_one_before(
     assert [len(track) for track in tracks] == [11, 11]
     assert tracks[0].masks[3].shape == (72, 96)
     # Square, whatever the film's shape; the last clip is short, as published.
-    assert [h[2] for h in heard] == [(1, 4, 32, 4, 4)] * 2 + [(1, 3, 32, 4, 4)]
-    assert heard[0][0] is None
-    assert heard[1][0] is heard[0][1]
-    assert heard[2][0] is heard[1][1]
+    assert [h[2] for h in calls] == [(1, 4, 32, 4, 4)] * 2 + [(1, 3, 32, 4, 4)]
+    assert calls[0][0] is None
+    assert calls[1][0] is calls[0][1]
+    assert calls[2][0] is calls[1][1]
 
 
 @pytest.fixture(scope="module")

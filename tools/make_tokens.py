@@ -202,8 +202,9 @@ STILL_SENTENCES = SentenceMix(
 def stills(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
     shapes = [((320, 448), 1), ((320, 384), 1), ((448, 320), 1)]
     return rendered(
-        system, asked, "stills", shapes, 8_000_000_000, STILL_SENTENCES, stills=1, composites=0, twins=0, davis=0
-    )
+        system, asked, "stills", shapes, 8_000_000_000, STILL_SENTENCES, true_too=True,
+        stills=1, composites=0, twins=0, davis=0,
+    )  # fmt: skip
 
 
 def pasted(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
@@ -217,18 +218,21 @@ DEVELOPMENT_FILMS = 80
 
 
 def rendered(  # type: ignore[no-untyped-def]
-    system: Light, asked: argparse.Namespace, kind: str, shapes: list, base: int, mix: SentenceMix, **shares: float
-):
-    """The films of the seeds base + number; those of the development split come first, with seeds below ``base``."""
+    system: Light, asked: argparse.Namespace, kind: str, shapes: list, base: int, mix: SentenceMix, *,
+    true_too: bool = False, **shares: float,
+):  # fmt: skip
+    """The films of the seeds base + number; those of the development split come first, with seeds below ``base``.
+
+    true_too: also with the true masks as tracks, beside the others.
+    """
     mixtures: dict[tuple, Mixture] = {}
     numbers = [("development", n) for n in range(DEVELOPMENT_FILMS)]
     numbers += [("train", n) for n in range(asked.first, asked.first + asked.films)]
     for part, number in numbers:
-        true_too = (False, True) if kind == "stills" else (False,)
-        folders = {own: asked.out / part / f"{kind}{'_true' * own}" for own in true_too}
-        file = f"{number // 1000:03d}/{number:06d}.safetensors"
         if part not in asked.parts.split(",") or not mine(asked, number):
             continue
+        folders = {own: asked.out / part / f"{kind}{'_true' * own}" for own in range(1 + true_too)}
+        file = f"{number // 1000:03d}/{number:06d}.safetensors"
         if all(whole(folder / file) for folder in folders.values()):
             continue
         size, frames = shapes[number % len(shapes)]
@@ -239,8 +243,8 @@ def rendered(  # type: ignore[no-untyped-def]
         film = mixtures[key].film(base + number - (0 if part == "train" else 10_000))
         said = [Said(s.text, s.kind, tuple(s.objects)) for s in film.sentences]
         for own, folder in folders.items():
-            save_tokens(folder / file, encoded(system, film.frames, film.masks, said, film.name, own))
-        yield folders[False] / file
+            save_tokens(folder / file, encoded(system, film.frames, film.masks, said, film.name, bool(own)))
+        yield folders[0] / file
 
 
 # ---- typed phrases

@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -167,9 +167,13 @@ class Run:
         draw = generator(1_000_003 * (self.seed + 1) + self.step)
         if pool is None:
             return self.study.draw(batch, draw)
-        films = self.study.draw(pool, generator(1_000_003 * (self.seed + 1)))
         chosen = torch.randint(pool, (batch,), generator=draw)
-        return {name: value[chosen] for name, value in films.items()}
+        return {name: value[chosen] for name, value in self._pool.items()}
+
+    @cached_property
+    def _pool(self) -> Films:
+        """The few films that the arm may train on."""
+        return self.study.draw(self.study.pools[self.arm], generator(1_000_003 * (self.seed + 1)))
 
     def _average(self) -> None:
         keep = min(0.98, self.step / (self.step + 10))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deixis.linking import sigmoid
-from deixis.training.measure import fit_presence
+from deixis.training.measure import fit_presence, raw_presence
 from deixis.types import SystemConfig
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,7 @@ def fitted(config: SystemConfig, data: str, samples: Sequence[PresenceSample]) -
     )
 
     def probability(t: PresenceSample) -> float:
-        p = min(max(t.presence, 1e-7), 1 - 1e-7)
-        return float(sigmoid(np.log(p / (1 - p)) / temperature + shift))
+        return float(sigmoid(raw_presence(t.presence) / temperature + shift))
 
     threshold = float(np.quantile([probability(t) for t in first if t.there], 1 - SHOWN))
     threshold = min(max(threshold, 1e-6), 1 - 1e-6)

@@ -12,7 +12,7 @@ from deixis.linking import sigmoid
 from deixis.synthetic.mixture import composites, stills, written_stills
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.systems.light import Light, LightConfig
-from deixis.training.measure import Answer, answers, chosen_threshold, fit_presence, sure_bound
+from deixis.training.measure import Answer, answers, chosen_threshold, fit_presence, raw_presence, sure_bound
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,7 @@ def with_fitted_presence(config: LightConfig, found: Sequence[Answer]) -> LightC
     )
 
     def again(p: float) -> float:
-        p = min(max(p, 1e-7), 1 - 1e-7)
-        raw = (np.log(p / (1 - p)) - config.presence_shift) * config.presence_temperature
+        raw = raw_presence(p, config.presence_temperature, config.presence_shift)
         return float(sigmoid(raw / temperature + shift))
 
     shown = [(again(a.presence), a.right) for a in found if a.there]

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import cv2
 import numpy as np
@@ -127,13 +128,18 @@ def write_frames(film: SyntheticVideo, folder: Path) -> None:
         list(pool.map(write, range(len(film.frames))))
 
 
+def raw_presence(predicted: np.ndarray | float, temperature: float = 1.0, shift: float = 0.0) -> Any:
+    """The logits of probabilities that were made with a temperature and a shift, before these."""
+    predicted = np.clip(predicted, 1e-7, 1 - 1e-7)
+    return (np.log(predicted / (1 - predicted)) - shift) * temperature
+
+
 def fit_presence(predicted: np.ndarray, there: np.ndarray, temperature: float, shift: float) -> tuple[float, float]:
     """(temperature, shift) that make predicted probabilities agree best with the facts (least entropy; Platt, 1999).
 
     predicted: (n,) probabilities that were made with the ``temperature`` and ``shift`` given.  there: (n,) bool.
     """
-    predicted = np.clip(predicted, 1e-7, 1 - 1e-7)
-    raw = (np.log(predicted / (1 - predicted)) - shift) * temperature
+    raw = raw_presence(predicted, temperature, shift)
     y = there.astype(float)
 
     def entropy(weights: np.ndarray) -> float:

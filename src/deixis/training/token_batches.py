@@ -248,6 +248,12 @@ def collate_tokens(data: ScorerData, samples: Sequence[tuple[Tokens, list[tuple[
     )  # fmt: skip
 
 
+def named(namer: Namer, tracks: TrackFeatures) -> tuple[Tensor, Tensor]:
+    """A namer's embedding of the tracks and its log-probabilities; it is moved to where they are."""
+    embedding = namer.to(tracks.score.device)(tracks)
+    return embedding, namer.log_probabilities(embedding)
+
+
 def scorer_losses(others: tuple[Namer, Namer] | None, system: nn.Module, batch: TokenBatch) -> dict[str, Tensor]:
     """The entropy of the choice among the tracks and none of them.
 
@@ -256,14 +262,14 @@ def scorer_losses(others: tuple[Namer, Namer] | None, system: nn.Module, batch: 
     """
     assert isinstance(system, Light)
     with torch.no_grad():
-        namers = (system.namer, system.namer) if others is None else tuple(n.to(batch.folds.device) for n in others)
-        embeddings = [namer(batch.tracks) for namer in dict.fromkeys(namers)]
-        names = [namer.log_probabilities(e) for namer, e in zip(dict.fromkeys(namers), embeddings, strict=True)]
-        second = (batch.folds == 1)[:, None, None]
-        embedding, name = (torch.where(second, several[-1], several[0]) for several in (embeddings, names))
+        embedding, names = named(system.namer if others is None else others[0], batch.tracks)
+        if others is not None:
+            second = (batch.folds == 1)[:, None, None]
+            pairs = zip((embedding, names), named(others[1], batch.tracks), strict=True)
+            embedding, names = (torch.where(second, of_second, of_first) for of_first, of_second in pairs)
     # Few tokens and many rows: on a CPU the backward pass of the fused kernel takes a quarter of the step.
     with sdpa_kernel(SDPBackend.MATH):
-        similarity, none = system.score_texts(batch.tracks, embedding, batch.texts, batch.which, batch.removed, name)
+        similarity, none = system.score_texts(batch.tracks, embedding, batch.texts, batch.which, batch.removed, names)
     ignored = batch.doubtful | batch.removed
     return {"choice": choice_loss(similarity, none, batch.right, ignored, batch.absent, batch.weights)}
 
