@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import hashlib
 import json
 import os
 import time
@@ -35,16 +34,12 @@ from sam import BoxSegmenter
 from scipy.optimize import linear_sum_assignment
 from teachers import Labeler, Localizer, NanoDet, Surroundings, box_overlap
 
-SETS = ("coco_small", "voc_animals", "sysu_shapes", "caltech101_outlines", "weizmann_horses", "coco_minicoco")
-HELD_OUT_VIDEOS = ("car-turn", "lucia", "rhino")
+from deixis.synthetic.cutouts import HELD_OUT_VIDEOS, VIEW_SETS, held_out
+
+SETS = (*VIEW_SETS, "coco_minicoco")
 LEAST_BOX = 0.2  # score of a teacher's box
 LEAST_OVERLAP, LEAST_STABILITY = 0.72, 0.8  # of a mask, as MobileSAM predicts them
 LEAST_AREA, MOST_AREA = 0.002, 0.85  # share of the picture
-
-
-def held_out(set_name: str, image: str) -> bool:
-    """Whether a picture is kept for testing (data/README.md)."""
-    return int(hashlib.sha1(image.encode()).hexdigest(), 16) % (4 if set_name == "coco_small" else 10) == 0
 
 
 @dataclass

@@ -47,7 +47,7 @@ from torch import nn
 import deixis
 from deixis.encoders.efficientnet_lite import efficient_net_state
 from deixis.encoders.tiny_vit import tiny_vit_state
-from deixis.synthetic.cutouts import split_of
+from deixis.synthetic.cutouts import VIEW_SETS, split_of
 from deixis.systems.light import Light, LightConfig
 from deixis.training.light_calibration import calibrated
 from deixis.training.loop import train as train_run
@@ -56,8 +56,8 @@ from deixis.training.run import Progress, Run
 from deixis.types import DeixisError
 from deixis.weights import load_into
 
-SETS = ("coco_small", "voc_animals", "sysu_shapes", "caltech101_outlines", "weizmann_horses")  # seen by the proposals
-EXTRAS = ("backgrounds", "caltech101_cutouts", "fluent_emoji3d")  # what films are also rendered from
+EXTRAS = ("backgrounds", "caltech101_cutouts", "fluent_emoji3d", "object_photos")  # what films are also rendered from
+NEEDED_SETS = {"davis": "davis_train", "films": "davis_train", "pasted": "backgrounds", "typed": "object_photos"}
 PART = 15_000_000  # bytes of a part that comes back
 SHARES = {"proposals": 0.55, "tokens": 0.2, "scorer": 0.25}  # of the minutes (our choice)
 PACE_STEPS = 12  # after which the pace of a stage is known, and with it how many steps fit
@@ -99,7 +99,7 @@ def options_of() -> argparse.ArgumentParser:
         running.add_argument("--lr", default="3e-4", help="of the proposals; the encoders learn at shares of it")
         running.add_argument("--net-rate", default="0", help="EfficientNet's share; above 0 train the namer anew after")
         running.add_argument("--workers", type=int, default=-1, help="processes that make samples; -1: as cores")
-        running.add_argument("--kinds", default="pictures,davis,stills,films", help="of tokens, in turn")
+        running.add_argument("--kinds", default="pictures,davis,pasted,stills,typed,films", help="of tokens, in turn")
         running.add_argument("--films", type=int, default=4000, help="of each rendered kind, at most")
         running.add_argument("--share", default="0/1")
     fetching = what.add_parser("fetch")
@@ -199,6 +199,8 @@ def packed_files(asked: argparse.Namespace, short: int) -> Iterator[tuple[str, b
         yield f"data/{set_name}/index.json", json.dumps(index | {"images": kept}).encode()
         for entry in kept:
             yield f"data/{set_name}/{entry['image']}", (folder / entry["image"]).read_bytes()
+        if (folder / "expressions.json").exists():  # those with a held-out picture are left out where they are read
+            yield f"data/{set_name}/expressions.json", (folder / "expressions.json").read_bytes()
     films = asked.data / "davis_train"
     if films.is_dir():
         for path in sorted(p for p in films.rglob("*") if p.is_file()):
@@ -223,7 +225,7 @@ def chosen_pictures(asked: argparse.Namespace) -> dict[str, list[dict]]:
     of the development split, those with written expressions first."""
     written = json.loads((asked.data / "sentences" / "train.json").read_text())
     there = []
-    for set_name in SETS:
+    for set_name in VIEW_SETS:
         index = asked.data / set_name / "index.json"
         for entry in json.loads(index.read_text())["images"] if index.exists() else []:
             split = split_of(set_name, entry["image"])
@@ -439,8 +441,9 @@ def tokens(asked: argparse.Namespace) -> None:
     asked.out, asked.first, asked.true_masks_only, asked.views = asked.work / "tokens", 0, False, "0,1,2,3"
     turns: dict[tuple[str, str], Iterator] = {}
     for kind in asked.kinds.split(","):
-        if kind in ("davis", "films") and not (asked.data / "davis_train").exists():
-            print(f"no tokens of {kind}: davis_train was not packed", flush=True)
+        needed = NEEDED_SETS.get(kind)
+        if needed and not (asked.data / needed).exists():
+            print(f"no tokens of {kind}: {needed} was not packed", flush=True)
             continue
         for part in ("train", "development"):
             of_part = argparse.Namespace(**vars(asked) | {"parts": part})

@@ -251,6 +251,8 @@ def rendered(  # type: ignore[no-untyped-def]
 
 
 def typed(system: Light, asked: argparse.Namespace):  # type: ignore[no-untyped-def]
+    if "train" not in asked.parts.split(","):
+        return
     images = [e["image"] for e in json.loads((asked.data / "backgrounds" / "index.json").read_text())["images"]]
     backgrounds = [asked.data / "backgrounds" / i for i in images if split_of("backgrounds", i) == "train"]
     scenes = typed_scenes(asked.data / "object_photos")

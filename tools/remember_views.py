@@ -20,13 +20,13 @@ import cv2
 import numpy as np
 import torch
 
-from deixis.synthetic.cutouts import split_of
+from deixis.synthetic.cutouts import VIEW_SETS, split_of
 from deixis.systems.light import FrameFeatures, Light, LightConfig
 from deixis.training.recipes.light import build
 from deixis.training.views import Part, save_view, view_of
 from deixis.video import normalise_pixels
 
-SETS = ("coco_small", "voc_animals", "sysu_shapes", "caltech101_outlines", "weizmann_horses", "coco_minicoco")
+SETS = (*VIEW_SETS, "coco_minicoco")
 
 
 def main() -> None:

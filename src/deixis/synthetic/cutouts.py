@@ -33,7 +33,9 @@ from deixis.synthetic.vocabulary import (
 from deixis.types import DeixisError
 
 SPLITS = ("train", "development", "held_out")
-PICTURE_SETS = ("coco_small", "voc_animals", "weizmann_horses")
+PICTURE_SETS = ("coco_small", "voc_animals", "weizmann_horses")  # that objects are cut out of
+# Whose pictures are training views of ``light``; ``tools/data_engine.py`` finds what their own masks leave out.
+VIEW_SETS = ("coco_small", "voc_animals", "sysu_shapes", "caltech101_outlines", "weizmann_horses")
 HELD_OUT_VIDEOS = ("car-turn", "lucia", "rhino")
 DEVELOPMENT_VIDEOS = ("bus", "elephant", "hike", "soccerball")
 # Masks that hold more than the class that they carry; they would teach that a person includes the horse.
