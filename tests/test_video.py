@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from pathlib import Path
 from types import ModuleType
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -210,6 +212,20 @@ def test_a_bomb_is_refused_before_it_is_decoded_and_the_limit_can_be_raised(tmp_
     film = write_film(tmp_path / "large.mp4", moving(2, (200, 300)))
     with pytest.raises(DeixisError, match="60,000 pixels"):
         Video(film, max_pixels=50_000)
+
+
+def test_a_frame_that_was_read_is_freed_at_once(tmp_path: Path) -> None:
+    """A circle of references would keep it until Python searches for such: hundreds of frames, 12 MB each in 4K."""
+    film = Video(write_film(tmp_path / "long.mp4", moving(200)))
+    gc.collect()
+    gc.disable()
+    try:
+        for frame in film.frames():
+            frame.pixels()
+        alive = sum(type(thing) is av.VideoFrame for thing in gc.get_objects())
+        assert alive < 100, f"{alive} of 200 frames are still in memory"  # the decoder holds a few per thread
+    finally:
+        gc.enable()
 
 
 def test_pictures_are_rgb(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ class PublishedTracks:
         ]
         self._scores, self._presence = [array("f") for _ in expressions], [array("d") for _ in expressions]
         self._logits = DiskFile(folder) if soft else None
-        self._sizes: list[tuple[Size, Size]] = []  # of every window
+        self._sizes = array("i")  # of every window, four numbers: no objects that live as long as the film
 
     @property
     def waiting(self) -> tuple[int, Path]:
@@ -169,7 +169,7 @@ class PublishedTracks:
         for name in names:
             self.names.append(name)
         self.times.extend(times)
-        self._sizes.append((window[0].size, window[0].padded))
+        self._sizes.extend((*window[0].size, *window[0].padded))
         for i, shown in enumerate(window):
             self._presence[i].append(shown.presence)
             self._scores[i].extend(sigmoid(self.judge.calibrated(shown.frame_scores)).max(0).tolist())
@@ -182,7 +182,8 @@ class PublishedTracks:
     def _mask(self, frame: Tensor, shown: Shown) -> np.ndarray:
         if not bool((frame > 0).any()):
             return np.zeros(self.source_size, bool)
-        return (enlarge(frame, shown.size, shown.padded, self.source_size, self.how) > 0).any(0).numpy()
+        logits = enlarge(frame, shown.size, shown.padded, self.source_size, self.how).numpy()
+        return logits[0] > 0 if len(logits) == 1 else np.asarray((logits > 0).any(0))
 
     def finish(self) -> list[MaskTrack]:
         """One track an expression; below the judge's threshold its masks are empty."""
@@ -212,7 +213,9 @@ class PublishedTracks:
     def _soft(self, number: int) -> Iterator[np.ndarray]:
         assert self._logits is not None
         _, shown = self._verdict(number)
-        for window, (size, padded) in enumerate(self._sizes):
+        for window in range(len(self._sizes) // 4):
+            height, width, *rest = self._sizes[4 * window : 4 * window + 4]
+            size, padded = (height, width), (rest[0], rest[1])
             for frame in unpack_logits(self._logits[window * len(self.expressions) + number]):
                 if shown:
                     logits = enlarge(torch.from_numpy(frame)[None], size, padded, self.source_size, self.how)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco
 
@@ -34,7 +35,10 @@ def encode_rle(mask: np.ndarray) -> Rle:
         [2, 2]
     """
     require(mask.ndim == 2 and mask.dtype == np.bool_, "mask", "(H, W) bool", mask, "threshold and squeeze it first")
-    return coco.encode(np.asfortranarray(mask.view(np.uint8)))
+    pixels: Any = mask.view(np.uint8)
+    if pixels.size and not pixels.flags.f_contiguous:
+        pixels = cv2.transpose(np.ascontiguousarray(pixels)).T  # numpy's own change of order takes twice as long
+    return coco.encode(np.asfortranarray(pixels))
 
 
 def decode_rle(rle: Rle) -> np.ndarray:
