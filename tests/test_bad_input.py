@@ -192,10 +192,42 @@ def test_a_film_that_is_none_is_refused(tmp_path: Path, place: Path, make: Calla
         (["--size", "3"], "size must lie between"),
         (["--threshold", "2"], "threshold must lie between 0 and 1"),
         (["--max-pixels", "100"], "6,912 pixels, more than the limit of 100"),
+        (["--max-pixels", "0"], "max_pixels must be 1 or more"),
+        (["--threshold", "0"], "threshold must lie between 0 and 1"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused(film: Path, place: Path, options: list[str], words: str) -> None:
     refused(run(film, place, *options), place, words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--threshold", "0"], "threshold must lie between 0 and 1"),
+        (["--threshold", "nan"], "threshold must lie between 0 and 1"),
+        (["--selection", "best"], "unknown selection 'best'; expected one of"),
+        (["--size", "0"], "size must lie between 32 and 4096"),
+        (["--size", "31"], "size must lie between 32 and 4096"),
+        (["--size", "5000"], "size must lie between 32 and 4096"),
+        (["--precision", "fp16"], "unknown precision 'fp16'"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+        (["--model", "nonesuch"], "unknown model 'nonesuch'"),
+        (["--as", "mp4"], "unknown format 'mp4'"),
+        ([""], "must hold words"),
+    ],
+)
+def test_an_option_that_no_film_could_satisfy_is_refused_before_the_film_is_read(
+    place: Path, options: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*arguments: object, **named: object) -> None:
+        raise AssertionError("the film was opened")
+
+    monkeypatch.setattr("deixis.video.Video", opened)
+    monkeypatch.setattr("deixis.weights.load", opened)
+    done = CliRunner().invoke(app, ["segment", "film.mp4", "red", "-o", str(place / "out"), *options])
+    assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.exception
+    assert words in done.stderr
+    assert list(place.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ CSV, JSONL = "film,sentences\n", '{"film": "a.mp4", "sentences": ["a dog"]}\n'
         ("m.csv", CSV, "lists no film"),
         ("m.csv", CSV + "a.mp4\n", "line 2: expected 2 cells as in the first line, got 1"),
         ("m.csv", CSV + "a.mp4,a dog,red\n", "line 2: expected 2 cells as in the first line, got 3"),
-        ("m.csv", CSV + 'a.mp4,"a dog\n', "not a CSV file"),
+        ("m.csv", CSV + 'a.mp4,"a dog\n', "line 2: not a line of a CSV file"),
         ("m.csv", CSV + "a.mp4,\n", "line 2: an expression must hold words"),
         ("m.csv", CSV + "a.mp4,a dog||b\n", "line 2: an expression must hold words"),
         ("m.csv", CSV + f"a.mp4,{'long ' * 300}\n", "line 2: an expression may hold 1000 characters"),
@@ -198,7 +198,7 @@ CSV, JSONL = "film,sentences\n", '{"film": "a.mp4", "sentences": ["a dog"]}\n'
         ("m.csv", "film,sentences,start,end\na.mp4,a dog,2,1\n", "end must come after start"),
         ("m.csv", "film,sentences,start\na.mp4,a dog,nan\n", "start must be a number, got 'nan'"),
         ("m.csv", "film,sentences,threshold\na.mp4,a dog,2\n", "threshold must lie between 0 and 1"),
-        ("m.csv", "film,sentences,size\na.mp4,a dog,0\n", "size must be 1 pixel or more"),
+        ("m.csv", "film,sentences,size\na.mp4,a dog,0\n", "size must lie between 1 and 4096"),
         ("m.csv", "film,sentences,max_pixels\na.mp4,a dog,-1\n", "max_pixels must be 1 or more"),
         ("m.csv", 'film,sentences,as\na.mp4,a dog,"rle,gif"\n', "unknown format 'gif'"),
         ("m.csv", "film,sentences,model\na.mp4,a dog,light\n", "any of as, start, end"),
@@ -260,7 +260,7 @@ def test_an_option_that_cannot_be_is_refused_and_nothing_is_written(few: Path, o
     [
         (lambda folder: None, "is not there; expected a manifest"),
         (lambda folder: (folder / "m.csv").mkdir(), "is no file; expected a manifest"),
-        (lambda folder: (folder / "m.csv").write_bytes(b"film\xff"), "is not text in UTF-8"),
+        (lambda folder: (folder / "m.csv").write_bytes(b"film\xff"), "not UTF-8 text (invalid start byte at byte 4)"),
     ],
 )
 def test_a_manifest_that_cannot_be_read_is_refused(tmp_path: Path, make: Any, said: str) -> None:

@@ -242,6 +242,60 @@ def test_pictures_of_floating_point_are_read(tmp_path: Path, low: float, high: f
     assert len(film.warnings) == (low < 0)
 
 
+@pytest.mark.parametrize("stack", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "noted"),
+    [
+        (np.float32, 0.0, 1.0, False),
+        (np.float32, 0.0, 255.0, False),
+        (np.float32, -50.0, 9950.0, True),
+        (np.float64, 0.0, 1.0, False),
+        (np.int16, -1000, 29000, True),
+        (np.int32, 0, 1_000_000, True),
+    ],
+)
+def test_colours_of_any_kind_of_values_are_read_with_their_range(
+    tmp_path: Path, kind: type, low: float, high: float, noted: bool, stack: bool
+) -> None:
+    """Pillow opens none of them."""
+    pages = [(low + p[..., ::-1].astype(np.float64) / 230 * (high - low)).astype(kind) for p in moving(3)]
+    place = tmp_path / "stack.tif" if stack else tmp_path
+    if stack:
+        assert cv2.imwritemulti(str(place), pages)
+    else:
+        assert all(cv2.imwrite(str(tmp_path / f"{i}.tif"), page) for i, page in enumerate(pages))
+    film = Video(place)
+    for frame, plain in zip(film.frames(), moving(3), strict=True):
+        assert np.abs(frame.pixels().astype(float) - plain / 230.0 * 255).max() <= 1
+    assert len(film.warnings) == noted
+    with pytest.raises(DeixisError, match="6,912 pixels, more than the limit of 100"):
+        Video(place, max_pixels=100)
+
+
+@pytest.mark.parametrize("values", ["with nan", "four channels"])
+def test_colours_of_floating_point_with_something_odd_are_read(tmp_path: Path, values: str) -> None:
+    for i, picture in enumerate(moving(3)):
+        page = picture[..., ::-1].astype(np.float32) / 230
+        if values == "with nan":
+            page[-1, -1] = np.nan
+        else:
+            page = np.dstack([page, np.ones_like(page[..., :1])])
+        assert cv2.imwrite(str(tmp_path / f"{i}.tif"), page)
+    film = Video(tmp_path)
+    assert left_edges(film) == [4, 5, 6]
+    assert film.warnings == []
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
+def test_a_stack_of_floating_point_that_is_cut_off_is_one_line_or_what_decodes(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "stack.tif"
+    assert cv2.imwritemulti(str(path), [p.astype(np.float32) / 230 for p in moving(4)])
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with contextlib.suppress(DeixisError):
+        assert 1 <= len([f.pixels() for f in Video(path).frames()]) <= 4
+
+
 # --- names and what is no file ----------------------------------------------------------------------------------------
 
 

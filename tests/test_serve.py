@@ -5,6 +5,7 @@ The numbers of published cases (CVE) are from memory; what each one did stands b
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import json
 import os
@@ -388,6 +389,145 @@ def test_the_default_is_loopback_and_anything_else_is_warned_of(
         assert bound.pop() == address
         assert ("warning: bound to 0.0.0.0: everybody" in result.stderr) is warned
         assert f"deixis is at http://{address}:" in result.stdout
+
+
+# --- what breaks behind the queue -------------------------------------------------------------------------------------
+
+
+class Breaking(Pretender):
+    """A worker in which one thing goes wrong, as often as ``left`` says."""
+
+    at = ""
+    error: Exception = OSError()
+    left = 0
+
+    def fails(self, at: str) -> None:
+        if self.at == at and Breaking.left > 0:
+            Breaking.left -= 1
+            raise self.error
+
+    def __init__(self) -> None:
+        self.fails("start")
+
+    def warm(self, model: str, device: str, precision: str) -> None:
+        self.fails("warm")
+
+    def end(self) -> None:
+        self.fails("end")
+
+    def do(self, job: Job, seconds: float) -> tuple[str, str]:
+        self.fails("do")
+        return super().do(job, seconds)
+
+
+@pytest.mark.parametrize(
+    ("at", "error", "times", "states"),
+    [
+        ("warm", BrokenPipeError("Broken pipe"), 1, ["done", "done"]),
+        ("warm", RuntimeError("CUDA error"), 1, ["done", "done"]),
+        ("start", OSError(11, "Resource temporarily unavailable"), 1, ["done", "done"]),
+        ("start", OSError(11, "Resource temporarily unavailable"), 2, ["failed", "done"]),
+        ("do", BrokenPipeError("Broken pipe"), 1, ["failed", "done"]),
+        ("do", RuntimeError("no JSON came"), 1, ["failed", "done"]),
+        ("do", worker.WorkerLost("it went"), 1, ["done", "done"]),
+        ("do", worker.WorkerLost("it went"), 2, ["failed", "done"]),
+    ],
+)
+def test_whatever_fails_the_job_ends_with_a_line_and_the_next_one_has_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, error: Exception, times: int, states: list[str]
+) -> None:
+    for name, value in (("at", at), ("error", error), ("left", times)):
+        monkeypatch.setattr(Breaking, name, value)
+    monkeypatch.setattr(Pretender, "go", threading.Event(), raising=False)
+    monkeypatch.setattr(Pretender, "done", [], raising=False)
+    monkeypatch.setattr(queue_module, "Worker", Breaking)
+    Breaking.go.set()
+    with Queue(tmp_path / "serve", {"light": "light"}, Limits(jobs=3)) as queue:
+        jobs = [queue.submit(brought(queue, name), "red", "light", ["rle"]) for name in ("a.mp4", "b.mp4")]
+        until(lambda: all(job.over for job in jobs))
+    assert [job.state for job in jobs] == states
+    for job in jobs:
+        assert bool(job.message) == (job.state == "failed")
+        assert len(job.message.splitlines()) == (job.state == "failed")
+
+
+def test_films_that_cannot_be_deleted_do_not_end_the_sweeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swept: list[float] = []
+
+    def sweep(self: Queue) -> None:
+        swept.append(time.monotonic())
+        raise PermissionError("not permitted")
+
+    monkeypatch.setattr(queue_module, "Worker", Pretender)
+    monkeypatch.setattr(Queue, "sweep", sweep)
+    with Queue(tmp_path / "serve", {"light": "light"}, Limits(keep=0.1)):
+        until(lambda: len(swept) > 1)
+
+
+class Letters:
+    """The worker's end of a pipe: what the server sends lies there already; what it gets is kept."""
+
+    def __init__(self, *asked: dict) -> None:
+        self.asked, self.sent = list(asked), list[dict]()
+
+    def recv_bytes(self) -> bytes:
+        if not self.asked:
+            raise EOFError
+        return json.dumps(self.asked.pop(0)).encode()
+
+    def send_bytes(self, data: bytes) -> None:
+        self.sent.append(json.loads(data))
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "goes_on"),
+    [
+        (OSError(28, "No space left on device"), "the server's disk is full; try again later", True),
+        (OSError(122, "Disk quota exceeded"), "the server's disk is full; try again later", True),
+        (OSError(5, "Input/output error"), "the work broke off on the server", True),
+        (MemoryError(), "the server has too little memory for this film", False),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "the server has too little memory", False),
+        (RuntimeError("CUDA error: an illegal memory access"), "the work broke off on the server", False),
+    ],
+)
+def test_what_a_visitor_did_not_cause_is_one_line_and_the_log_has_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str, goes_on: bool
+) -> None:
+    def run_task(*arguments: object) -> dict:
+        raise error
+
+    monkeypatch.setattr(process, "run_task", run_task)
+    monkeypatch.setattr(process, "load_model", lambda name: None)
+    monkeypatch.setattr(process, "run_facts", lambda *arguments: {})
+    monkeypatch.setattr(process, "run_words", lambda *arguments: "")
+    task = dataclasses.asdict(a_task(tmp_path / "film.mp4", tmp_path / "out"))
+    pipe = Letters(task, task)
+    before = signal.getsignal(signal.SIGINT)
+    process.work(pipe, threading.Event())
+    signal.signal(signal.SIGINT, before)
+    assert len(pipe.sent) == 1 + goes_on
+    assert [(report["state"], report["ends"]) for report in pipe.sent[:1]] == [("failed", not goes_on)]
+    assert pipe.sent[0]["message"].startswith(said)
+    assert str(tmp_path) not in pipe.sent[0]["message"]
+
+
+def test_a_model_that_cannot_be_warmed_ends_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = iter([RuntimeError("CUDA out of memory"), None])
+
+    def load_model(name: str) -> None:
+        if (error := next(loaded)) is not None:
+            raise error
+
+    monkeypatch.setattr(process, "load_model", load_model)
+    monkeypatch.setattr(process, "run_facts", lambda *arguments: {})
+    monkeypatch.setattr(process, "run_words", lambda *arguments: "")
+    monkeypatch.setattr(process, "run_task", lambda *arguments: {"state": "done"})
+    task = dataclasses.asdict(a_task(tmp_path / "film.mp4", tmp_path / "out"))
+    pipe = Letters({"model": task["model"], "device": "cpu", "precision": "auto"}, task)
+    before = signal.getsignal(signal.SIGINT)
+    process.work(pipe, threading.Event())
+    signal.signal(signal.SIGINT, before)
+    assert pipe.sent == [{"state": "done"}]
 
 
 # --- a true worker ----------------------------------------------------------------------------------------------------

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
+import csv
 import hashlib
+import io
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +32,71 @@ def safe_name(name: Any, source: Path) -> str:
     return name
 
 
-def separator_of(text: str) -> str:
-    """What stands between the cells of a table: a comma, or what Excel writes in many countries, semicolon or tab."""
-    return max(",;\t", key=text.partition("\n")[0].count)
+SEPARATORS = ",;\t"  # what Excel writes between cells, by country
+
+
+def read_table_text(data: bytes, source: Path | str) -> str:
+    """The text of a table: UTF-8, or UTF-16 where its first bytes say so. Raises DeixisError for anything else."""
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        where = f"{error.reason} at byte {error.start}"
+        raise DeixisError(f"{source}: not UTF-8 text ({where}); save the table as 'CSV UTF-8'") from error
+    if "\0" in text.partition("\n")[0]:
+        raise DeixisError(f"{source}: not UTF-8 text (its first line holds NUL); save the table as 'CSV UTF-8'")
+    return text
+
+
+def is_blank(line: str) -> bool:
+    """Whether a line of a table holds nothing but what stands between cells."""
+    return not line.strip(f'{SEPARATORS}" \r\n\ufeff')
+
+
+def stated_separator(line: str) -> str | None:
+    """What the line ``sep=;`` says that Excel puts before a table; None for any other line."""
+    found = re.fullmatch(r'\ufeff?"?sep=(.)"?', line.strip("\r\n"), re.IGNORECASE)
+    return found[1] if found else None
+
+
+def separator_of(line: str) -> str:
+    """What stands between the cells of a table whose names are in this line."""
+    return max(SEPARATORS, key=line.count)
+
+
+def read_cells(text: str, source: Path | str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The names of a table's columns, in small letters, and (line number, cells) of every row that is not blank.
+
+    Commas, semicolons or tabs stand between cells, as in the line of the names. Blank lines, ``sep=;`` and what is
+    empty beyond the last name are passed over. Raises DeixisError for what is no table.
+    """
+    first = next((line for line in text.splitlines() if not is_blank(line)), "")
+    stated = stated_separator(first)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=stated or separator_of(first), skipinitialspace=True, strict=True
+    )
+    rows: list[tuple[int, list[str]]] = []
+    try:
+        rows += ((reader.line_num, cells) for cells in reader if any(cell.strip(" \ufeff") for cell in cells))
+    except csv.Error as error:
+        raise DeixisError(f"{source}: line {reader.line_num}: not a line of a CSV file ({error})") from error
+    rows = rows[1:] if stated else rows
+    if not rows:
+        return [], []
+    names = column_names(rows[0][1])
+    return names, [(line, without_empty_end(cells, len(names))) for line, cells in rows[1:]]
+
+
+def column_names(cells: Sequence[str]) -> list[str]:
+    return [cell.strip(" \ufeff").lower() for cell in without_empty_end(cells, 0)]
+
+
+def without_empty_end(cells: Sequence[str], least: int) -> list[str]:
+    """The cells without the empty ones at the end, but at least so many."""
+    count = len(cells)
+    while count > least and not cells[count - 1].strip():
+        count -= 1
+    return list(cells[:count])
 
 
 class Missing(DeixisError):

@@ -52,6 +52,7 @@ from deixis.types import (
 from deixis.video import Video, ahead, fit, normalise
 from deixis.waiting import foresee_room, require_room
 
+LARGEST_SIZE = 4096  # pixels of the short side that a model may get (our choice)
 AT_ONCE = 16  # expressions decoded together (our choice: bounds the memory of their masks)
 Read = Callable[[Prediction, Size, Size, int], Sequence[Any]]  # see ``film_answers``
 
@@ -151,10 +152,9 @@ def prepare(
     size: int | None = None,
 ) -> Setup:
     """The setup that these choices mean; see ``segment``. Raises DeixisError for a choice that cannot be had."""
+    check_choices(device=device, precision=precision, threshold=threshold, selection=selection, size=size)
     where = choose_device(device)
     reduced = choose_precision(precision, where)
-    if selection not in (None, *SELECTIONS):
-        raise DeixisError(f"unknown selection {selection!r}; expected one of {', '.join(SELECTIONS)}")
     module = model if isinstance(model, nn.Module) else weights.load(model)
     system = cast(System, module.to(where).eval())
     if where.type == "cpu" and isinstance(system, Accelerated):
@@ -170,6 +170,36 @@ def prepare(
         several=several,
         size=size,
     )
+
+
+def check_choices(
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    threshold: float | None = None,
+    selection: str | None = None,
+    size: int | None = None,
+    model: str | Path | None = None,
+) -> None:
+    """Raise DeixisError for a choice that cannot be had on this machine, before a model or a film is read.
+
+    model: a name or a checkpoint file, whose header alone is read.
+    """
+    choose_precision(precision, choose_device(device))
+    if threshold is not None:
+        Presence(threshold=threshold)
+    if selection not in (None, *SELECTIONS):
+        raise DeixisError(f"unknown selection {selection!r}; expected one of {', '.join(SELECTIONS)}")
+    file = None if model is None else weights.find(model)
+    stated = {} if file is None else weights.read_header(file)[0].get("config", {})
+    check_size(size, stated.get("multiple", 1) if isinstance(stated, dict) else 1)
+
+
+def check_size(size: int | None, multiple: Any = 1) -> None:
+    """Raise DeixisError unless a film can be encoded at this short side."""
+    least = multiple if isinstance(multiple, int) else 1
+    if size is not None and not least <= size <= LARGEST_SIZE:
+        raise DeixisError(f"the size must lie between {least} and {LARGEST_SIZE} pixels of short side, got {size}")
 
 
 def follow_film(
@@ -406,10 +436,7 @@ def model_size(source: Size, config: SystemConfig, short_side: int | None = None
 
     A system whose config says ``square`` encodes every film as a square of a multiple of its ``multiple``.
     """
-    if short_side is not None and not config.multiple <= short_side <= 4096:
-        raise DeixisError(
-            f"the size must lie between {config.multiple} and 4096 pixels of short side, got {short_side}"
-        )
+    check_size(short_side, config.multiple)
     if config.square:
         side = round((short_side or config.short_side) / config.multiple) * config.multiple
         return side, side

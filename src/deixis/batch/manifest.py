@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -13,10 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deixis.batch.storage import URL, fetched
-from deixis.files import separator_of
+from deixis.files import read_cells, read_table_text
+from deixis.inference import check_size
 from deixis.linking import Presence
 from deixis.types import DeixisError, Expression
-from deixis.video import FOLDER_FPS, MAX_PIXELS, check_stretch
+from deixis.video import FOLDER_FPS, MAX_PIXELS, check_max_pixels, check_stretch
 from deixis.writers import check_formats
 
 BATCH_SCHEMA = "deixis.batch/1"  # of results; the number rises when a reader of the old one would fail
@@ -39,10 +38,8 @@ class Options:
         check_stretch(self.start or 0.0, math.inf if self.end is None else self.end, self.every, self.fps)
         if self.threshold is not None:
             Presence(threshold=self.threshold)
-        if self.size is not None and self.size < 1:
-            raise DeixisError(f"size must be 1 pixel or more, got {self.size}")
-        if self.max_pixels < 1:
-            raise DeixisError(f"max_pixels must be 1 or more, got {self.max_pixels}")
+        check_size(self.size)
+        check_max_pixels(self.max_pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,27 +131,21 @@ ManifestRow = tuple[int, Any, Any, Any]  # line, film, sentences, options, as th
 
 
 def _csv_rows(text: str, place: str) -> Iterator[ManifestRow]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator_of(text))
-    try:
-        header = [name.strip() for name in next(reader, [])]
-        known = ["film", "sentences", *OPTIONS]
-        unknown = [name for name in header if name not in known]
-        if unknown or len(set(header)) < len(header) or not {"film", "sentences"} <= set(header):
-            raise DeixisError(
-                f"{place}: the first line must name film, sentences and any of {', '.join(OPTIONS)}, each once; "
-                f"got {', '.join(header)[:200] or 'nothing'}"
-            )
-        for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                continue
-            if len(cells) != len(header):
-                where = f"{place}, line {reader.line_num}"
-                raise DeixisError(f"{where}: expected {len(header)} cells as in the first line, got {len(cells)}")
-            row = dict(zip(header, cells, strict=True))
-            options = {name: cell.strip() for name, cell in row.items() if name in OPTIONS and cell.strip()}
-            yield reader.line_num, row["film"].strip(), row["sentences"].split("|"), options
-    except csv.Error as error:
-        raise DeixisError(f"{place}, line {reader.line_num}: not a CSV file ({error})") from error
+    header, rows = read_cells(text, place)
+    known = ["film", "sentences", *OPTIONS]
+    unknown = [name for name in header if name not in known]
+    if unknown or len(set(header)) < len(header) or not {"film", "sentences"} <= set(header):
+        raise DeixisError(
+            f"{place}: the first line must name film, sentences and any of {', '.join(OPTIONS)}, each once; "
+            f"got {', '.join(header)[:200] or 'nothing'}"
+        )
+    for line, cells in rows:
+        if len(cells) != len(header):
+            wrong = f"expected {len(header)} cells as in the first line, got {len(cells)}"
+            raise DeixisError(f"{place}, line {line}: {wrong}")
+        row = dict(zip(header, cells, strict=True))
+        options = {name: cell.strip() for name, cell in row.items() if name in OPTIONS and cell.strip()}
+        yield line, row["film"].strip(), row["sentences"].split("|"), options
 
 
 def _jsonl_rows(text: str, place: str) -> Iterator[ManifestRow]:
@@ -229,11 +220,9 @@ def read_text(place: str) -> str:
             if not path.is_file():
                 wrong = "no file" if path.exists() else "not there"
                 raise DeixisError(f"{place} is {wrong}; expected a manifest, a file of text")
-            return path.read_text(encoding="utf-8-sig")
+            return read_table_text(path.read_bytes(), place)
     except OSError as error:
         raise DeixisError(f"{place} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DeixisError(f"{place} is not text in UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _beside(manifest: str, film: str) -> str:

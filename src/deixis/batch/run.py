@@ -28,6 +28,7 @@ from deixis.batch.ray_cluster import Cluster
 from deixis.batch.storage import RESULT, RESULTS, URL, Store, claimed, fingerprint
 from deixis.batch.worker import FilmWorker, failed, finished_result
 from deixis.devices import DEVICES, PRECISIONS, run_words
+from deixis.inference import check_choices
 from deixis.types import DeixisError
 
 log = logging.getLogger(__name__)
@@ -161,6 +162,11 @@ def plan(
     facts = weights.describe(model)
     if file is not None:
         weights.read_header(file)  # a file that is no checkpoint is refused before anything is made
+    for size, row in {job.options.size: job.row for job in reversed(jobs)}.items():
+        try:
+            check_choices(size=size, model=model, device="cpu")  # the workers' device may be another
+        except DeixisError as error:
+            raise DeixisError(f"{manifest}, row {row}: {error}") from error
     where = model if file is None or model in weights.KNOWN else str(file.absolute())
     place = out if URL.match(out) else str(Path(out).absolute())
     settings = Settings(out=place, model=where, facts=facts, device=device, precision=precision)

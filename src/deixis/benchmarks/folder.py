@@ -9,9 +9,7 @@ Frames without a mask file are not labelled: they are shown to the model, and ne
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +22,16 @@ from deixis.benchmarks.fixtures import WORDS, tiny_videos, write_film, write_jpe
 from deixis.benchmarks.opening import IMAGE_SUFFIXES, checked_benchmark, choose_split, normalise_text
 from deixis.benchmarks.pngs import VOID, png_size, present_numbers, read_ids, write_ids
 from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry
-from deixis.files import cache_folder, list_folder, require_file, require_folder, safe_name, separator_of, write_json
+from deixis.files import (
+    cache_folder,
+    list_folder,
+    read_cells,
+    read_table_text,
+    require_file,
+    require_folder,
+    safe_name,
+    write_json,
+)
 from deixis.types import DeixisError, Expression
 from deixis.video import Video, natural
 
@@ -184,19 +191,12 @@ def read_table(root: Path) -> tuple[list[_Row], list[Problem], tuple[str, ...]]:
 def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """(column names, (line number, cells) of every line that is not blank)."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DeixisError(f"{path}: not UTF-8 text ({error.reason}); save the table as 'CSV UTF-8'") from error
+        text = read_table_text(path.read_bytes(), path)
     except OSError as error:
         raise DeixisError(f"{path}: cannot be read ({error.strerror})") from error
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator_of(text), skipinitialspace=True, strict=True)
-    try:
-        lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except csv.Error as error:
-        raise DeixisError(f"{path}: line {reader.line_num}: not a line of a CSV file ({error})") from error
-    if not lines:
+    names, rows = read_cells(text, path)
+    if not names:
         raise DeixisError(f"{path} is empty; its first line must be {','.join(FOLDER_COLUMNS)}")
-    names = [cell.strip().lower() for cell in lines[0][1]]
     missing = [name for name in FOLDER_COLUMNS if name not in names]
     if missing:
         got = ", ".join(names)[:120]
@@ -205,7 +205,9 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
         )
     if len(set(names)) < len(names):
         raise DeixisError(f"{path}: a column stands twice in the first line, {', '.join(names)[:120]}")
-    return names, lines[1:]
+    if not rows:
+        raise DeixisError(f"{path} holds no sentence; its first line must be followed by rows")
+    return names, rows
 
 
 def _row(line: int, table: Mapping[str, str], path: Path) -> _Row:

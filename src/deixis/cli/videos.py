@@ -58,12 +58,17 @@ def segment(
     quiet: QuietOption = False,
 ) -> None:
     """Cut the object that each EXPRESSION names out of VIDEO."""
+    from deixis.inference import as_expressions, check_choices
     from deixis.out_folder import Output
     from deixis.types import DeixisError
     from deixis.video import Video
     from deixis.writers import check_formats
 
     kinds = check_formats(formats)
+    as_expressions(expressions)
+    check_choices(
+        device=device, precision=precision, threshold=threshold, selection=selection, size=size, model=model
+    )  # fmt: skip
     output = Output(out, overwrite=overwrite, keep=True)
     output.check()  # before the film is read
     source = Video(film, start=start, end=end, every=every, max_pixels=max_pixels, fps=fps)
@@ -81,15 +86,18 @@ def demo(
     precision: PrecisionOption = "auto",
 ) -> None:
     """Run `segment` on the short clip that comes with deixis, with three expressions, one of something not there."""
+    from deixis.inference import check_choices
     from deixis.out_folder import Output
     from deixis.video import Video
     from deixis.weights import DEMO_EXPRESSIONS, DEMO_FILM
     from deixis.writers import check_formats
 
     kinds = check_formats(formats)
+    check_choices(device=device, precision=precision, model=model)
+    output = Output(out, overwrite=True, keep=True)
+    output.check()
     source = Video(DEMO_FILM)
     typer.echo(f"{DEMO_FILM}")
-    output = Output(out, overwrite=True, keep=True)
     _segment_to_disk(source, DEMO_EXPRESSIONS, output, kinds, model, device, precision, None, None, Screen())
 
 
@@ -107,14 +115,12 @@ def _segment_to_disk(
     selection: str | None = None,
 ) -> None:
     """The two passes over a film, with what is seen on the screen."""
-    from deixis.devices import choose_device, choose_precision, run_facts, run_words
-    from deixis.inference import as_expressions, remarks_on
+    from deixis.devices import run_facts, run_words
+    from deixis.inference import model_size, remarks_on
     from deixis.inference import segment as answer
     from deixis.verdicts import TrackSummary
     from deixis.weights import describe, load
 
-    as_expressions(expressions)  # refuses what is none, before anything is read
-    choose_precision(precision, choose_device(device))
     about = describe(model)
     stopped = False
     try:
@@ -124,6 +130,7 @@ def _segment_to_disk(
             for remark in remarks_on(expressions, model):
                 screen.warn(remark)
             system = load(model)
+            model_size(film.source_size, system.config, size)  # refuses a size below what a preset takes
             screen.note(run_words(run_facts(system, device, precision), about["name"]))
             with screen.frames_bar("segmenting", film.length) as progress, _ctrl_c_once() as stop:
                 tracks = answer(

@@ -7,15 +7,27 @@ begins stands in a small index in the cache, made once a list, and a row is read
 
 from __future__ import annotations
 
+import codecs
 import csv
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from deixis.files import cache_path, require_file
+from deixis.files import (
+    cache_path,
+    column_names,
+    is_blank,
+    read_table_text,
+    require_file,
+    separator_of,
+    stated_separator,
+    without_empty_end,
+)
 from deixis.types import MAX_EXPRESSION_CHARACTERS, DeixisError
 
 log = logging.getLogger(__name__)
@@ -43,9 +55,8 @@ class VideoCaptions:
 
     def __init__(self, path: Path) -> None:
         self.path = require_file(Path(path), WHERE)
-        with open(self.path, encoding="utf-8-sig", newline="") as file:
-            self.columns = self._columns(file.readline())
-        self.index = cache_path(self.path, "video-captions").with_suffix(".rows")
+        self.mark, self.columns = self._columns()
+        self.index = cache_path(self.path, "video-captions-2").with_suffix(".rows")
         if not self.index.is_file():
             _write_index(self.path, self.index)
         self.count = self.index.stat().st_size // 8
@@ -65,22 +76,38 @@ class VideoCaptions:
             file.seek(begin)
             return self._row(file.readline(), number)
 
-    def _columns(self, line: str) -> list[str]:
-        names = [name.strip().lower() for name in next(csv.reader([line]), [])]
+    def _columns(self) -> tuple[str, list[str]]:
+        """(what stands between cells, the names of the columns)."""
+        with open(self.path, "rb") as file:
+            if (head := file.peek(2)[:2]) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                what = f"not UTF-8 text (it begins with {head!r}); save the table as 'CSV UTF-8'"
+                raise DeixisError(f"{self.path}: {what}")
+            lines = [line for _, line in zip(range(2), (row for _, row in rows_of(file)), strict=False)]
+        line = read_table_text(lines[0], self.path).strip("\r\n") if lines else ""
+        if (stated := stated_separator(line)) is not None:
+            line = "".join(read_table_text(line, self.path).strip("\r\n") for line in lines[1:])
+        mark = stated or separator_of(line)
+        try:
+            names = column_names(next(csv.reader([line], delimiter=mark), []))
+        except csv.Error as error:
+            raise DeixisError(f"{self.path}: the first row is {line[:80]!r} ({error}); {WHERE}") from error
         if not {"film", "caption"} <= set(names) or not set(names) <= set(CAPTION_COLUMNS):
-            raise DeixisError(f"{self.path}: the first row is {line.strip()[:80]!r}; {WHERE}")
-        return names
+            raise DeixisError(f"{self.path}: the first row is {line[:80]!r}; {WHERE}")
+        return mark, names
 
     def _row(self, line: bytes, number: int) -> CaptionedFilm:
         where = f"{self.path}, row {number + 1}"
         try:
-            values = next(csv.reader([line.decode("utf-8").rstrip("\r\n")], strict=True))
+            text = line.decode("utf-8").rstrip("\r\n")
+            values = next(csv.reader([text], delimiter=self.mark, skipinitialspace=True, strict=True))
         except (UnicodeDecodeError, csv.Error, StopIteration) as error:
             raise DeixisError(f"{where}: not a row of a CSV in UTF-8 ({error}); one line is one row") from error
+        values = without_empty_end(values, len(self.columns))
         if len(values) != len(self.columns):
             raise DeixisError(f"{where}: {len(values)} values, {len(self.columns)} columns; quote texts with commas")
         row = dict(zip(self.columns, values, strict=True))
-        caption = " ".join(row["caption"].split())[:MAX_EXPRESSION_CHARACTERS]
+        printable = "".join(c if c.isprintable() else " " for c in row["caption"])
+        caption = " ".join(printable.split())[:MAX_EXPRESSION_CHARACTERS]
         if not caption or not row["film"].strip():
             raise DeixisError(f"{where}: a film and a caption are needed, got {line[:80]!r}")
         try:
@@ -90,17 +117,26 @@ class VideoCaptions:
         return CaptionedFilm(film=self.path.parent / row["film"].strip(), caption=caption, fps=fps)
 
 
+def rows_of(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """(where it begins, the line) of each line that is not blank."""
+    begin = 0
+    for line in iter(file.readline, b""):
+        if not is_blank(line.decode("utf-8", errors="replace")):
+            yield begin, line
+        begin += len(line)
+
+
 def _write_index(path: Path, index: Path) -> None:
-    """Where each row after the first begins, as int64, without the blank ones; a few rows are held at a time."""
+    """Where each row below that of the names begins, as int64; a few rows are held at a time."""
     index.parent.mkdir(parents=True, exist_ok=True)
     beside = index.with_name(f"{index.name}.{os.getpid()}.part")
-    with open(path, "rb") as rows, open(beside, "wb") as out:
-        rows.readline()
-        begin = rows.tell()
-        for line in iter(rows.readline, b""):
-            if line.strip():
-                out.write(np.int64(begin).tobytes())
-            begin += len(line)
+    with open(path, "rb") as file, open(beside, "wb") as out:
+        rows = rows_of(file)
+        first = next(rows, (0, b""))[1]
+        if stated_separator(first.decode("utf-8", errors="replace")):
+            next(rows, None)
+        for begin, _ in rows:
+            out.write(np.int64(begin).tobytes())
     beside.replace(index)
     log.info("indexed %s", path)
 

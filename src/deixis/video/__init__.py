@@ -100,6 +100,7 @@ class Video:
         self.end = math.inf if end is None else end
         self._notes = Notes(self.path)
         check_stretch(self.start, self.end, every, fps)
+        check_max_pixels(max_pixels)
         if not _exists(self.path):
             raise DeixisError(no_such(str(path)))
         if self.path.is_dir() or (self.path.suffix.lower() in PICTURES and self.path.is_file()):
@@ -314,6 +315,12 @@ def check_stretch(start: float, end: float, every: int, fps: float) -> None:
         raise DeixisError(f"every must be 1 or more (keep each Nth frame), got {every}")
     if not (0 < fps < math.inf):
         raise DeixisError(f"fps must be above 0, got {fps}")
+
+
+def check_max_pixels(count: int) -> None:
+    """Raise DeixisError unless a frame may hold some pixels."""
+    if count < 1:
+        raise DeixisError(f"max_pixels must be 1 or more, got {count}")
 
 
 def fit(source: Size, short_side: int, long_side: int, multiple: int = 1) -> Size:

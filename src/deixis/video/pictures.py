@@ -42,6 +42,8 @@ BESIDE = re.compile(  # what tools append to a frame's name for what belongs to 
     r"|gt|groundtruth|anno|annotation|matte|alpha|depth|disp|disparity|normal|flow|overlay|vis|color|colour|thumb"
     r"|thumbnail|preview)s?(\d{0,3})$", re.IGNORECASE,
 )  # fmt: skip
+TIFF_WIDTH, TIFF_HEIGHT, TIFF_SHORT = 256, 257, 3  # TIFF's tags of a page's size, and the number of its kind of 16 bits
+MOST_PAGES = 20_000  # of a TIFF that Pillow does not open (our choice: the list of its pages is walked from the front)
 SUBSAMPLED = 254  # TIFF's tag NewSubfileType, whose lowest bit marks a smaller copy
 LOOKED_AT = 5  # pictures of a folder from which the range of deep values is taken (our choice)
 DEPTHS = (8, 10, 12, 14, 16)  # bits a value that cameras and scanners use
@@ -160,12 +162,24 @@ class Pictures:
             log.debug("%s: pages: %s", self.path, error)
             if pages:
                 self.warn(f"the file is cut off or damaged after page {pages[-1]}; the rest is left out")
+            else:
+                pages = self._pages_of_a_tiff()
         if len(pages) < 2:
             return
         self.pages = pages
-        if all(duration > 0 for duration in durations):
+        if durations and all(duration > 0 for duration in durations):
             self.rate = len(pages) / sum(durations)
             self._starts = np.concatenate([[0.0], np.cumsum(durations)[:-1]]).tolist()
+
+    def _pages_of_a_tiff(self) -> list[int]:
+        """The pages of a stack whose kind of values Pillow does not know; its previews are left out."""
+        sizes = tiff_sizes(self.path)
+        for height, width in sizes[:1]:
+            check_pixels(width * height, self.max_pixels, self.path)
+        pages = [page for page, size in enumerate(sizes) if size == sizes[0]]
+        if len(pages) < len(sizes):
+            self.warn("pages of another size, as of a preview, are left out", kind="pages")
+        return pages
 
     def number_of(self, name: str) -> int:
         """A frame's number among all, from 0."""
@@ -224,9 +238,12 @@ class Pictures:
             )  # fmt: skip
         if PICTURE_KINDS[file.suffix.lower()] not in ONLY_PILLOW:
             flags = cv2.IMREAD_COLOR if plain else cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-            picture = cv2.imdecode(np.fromfile(file, np.uint8), flags)
+            data = np.fromfile(file, np.uint8)
+            picture = cv2.imdecode(data, flags)
+            if picture is None and not plain:
+                picture = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)  # four channels of floating point
             if picture is not None:
-                return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+                return three_channels(picture)
         with open_picture(file) as image:
             return values_of(image)
 
@@ -279,19 +296,21 @@ class Reader(AbstractContextManager["Reader"]):
         self.image: Any = None
 
     def page(self, page: int) -> np.ndarray:
-        if self.image is None or self.at > page:
-            self.__exit__()
-            self.image = open_picture(self.path)
-        self.at = page
         try:
+            if self.image is None or self.at > page:
+                self.__exit__()
+                self.image = open_picture(self.path)
+            self.at = page
             self.image.seek(page)
             return values_of(self.image)
-        except UNREADABLE:  # colours of 16 bits, which Pillow does not know
-            flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-            done, found = cv2.imreadmulti(str(self.path), start=page, count=1, flags=flags)
-            if not done or not len(found):
+        except UNREADABLE as error:  # colours of 16 bits or of floating point, which Pillow does not know
+            if isinstance(error, DeixisError):
                 raise
-            return cv2.cvtColor(found[0], cv2.COLOR_BGR2RGB)
+            for flags in (cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, cv2.IMREAD_UNCHANGED):
+                done, found = cv2.imreadmulti(str(self.path), start=page, count=1, flags=flags)
+                if done and len(found):
+                    return three_channels(found[0])
+            raise
 
     def __exit__(self, *_: object) -> None:
         if self.image is not None:
@@ -353,7 +372,40 @@ def header(file: Path) -> tuple[Size | None, int, bool]:
     except DeixisError:
         raise
     except UNREADABLE:
-        return None, 1, True
+        sizes = tiff_sizes(file)
+        return (sizes[0], len(sizes), False) if sizes else (None, 1, True)
+
+
+def tiff_sizes(file: Path) -> list[Size]:
+    """(height, width) of each page that a TIFF's headers state, whatever its values are; [] for what is no TIFF."""
+    sizes: list[Size] = []
+    try:
+        with open(file, "rb") as stream:
+            head = stream.read(8)
+            order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
+            if order is None:
+                return []
+            places = [struct.unpack(f"{order}I", head[4:])[0]]
+            while places[-1] and places[-1] not in places[:-1] and len(sizes) < MOST_PAGES:
+                stream.seek(places[-1])
+                count = struct.unpack(f"{order}H", stream.read(2))[0]
+                entries = stream.read(12 * count + 4)
+                found = {}
+                for at in range(0, 12 * count, 12):
+                    tag, kind = struct.unpack_from(f"{order}HH", entries, at)
+                    found[tag] = struct.unpack_from(f"{order}{'H' if kind == TIFF_SHORT else 'I'}", entries, at + 8)[0]
+                sizes.append((found[TIFF_HEIGHT], found[TIFF_WIDTH]))
+                places.append(struct.unpack(f"{order}I", entries[-4:])[0])
+    except UNREADABLE as error:
+        log.debug("%s: pages: %s", file, error)
+    return sizes
+
+
+def three_channels(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) RGB of what OpenCV decoded, in its own depth."""
+    if picture.ndim == 2 or picture.shape[2] < 3:
+        return np.repeat(picture.reshape(*picture.shape[:2], -1)[..., :1], 3, 2)
+    return np.ascontiguousarray(picture[..., 2::-1])
 
 
 def values_of(image: Any) -> np.ndarray:

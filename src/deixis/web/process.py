@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -80,8 +81,27 @@ def work(pipe: Connection, stop: Event) -> None:
             except DeixisError as error:
                 if "film" in asked:
                     send(pipe, {"state": "failed", "message": scrub_paths(str(error), Task(**asked))})
+            except ConnectionError:
+                raise
+            except (OSError, MemoryError, RuntimeError) as error:  # the disk, the memory, the device: of the server
+                log.error("%s", " ".join(f"{type(error).__name__}: {error}".split()))
+                ends = not isinstance(error, OSError)  # the memory, or the device's, may be in no good state
+                model = ("", None)
+                if "film" in asked:
+                    send(pipe, {"state": "failed", "message": of_the_server(error), "ends": ends})
+                    if ends:
+                        return
     except (EOFError, ConnectionError):
         return
+
+
+def of_the_server(error: BaseException) -> str:
+    """What a visitor reads of an error that the visitor did not cause; the log has it whole."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the server's disk is full; try again later, or tell who runs this page"
+    if isinstance(error, MemoryError) or "out of memory" in str(error):
+        return "the server has too little memory for this film; give a smaller or shorter one"
+    return "the work broke off on the server; try again, or tell who runs this page"
 
 
 def load_model(model: str) -> Any:

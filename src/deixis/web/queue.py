@@ -22,7 +22,7 @@ from typing import Any
 from deixis.inference import as_expressions
 from deixis.types import DeixisError
 from deixis.web.jobs import RESULT_FILES, Job, Limits, Task
-from deixis.web.worker import GRACE, Worker
+from deixis.web.worker import GRACE, Worker, WorkerLost
 from deixis.writers import FORMATS
 
 log = logging.getLogger(__name__)
@@ -175,11 +175,14 @@ class Queue:
                 self._changed.wait_for(lambda: self._closing, timeout=min(30.0, max(1.0, self.limits.keep / 2)))
                 if self._closing:
                     return
-            self.sweep()
+            try:
+                self.sweep()
+            except Exception as error:  # the next one may find a disk that answers
+                log.error("old films and results cannot be deleted: %s", error)
 
     def _serve(self) -> None:
-        self._worker = Worker()
-        self._worker.warm(next(iter(self.models.values())), self.device, self.precision)
+        """Do one job after the other. Whatever fails, the job ends with a line and the next one has its turn."""
+        self._warm()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -194,27 +197,61 @@ class Queue:
                 self._working = None
                 self._end(job, state, message)
 
-    def _do(self, job: Job) -> tuple[str, str]:
-        """Have the worker do a job. Returns (its state, why it failed)."""
+    def _warm(self) -> None:
+        """Have a worker load the first model; where that fails, the first job starts another."""
+        try:
+            self._worker = Worker()
+            self._worker.warm(next(iter(self.models.values())), self.device, self.precision)
+        except Exception as error:
+            log.error("the worker cannot be started: %s", error)
+            self._end_worker()
+
+    def _living_worker(self) -> Worker:
         if self._worker is None or not self._worker.alive:
             self._worker = Worker()
+        return self._worker
+
+    def _end_worker(self) -> None:
+        """Let the worker go, whatever it does; the next job starts a fresh one."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            try:
+                worker.end()
+            except Exception as error:
+                log.error("the worker cannot be ended: %s", error)
+
+    def _do(self, job: Job) -> tuple[str, str]:
+        """Have the worker do a job. Returns (its state, why it failed)."""
         state, message = "failed", ""
         try:
-            state, message = self._worker.do(job, self.limits.work)
-        except OSError as error:
+            try:
+                state, message = self._living_worker().do(job, self.limits.work)
+            except WorkerLost:  # while it loaded its model, perhaps: once more, in a fresh one
+                state, message = self._living_worker().do(job, self.limits.work)
+        except WorkerLost as error:
+            message = str(error)
+        except Exception as error:  # nothing that a job meets may end the queue
             log.error("job %s: %s", job.token, error)
-            message = "the server could not begin; try again"
+            message = "the server could not do it; try again, or tell who runs this page"
+            self._end_worker()
         if state != "done":
-            for place in (Path(job.task.out), *self.results.glob(f".{job.token}.part-*")):
-                shutil.rmtree(place, ignore_errors=True)
+            try:
+                for place in (Path(job.task.out), *self.results.glob(f".{job.token}.part-*")):
+                    shutil.rmtree(place, ignore_errors=True)
+            except OSError as error:
+                log.error("job %s: its results cannot be deleted: %s", job.token, error)
         return state, message
 
     def _end(self, job: Job, state: str, message: str = "") -> None:
         job.message, job.ended = message, time.time()
         if state == "done":
-            job.files = {
-                name: Path(job.task.out) / name for name in RESULT_FILES if (Path(job.task.out) / name).is_file()
-            }
+            try:
+                job.files = {
+                    name: Path(job.task.out) / name for name in RESULT_FILES if (Path(job.task.out) / name).is_file()
+                }
+            except OSError as error:
+                log.error("job %s: its results cannot be read: %s", job.token, error)
+                state, job.message = "failed", "the results cannot be read on the server; try again"
         with contextlib.suppress(OSError):
             os.utime(Path(job.task.film).parent)  # its time to stay begins now
         job.state = state

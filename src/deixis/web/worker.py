@@ -19,6 +19,10 @@ GRACE = 5.0  # seconds that a cancelled job has to stop by itself, before its pr
 # --- the server's end of the worker -----------------------------------------------------------------------------------
 
 
+class WorkerLost(Exception):
+    """The process ended before it began the job, which may be none of the job's doing."""
+
+
 class Worker:
     """A process that does one job after the other; it keeps the model that it used last."""
 
@@ -32,7 +36,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        return self._process.is_alive()
+        return not self._pipe.closed and self._process.is_alive()
 
     def warm(self, model: str, device: str, precision: str) -> None:
         """Have it load a model before the first job comes."""
@@ -50,6 +54,8 @@ class Worker:
                     if "state" in report:
                         job.rows, job.length = report.get("rows", []), report.get("length", 0.0)
                         job.warnings, job.run = report.get("warnings", []), report.get("run", {})
+                        if report.get("ends"):  # no other job shall meet a process that is about to go
+                            self.end()
                         return report["state"], report.get("message", "")
                     if report["stage"] != job.stage:
                         job.stage, job.stage_began = report["stage"], time.monotonic()
@@ -60,7 +66,10 @@ class Worker:
                 self.end()
                 if job.cancelled:
                     return "stopped", ""
-                return "failed", f"{job.task.name}: the work broke off ({self._status()}); try another film"
+                message = f"{job.task.name}: the work broke off ({self._status()}); try another film"
+                if job.stage == "starting":
+                    raise WorkerLost(message) from None
+                return "failed", message
             if job.cancelled and not stop_by:
                 self._stop.set()
                 stop_by = time.monotonic() + GRACE
