@@ -27,7 +27,7 @@ from deixis.systems.soc_plus_plus import soc_plus_plus_debug
 from deixis.systems.vlp_rvos import VlpRvos, vlp_rvos_debug
 from deixis.types import Batch, Expression
 
-Answer = tuple[Tensor, Tensor]  # frame scores (T, Q) and mask logits (T, Q, h, w), best query first
+ClipPrediction = tuple[Tensor, Tensor]  # frame scores (T, Q) and mask logits (T, Q, h, w), best query first
 
 FRAMES, SIDE = 4, 64  # of the film; pixels, a multiple of every stride
 LENGTHS = {"conv-CLIP, 5 frames": 5}  # not a multiple of its windows of 2 frames
@@ -93,7 +93,7 @@ def build(name: str, seed: int = 0) -> Any:
 
 
 @torch.inference_mode()
-def answer(model: Any, frames: Tensor, sentence: str) -> Answer:
+def predict_clip(model: Any, frames: Tensor, sentence: str) -> ClipPrediction:
     b, t, _, h, w = frames.shape
     padding = torch.zeros(b, t, h, w, dtype=torch.bool)
     found = model(Batch(frames, padding, (Expression(sentence),), ((h, w),) * b, None, None))
@@ -101,12 +101,12 @@ def answer(model: Any, frames: Tensor, sentence: str) -> Answer:
     return found.scores[0, :, order], found.masks[0, :, order]
 
 
-def differs(a: Answer, b: Answer) -> float:
+def differs(a: ClipPrediction, b: ClipPrediction) -> float:
     """The largest change of scores and masks, each as a share of its largest logit."""
     return max(float((x - y).abs().max() / x.abs().max().clamp(min=1e-6)) for x, y in zip(a, b, strict=True))
 
 
-def of_frames(found: Answer, index: list[int]) -> Answer:
+def of_frames(found: ClipPrediction, index: list[int]) -> ClipPrediction:
     return found[0][index], found[1][index]
 
 
@@ -114,16 +114,18 @@ def measure(model: Any, count: int = FRAMES) -> dict[str, float]:
     """Each of CHANGES: how far the answer moves, after undoing the change on the answer's frames and columns."""
     frames, back = film(count), list(range(count))[::-1]
     shuffled = [2, 0, 3, 1, *range(4, count)]
-    before = answer(model, frames, SENTENCE)
-    mirrored = answer(model, frames.flip(-1), SENTENCE)
+    before = predict_clip(model, frames, SENTENCE)
+    mirrored = predict_clip(model, frames.flip(-1), SENTENCE)
     undone = {
-        "reversed": of_frames(answer(model, frames[:, back], SENTENCE), back),
-        "shuffled": of_frames(answer(model, frames[:, shuffled], SENTENCE), [shuffled.index(t) for t in range(count)]),
+        "reversed": of_frames(predict_clip(model, frames[:, back], SENTENCE), back),
+        "shuffled": of_frames(
+            predict_clip(model, frames[:, shuffled], SENTENCE), [shuffled.index(t) for t in range(count)]
+        ),
         "mirrored": (mirrored[0], mirrored[1].flip(-1)),
         "each frame twice": of_frames(
-            answer(model, frames.repeat_interleave(2, 1), SENTENCE), list(range(0, 2 * count, 2))
+            predict_clip(model, frames.repeat_interleave(2, 1), SENTENCE), list(range(0, 2 * count, 2))
         ),
-        "another sentence": answer(model, frames, ANOTHER),
+        "another sentence": predict_clip(model, frames, ANOTHER),
     }
     return {change: differs(before, after) for change, after in undone.items()}
 

@@ -38,7 +38,7 @@ from deixis.synthetic import mixture
 from deixis.synthetic.cutouts import Library
 from deixis.synthetic.mixture import composites, long_films, stills, twins
 from deixis.synthetic.scene import SyntheticVideo
-from deixis.training.measure import Answer, answers, wilson, write_frames
+from deixis.training.measure import SentenceScore, evaluate_films, wilson, write_frames
 from deixis.training.regions import SAME_NAMES
 
 CELLS = (
@@ -97,10 +97,10 @@ def measure(
     if cell == "shuffled":
         texts = [tuple(s.text for s in f.sentences) for f in films]
         words = lambda i, film: other_words(texts, i, len(film.sentences))  # noqa: E731
-    told = list(answers(system, films, words=words, precision=precision))
+    found = list(evaluate_films(system, films, words=words, precision=precision))
     place = {film.name: i for i, film in enumerate(films)}
-    rows = [asdict(a) | {"odd": place[a.film] % 2 == 1} for a in told]
-    return {"figures": figures(cell, told), "answers": rows}
+    rows = [asdict(a) | {"odd": place[a.film] % 2 == 1} for a in found]
+    return {"figures": figures(cell, found), "answers": rows}
 
 
 def films_of(cell: str, pictures: Path, share: float) -> Iterator[SyntheticVideo]:
@@ -127,20 +127,21 @@ def other_words(texts: list[tuple[str, ...]], film: int, count: int) -> tuple[st
     return tuple(borrowed[:count])
 
 
-def figures(cell: str, told: list[Answer]) -> dict[str, Any]:
-    by_kind = {kind: [a for a in told if a.kind == kind] for kind in sorted({a.kind for a in told})}
-    there = [a for a in told if a.there]
+def figures(cell: str, found: list[SentenceScore]) -> dict[str, Any]:
+    by_kind = {kind: [a for a in found if a.kind == kind] for kind in sorted({a.kind for a in found})}
+    present = [a for a in found if a.present]
     if cell == "twins":
-        by_kind = {"all": there} | by_kind
+        by_kind = {"all": present} | by_kind
     shares: dict[str, dict[str, Any]] = {}
     for kind, rows in by_kind.items():
         hits = sum(a.right for a in rows)
         shares[kind] = {"share": hits / len(rows), "of": len(rows), "interval": wilson(hits, len(rows))}
-    out: dict[str, Any] = {"right": shares, "mean_overlap": float(np.mean([a.overlap for a in there]))}
-    out["answered_absent"] = sum(a.empty for a in there) / len(there)
+    out: dict[str, Any] = {"right": shares, "mean_overlap": float(np.mean([a.overlap for a in present]))}
+    out["answered_absent"] = sum(a.empty for a in present) / len(present)
     if cell == "long":
-        hits = sum(a.changed for a in there)
-        out["changes_object"] = {"share": hits / len(there), "of": len(there), "interval": wilson(hits, len(there))}
+        hits = sum(a.changed for a in present)
+        n = len(present)
+        out["changes_object"] = {"share": hits / n, "of": n, "interval": wilson(hits, n)}
     if cell == "shuffled":
         kinds = [shares[k]["share"] for k in ("class", "colour", "place", "motion") if k in shares]
         out["mean_over_kinds"] = float(np.mean(kinds))
@@ -248,9 +249,9 @@ def choosing(system: Any, pictures: Path, share: float, precision: str) -> dict[
     return {"figures": {"right": rows}, "answers": []}
 
 
-def reliability(told: list[dict], bins: int = 10) -> dict:
-    """ECE, and per bin of told presence: sentences, mean presence, share that is there."""
-    p, y = np.array([a["presence"] for a in told]), np.array([a["there"] for a in told])
+def reliability(answers: list[dict], bins: int = 10) -> dict:
+    """ECE, and per bin of predicted presence: sentences, mean presence, share that is there."""
+    p, y = np.array([a["presence"] for a in answers]), np.array([a["present"] for a in answers])
     rows = []
     for i in range(bins):
         inside = (p >= i / bins) & ((p < (i + 1) / bins) | (i == bins - 1))

@@ -2,7 +2,7 @@
 
     python bench/expressions.py [--model light] [--device auto] [--frames 64] [--repeats 3] [--threads 2]
 
-Prints seconds for 1, 7 and 30 sentences of one film (the best of the repeats), against asking each on its own.
+Prints seconds for 1, 7 and 30 sentences of one film (the best of the repeats), against one run for each on its own.
 """
 
 from __future__ import annotations

@@ -174,11 +174,11 @@ def serve(seed: int, numbers: Sequence[int], stock: Stock, work: Path, report: i
         tempfile.tempdir = home  # what making the inputs needs is not the command's
         try:
             case = make(seed, number, box, stock, kinds)
-        except Exception:  # the fault is ours, and it is told as such
+        except Exception:  # the fault is ours, and reported as such
             said = traceback.format_exc().strip().splitlines()[-1] + "\n" + traceback.format_exc()
-            told = result_of(number, kind_of(seed, number, kinds), "not made", said)
+            line = result_of(number, kind_of(seed, number, kinds), "not made", said)
             shutil.rmtree(box.root, ignore_errors=True)
-            os.write(report, json.dumps(told).encode() + b"\n")
+            os.write(report, json.dumps(line).encode() + b"\n")
             continue
         tempfile.tempdir = str(box.temp)
         os.environ["DEIXIS_CACHE"] = str(box.cache)
@@ -251,17 +251,17 @@ def run_forked(
             buffer += data
             *lines, buffer = buffer.split(b"\n")
             for line in lines:
-                told = json.loads(line)
-                if "begins" in told:
-                    current = told["begins"]
-                elif "broken" in told:
-                    raise RuntimeError(f"case {current}: fuzz itself failed\n{told['broken']}")
+                line = json.loads(line)
+                if "begins" in line:
+                    current = line["begins"]
+                elif "broken" in line:
+                    raise RuntimeError(f"case {current}: fuzz itself failed\n{line['broken']}")
                 else:
-                    results.append(told)
-                    waiting.remove(told["case"])
+                    results.append(line)
+                    waiting.remove(line["case"])
                     current = None
-                    if told["ended"] not in PASSES:
-                        tell(told)
+                    if line["ended"] not in PASSES:
+                        show(line)
                     if len(results) % 1000 == 0:
                         pace = len(results) / (time.perf_counter() - began)
                         print(f"{len(results)} cases, {pace:.1f} a second", flush=True)
@@ -271,7 +271,7 @@ def run_forked(
             ended = "hang" if hung else "crash"
             said = f"killed by the watchdog after {2 * WALL:g} s" if hung else f"wait status {status}"
             results.append(result_of(current, kind_of(seed, current, kinds), ended, said))
-            tell(results[-1])
+            show(results[-1])
             waiting.remove(current)
             shutil.rmtree(work / str(current), ignore_errors=True)
     return results, children
@@ -286,7 +286,7 @@ def result_of(
     }  # fmt: skip
 
 
-def tell(result: dict[str, Any]) -> None:
+def show(result: dict[str, Any]) -> None:
     first = (result["said"].splitlines() or [""])[0]
     print(f"case {result['case']} {result['kind']}: {result['ended']}: {first}", flush=True)
 
@@ -322,7 +322,7 @@ def run_real(seed: int, numbers: Sequence[int], stock: Stock, work: Path, kinds:
             ended, said = "crash", f"signal {-status}"
         results.append(result_of(number, case.kind, ended, said, seconds, 0, case.argv))
         if ended not in PASSES:
-            tell(results[-1])
+            show(results[-1])
         if len(results) % 50 == 0:
             print(f"{len(results)} cases through the real command", flush=True)
         shutil.rmtree(box.root, ignore_errors=True)

@@ -177,10 +177,10 @@ def train_command(folder: Path) -> Command:
         tensors, facts = load_checkpoint(out / "last.safetensors")
         last = {f"last/{name}": tensor.numpy().tobytes() for name, tensor in tensors.items()}
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        told = [{k: v for k, v in line.items() if k in ("kind", "step", "losses", "lr")} for line in lines]
+        lines = [{k: v for k, v in line.items() if k in ("kind", "step", "losses", "lr")} for line in lines]
         return {
             "model.safetensors": (out / "model.safetensors").read_bytes(), "step": str(facts["step"]).encode(),
-            "metrics": json.dumps(told).encode(), **last,
+            "metrics": json.dumps(lines).encode(), **last,
         }  # fmt: skip
 
     def halves(out: Path, unbroken: Path) -> list[str]:
@@ -210,7 +210,7 @@ def predict_command(folder: Path) -> Command:
                 for path in [marker_path(out, one), *(out / name for name, _ in due_files(benchmark, [one]))]:
                     whole = unbroken / path.relative_to(out)
                     if not path.exists() or path.read_bytes() != whole.read_bytes():
-                        wrong.append(f"{path.relative_to(out)} is told to be finished and is not")
+                        wrong.append(f"{path.relative_to(out)} is said to be finished and is not")
         return wrong
 
     return Command(
@@ -355,7 +355,7 @@ def trial(name: str, moments: int, seed: int, root: Path) -> list[dict[str, Any]
     command.prepare(second)
     seconds = min(seconds, to_the_end(command.argv(second), temp))
     wanted = command.compared(unbroken)
-    told = []
+    trials = []
     for number in range(moments):
         share = (number + r.random()) / moments
         out = folder / str(number) / "out"
@@ -370,7 +370,7 @@ def trial(name: str, moments: int, seed: int, root: Path) -> list[dict[str, Any]
         found = command.compared(out)
         differ = sorted(k for k in wanted.keys() | found.keys() if wanted.get(k) != found.get(k))
         debris = [p for p in all_files(out) if p.endswith((".half", ".part"))] if name[:5] in ("train", "predi") else []
-        told.append(
+        trials.append(
             {"share": round(share, 4), "killed": killed, "left": left, "wrong": wrong, "differ": differ,
              "debris": debris}
         )  # fmt: skip
@@ -379,7 +379,7 @@ def trial(name: str, moments: int, seed: int, root: Path) -> list[dict[str, Any]
         shutil.rmtree(out.parent)
         for stray in temp.iterdir():
             shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
-    return told
+    return trials
 
 
 def table(found: dict[str, Any]) -> str:
@@ -389,12 +389,12 @@ def table(found: dict[str, Any]) -> str:
         "| command | moments | killed while it ran | left no OUT | a half taken for a whole | other bytes at the end |",
         "| --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
-    for name, told in found["commands"].items():
+    for name, trials in found["commands"].items():
         counts = Counter(
-            killed=sum(t["killed"] for t in told), nothing=sum("out" not in t["left"] for t in told),
-            wrong=sum(bool(t["wrong"]) for t in told), differ=sum(bool(t["differ"] or t["debris"]) for t in told),
+            killed=sum(t["killed"] for t in trials), nothing=sum("out" not in t["left"] for t in trials),
+            wrong=sum(bool(t["wrong"]) for t in trials), differ=sum(bool(t["differ"] or t["debris"]) for t in trials),
         )  # fmt: skip
-        row = [len(told), counts["killed"], counts["nothing"], counts["wrong"], counts["differ"]]
+        row = [len(trials), counts["killed"], counts["nothing"], counts["wrong"], counts["differ"]]
         lines.append(f"| {name} | " + " | ".join(map(str, row)) + " |")
     return "\n".join(lines)
 
@@ -419,14 +419,14 @@ def main() -> None:
             __import__(module)  # so that a child need not
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="deixis-kill-") as root:
-        told = {n: trial(n, chosen.moments, chosen.seed, Path(root)) for n in chosen.commands.split(",")}
+        trials = {n: trial(n, chosen.moments, chosen.seed, Path(root)) for n in chosen.commands.split(",")}
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
     )
     found = {
         "command": " ".join(["python", "bench/kill.py", *sys.argv[1:]]), "commit": commit.stdout.strip(),
         "seed": chosen.seed, "python": platform.python_version(), "torch": torch.__version__,
-        "minutes": round((time.perf_counter() - began) / 60, 1), "commands": told,
+        "minutes": round((time.perf_counter() - began) / 60, 1), "commands": trials,
     }  # fmt: skip
     print(table(found))
     if chosen.json:

@@ -11,14 +11,15 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from _timing import seconds
 from films import drawn_film
 
 from deixis.inference import segment
+from deixis.types import MaskTrack
 from deixis.video import Video
 from deixis.writers import write
 from deixis.writers.output import Output
@@ -44,7 +45,7 @@ def main() -> None:
     parser.add_argument("--model", default="light")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--expressions", type=int, default=2)
-    parser.add_argument("--size", type=int, help="short side that the model sees, pixels (default: as trained)")
+    parser.add_argument("--size", type=int, help="short side that the model gets, pixels (default: as trained)")
     parser.add_argument("--as", dest="formats", default="overlay,rle")
     chosen = parser.parse_args()
     passes: dict[str, list[tuple[int, float]]] = {"answering": [], "drawing": []}
@@ -57,24 +58,22 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         film = Video(drawn_film(Path(folder) / "long.mp4", chosen.frames))
-        began = time.perf_counter()
+        tracks: list[MaskTrack] = []
         with Output(Path(folder) / "out") as output:
-            tracks = segment(
+            answering = seconds(lambda: tracks.extend(segment(
                 film, WORDS[: chosen.expressions], model=chosen.model, device=chosen.device, size=chosen.size,
                 folder=output.scratch, progress=lambda done: note("answering", done), threshold=0.001,
-            )  # fmt: skip
-            answered = time.perf_counter()
-            write(
+            )))  # fmt: skip
+            drawing = seconds(lambda: write(
                 output, film, tracks, chosen.formats.split(","), model={},
                 progress=lambda done: note("drawing", done),
-            )  # fmt: skip
-        drawn = time.perf_counter()
+            ))  # fmt: skip
         present = sum(int((t.masks.areas() > 0).sum()) for t in tracks)
     height, width = film.source_size
-    seen = f"short side {chosen.size}" if chosen.size else "the model's own size"
-    print(f"{len(tracks[0])} frames of {height}x{width}, {len(tracks)} expressions, {chosen.model}, {seen}")
+    size = f"short side {chosen.size}" if chosen.size else "the model's own size"
+    print(f"{len(tracks[0])} frames of {height}x{width}, {len(tracks)} expressions, {chosen.model}, {size}")
     print(f"masks that are not empty: {present} (threshold lowered, so that masks are really written)")
-    print(f"answered in {answered - began:.1f} s, written in {drawn - answered:.1f} s")
+    print(f"answered in {answering:.1f} s, written in {drawing:.1f} s")
     for name, samples in passes.items():
         shown = samples[:: max(1, len(samples) // 10)]
         print(f"\n{name:>10} | " + " | ".join(f"{frames:>6}" for frames, _ in shown) + " frames")

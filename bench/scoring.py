@@ -1,4 +1,4 @@
-"""How fast is scoring? Ratios within one run, so that another machine (or a busy one) can tell.
+"""How fast is scoring? Ratios within one run, so that they hold on another machine, or a busy one.
 
     python bench/scoring.py [--quick] [--json FILE]
 
@@ -30,6 +30,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import cv2
 import numpy as np
+from _timing import seconds
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from helpers.slow_metric import plain_contour, plain_region
@@ -64,10 +65,7 @@ def plain_scores(prediction: np.ndarray, truth: np.ndarray) -> tuple[float, floa
 
 
 def milliseconds(work: Callable[[], object], repeats: int, clock: Callable[[], float] = time.perf_counter) -> float:
-    began = clock()
-    for _ in range(repeats):
-        work()
-    return (clock() - began) / repeats * 1e3
+    return seconds(lambda: [work() for _ in range(repeats)], clock=clock) / repeats * 1e3
 
 
 def metric(rounds: int) -> list[dict[str, object]]:

@@ -300,16 +300,16 @@ def davis_clips(folder: Path, size: tuple[int, int], frames: int, most: int) -> 
     from deixis.training.small_films import SmallFilm
     from deixis.video import Video, resize
 
-    told = json.loads((folder / "expressions.json").read_text())
+    entries = json.loads((folder / "expressions.json").read_text())
     clips = []
-    for name in sorted(told)[: -(-most // 3)]:
+    for name in sorted(entries)[: -(-most // 3)]:
         pictures = [frame.pixels((2 * size[0], 2 * size[1])) for frame in Video(folder / "JPEGImages" / name).frames()]
         for part in (0.1, 0.45, 0.8):
             first = int(part * (len(pictures) - frames))
             large = np.stack(pictures[first : first + frames])
             flow, valid = estimate(large)
             small = np.stack([resize(picture, size) for picture in large])
-            sentence = Sentence(told[name]["expressions"][0], "written", (0,))
+            sentence = Sentence(entries[name]["expressions"][0], "written", (0,))
             masks = np.zeros((frames, 1, *size), bool)
             film = SyntheticVideo(small, masks, (sentence,), flow=to_cells(flow, size) / 2, name=name)
             clips.append(SmallFilm(film, valid[:, 1::2, 1::2]))
@@ -385,8 +385,8 @@ def main() -> None:
                         continue
                     for share in options.shares:
                         facts = transferred(options, fusion, start, share, seed)
-                        told = {k: round(v, 3) for k, v in facts["mean"].items()}
-                        print(fusion, start, share, seed, told, f"{facts['cpu_seconds']:.0f} s", flush=True)
+                        means = {k: round(v, 3) for k, v in facts["mean"].items()}
+                        print(fusion, start, share, seed, means, f"{facts['cpu_seconds']:.0f} s", flush=True)
     table(base(options))
 
 

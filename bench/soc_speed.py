@@ -26,7 +26,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # helpers/plain_soc.py
 
-SIZE = (360, 640)  # pixels, as the published systems see Ref-YouTube-VOS
+SIZE = (360, 640)  # pixels, as the published systems resize Ref-YouTube-VOS
 WORDS = "a b c d e f g h i j k"  # eleven words, a token each with the tokenizer that spells
 
 
@@ -51,7 +51,7 @@ class Pass:
 
 
 def work(pipe: Connection, way: Way, backbone: str, threads: int) -> None:
-    """A process: builds the model once, then runs the passes it is told, and says what they cost."""
+    """A process: builds the model once, then runs the passes it receives, and returns what they cost."""
     torch.set_num_threads(threads)
     model, clock = build(way, backbone), Clock(way.device)
     clock.listen(model)

@@ -5,7 +5,7 @@
     python bench/systems_speed.py --device cuda --models vlp_rvos_clip_l conv_clip_mevis_l
 
 Weights are random, frozen towers too: speed does not depend on them. A film goes the way that ``segment`` sends it,
-window by window, twice where a system wants to see it twice; reading files and writing masks are left out. Every count
+window by window, twice where a system needs two passes; reading files and writing masks are left out. Every count
 of frames has a process of its own, so that peak memory is its own. Growth is a straight line fitted through the counts.
 """
 
@@ -23,7 +23,7 @@ from _timing import alone, best_of, memory
 
 MODELS = ("light", "soc_swin_t", "soc_plus_plus_swin_t", "vlp_rvos_clip_b", "conv_clip_mevis_b", "slvp_vision")
 DEBUG = ("light_debug", "soc_debug", "soc_plus_plus_debug", "vlp_rvos_debug", "conv_clip_mevis_debug", "slvp_debug")
-SIZE = (360, 640)  # of the film, pixels; a system sees it at its own size
+SIZE = (360, 640)  # of the film, pixels; a system gets it at its own size
 WORDS = "the dog that runs to the left"
 WARM_UP = 2  # frames
 

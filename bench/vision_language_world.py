@@ -69,39 +69,42 @@ RATES = {VLP: 2e-3, CONV: 2e-3, SOC: 1e-3}
 FILMS = {"data.size": "64,96", "data.frames": "6", "data.areas": "0.04,0.12"}
 
 
-# --- what frozen eyes saw of a film, once for all runs that use them -------------------------------------------------
+# --- features of a frozen tower, encoded once for all runs that use them ----------------------------------------------
+
+
+Encode = Callable[[Tensor], Sequence[Tensor]]
 
 
 class Memory:
-    """``see`` of a frozen convolutional tower, by the clips' pixels. Only in training: films are scored once."""
+    """``encode_image`` of a frozen convolutional tower, by the clips' pixels, in training; films are scored once."""
 
     def __init__(self, clips: int = 4000) -> None:
-        self.clips, self.seen = clips, dict[bytes, list[Tensor]]()
+        self.clips, self.known = clips, dict[bytes, list[Tensor]]()
 
-    def wrap(self, see: Callable[[Tensor], Sequence[Tensor]], fingerprint: bytes) -> Callable[[Tensor], list[Tensor]]:
-        def remembered(frames: Tensor) -> list[Tensor]:
+    def wrap(self, encode: Encode, fingerprint: bytes) -> Callable[[Tensor], list[Tensor]]:
+        def known_or_new(frames: Tensor) -> list[Tensor]:
             if not torch.is_grad_enabled():
-                return list(see(frames))
-            clips = [self._clip(see, clip, fingerprint) for clip in frames]
+                return list(encode(frames))
+            clips = [self._clip(encode, clip, fingerprint) for clip in frames]
             return [torch.stack(level) for level in zip(*clips, strict=True)]
 
-        return remembered
+        return known_or_new
 
-    def _clip(self, see: Callable[[Tensor], Sequence[Tensor]], clip: Tensor, fingerprint: bytes) -> list[Tensor]:
+    def _clip(self, encode: Encode, clip: Tensor, fingerprint: bytes) -> list[Tensor]:
         pixels = clip.detach().cpu().contiguous().numpy()
         key = hashlib.blake2b(pixels.data, digest_size=16, key=fingerprint).digest()
-        if key not in self.seen:
-            if len(self.seen) >= self.clips:
-                self.seen.pop(next(iter(self.seen)))
-            self.seen[key] = [level[0] for level in see(clip[None])]
-        return self.seen[key]
+        if key not in self.known:
+            if len(self.known) >= self.clips:
+                self.known.pop(next(iter(self.known)))
+            self.known[key] = [level[0] for level in encode(clip[None])]
+        return self.known[key]
 
 
 MEMORY = Memory()
 
 
 def remembering(build: Callable[[], Any]) -> Callable[[], Any]:
-    """The system with a memory before a frozen convolutional tower; VLP-RVOS's sees by its prompts, anew each time."""
+    """The system with a memory before a frozen convolutional tower; VLP-RVOS's depends on its prompts and has none."""
 
     def built() -> Any:
         from deixis.encoders.conv_clip import ConvClip
@@ -109,7 +112,8 @@ def remembering(build: Callable[[], Any]) -> Callable[[], Any]:
         system = build()
         for tower in system.modules():
             if isinstance(tower, ConvClip):
-                tower.see = MEMORY.wrap(tower.see, bytes(tower.fingerprint.tolist()))  # type: ignore[method-assign]
+                known = MEMORY.wrap(tower.encode_image, bytes(tower.fingerprint.tolist()))
+                tower.encode_image = known  # type: ignore[method-assign]
         return system
 
     return built

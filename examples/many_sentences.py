@@ -11,7 +11,7 @@ from pathlib import Path
 
 import deixis
 
-ASK = (
+SENTENCES = (
     "a woman", "a woman in a black dress", "the person", "a man", "a child", "a dog", "a horse", "a bicycle", "a car",
     "the bench", "a wooden bench", "a chair", "the thing in the middle", "the thing that moves",
     "the thing on the left", "something red", "something black", "a ball", "an umbrella", "a bag",
@@ -19,10 +19,12 @@ ASK = (
 
 
 def main(film: str, list_of_sentences: str | None = None) -> None:
-    asked = ASK if list_of_sentences is None else Path(list_of_sentences).read_text(encoding="utf-8").splitlines()
+    sentences = SENTENCES
+    if list_of_sentences is not None:
+        sentences = Path(list_of_sentences).read_text(encoding="utf-8").splitlines()
     model = deixis.load("light")  # once, for any number of films
     began = time.perf_counter()
-    tracks = deixis.segment(film, [text for text in asked if text.strip()], model=model)
+    tracks = deixis.segment(film, [text for text in sentences if text.strip()], model=model)
     seconds = time.perf_counter() - began
     for track in sorted(tracks, key=lambda t: -t.presence):
         seen = track.masks.areas().nonzero()[0]

@@ -18,7 +18,7 @@ from deixis.training.recipes import find_recipe
 from deixis.training.run import Progress
 
 
-def tell(progress: Progress) -> None:
+def show(progress: Progress) -> None:
     """One line for every line of metrics.jsonl."""
     if progress.logged:
         left = f"{progress.seconds_left:.0f} s left"
@@ -30,7 +30,7 @@ def tell(progress: Progress) -> None:
 def main(folder: Path, out: Path, steps: int) -> None:
     settings = {"train.steps": str(steps), "train.workers": "0", "train.validate_every": str(max(1, steps // 3))}
     run = find_recipe("soc_folder")({"folder": folder}, overrides=settings)
-    outcome = train(run, out, report=tell)
+    outcome = train(run, out, report=show)
     # Every sentence is answered: this recipe does not train to say "not there", and its model states so.
     predict(open_benchmark("folder", folder, "valid"), out / "valid", outcome.model)
     scores = score_benchmark("folder", folder, out / "valid", "valid")

@@ -191,7 +191,7 @@ CSV, JSONL = "film,sentences\n", '{"film": "a.mp4", "sentences": ["a dog"]}\n'
         ("m.csv", CSV + f"a.mp4,{'long ' * 300}\n", "line 2: an expression may hold 1000 characters"),
         ("m.csv", CSV + ",a dog\n", "line 2: film must be a path or a URL, got ''"),
         ("m.csv", CSV + "a\x00.mp4,a dog\n", "film must be a path or a URL"),
-        ("m.csv", CSV + "a.mp4,a dog\nb.mp4,a dog\na.mp4,a dog\n", "line 4: a.mp4 is asked the same in row 1"),
+        ("m.csv", CSV + "a.mp4,a dog\nb.mp4,a dog\na.mp4,a dog\n", "line 4: a.mp4 has the same request in row 1"),
         ("m.csv", "film,sentences,every\na.mp4,a dog,two\n", "line 2: every must be a number, got 'two'"),
         ("m.csv", "film,sentences,every\na.mp4,a dog,1.5\n", "every must be a whole number, got '1.5'"),
         ("m.csv", "film,sentences,every\na.mp4,a dog,0\n", "every must be 1 or more"),
@@ -395,8 +395,8 @@ def test_whatever_is_not_as_it_was_is_done_again_and_nothing_else(few: Path, tmp
 class Interrupting(Here):
     """Ctrl-C after two films."""
 
-    def answers(self, make: Any, items: Any, **more: Any) -> Iterator[tuple[int, Any]]:
-        for index, answer in super().answers(make, items, **more):
+    def results(self, make: Any, items: Any, **more: Any) -> Iterator[tuple[int, Any]]:
+        for index, answer in super().results(make, items, **more):
             if index == 2:
                 raise KeyboardInterrupt
             yield index, answer
@@ -407,7 +407,7 @@ def test_ctrl_c_keeps_and_names_what_is_finished_and_the_rest_follows(few: Path,
     assert summary.stopped
     lines = run_module.summary_lines(summary, "out")
     names = [line["folder"] for line in results(tmp_path / "out")]
-    assert [line["row"] for line in results(tmp_path / "out")] == [1, 2, 3]  # the third was finished, not yet told
+    assert [line["row"] for line in results(tmp_path / "out")] == [1, 2, 3]  # the third was finished, not yet reported
     assert lines[:3] == [f"finished {name}" for name in names]
     assert lines[3].startswith("4 films: 3 done now, 0 done before, 0 failed, 1 not done")
     assert [job.row for job in summary.waiting] == [4]
@@ -458,10 +458,10 @@ def test_a_file_url_is_written_to_as_a_bucket_is(few: Path, tmp_path: Path) -> N
 
 
 def test_a_bucket_that_lets_nobody_in_is_one_clear_error(few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(self: Any, path: str, **more: Any) -> None:
+    def refuse(self: Any, path: str, **more: Any) -> None:
         raise RuntimeError("no credentials")
 
-    monkeypatch.setattr(type(file_system("memory://there")[0]), "ls", ask)
+    monkeypatch.setattr(type(file_system("memory://there")[0]), "ls", refuse)
     refused(command(few, "memory://there/out"), "/there/out cannot be reached: RuntimeError: no credentials")
 
 
@@ -527,8 +527,8 @@ def test_a_dry_run_counts_with_the_speed_of_earlier_results(few: Path, tmp_path:
     assert (found.films, found.finished, [job.row for job in found.due]) == (4, 2, [2, 4])
     assert found.frames == 4 + 6
     assert found.seconds == pytest.approx(10 * 0.5 / 2)
-    told = "\n".join(forecast_module.forecast_lines(found))
-    assert f"2.00 frames/s a worker, measured on 4 films of {out / RESULTS}; 1 workers with 1 threads on cpu" in told
+    lines = "\n".join(forecast_module.forecast_lines(found))
+    assert f"2.00 frames/s a worker, measured on 4 films of {out / RESULTS}; 1 workers with 1 threads on cpu" in lines
     (tmp_path / "other.jsonl").write_text(json.dumps(slow[0]) + "\n")
     new = forecast(plan_of(few, tmp_path / "new", engine=QUICK), str(tmp_path / "other.jsonl"))
     assert new.seconds == pytest.approx(18 * 0.5 / 2)

@@ -1,4 +1,4 @@
-"""What each system can know of time, by construction: does its answer change with the order of the frames?"""
+"""What each system can represent of time, by construction: does its answer change with the order of the frames?"""
 
 from __future__ import annotations
 

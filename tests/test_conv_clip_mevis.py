@@ -157,12 +157,12 @@ def test_wanted_frames_are_painted_alone_but_the_whole_clip_is_watched() -> None
 def test_training_and_evaluation_share_their_mathematics() -> None:
     model = make()
     x = batch(torch.cat([clip(1, 5), clip(2, 5)]), "dog", "a cat")
-    learnt, told = model.train()(x), model.eval()(x)
-    close(learnt.masks, told.masks)
-    close(learnt.scores, told.scores)
+    learnt, evaluated = model.train()(x), model.eval()(x)
+    close(learnt.masks, evaluated.masks)
+    close(learnt.scores, evaluated.scores)
     assert learnt.extras["frame_kernels"].shape == (2, 1 + DEBUG.frame_layers, 5, DEBUG.queries, DEBUG.width)
     assert learnt.extras["video_scores"].shape == (2, DEBUG.read_layers, DEBUG.video_layers, DEBUG.queries)
-    assert not told.extras
+    assert not evaluated.extras
 
 
 @pytest.mark.parametrize("changes", ABLATIONS, ids=str)

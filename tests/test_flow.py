@@ -71,7 +71,7 @@ def test_rows_are_read_by_number_with_paths_from_the_lists_folder(films: VideoCa
 
 
 def test_a_list_of_any_length_is_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By construction: after the index is made, asking for a row reads 8 bytes and one line."""
+    """By construction: after the index is made, one row reads 8 bytes and one line."""
     path = tmp_path / "long.csv"
     with open(path, "w") as file:
         file.write("film,caption,fps\n")
@@ -235,8 +235,8 @@ def test_a_hook_takes_the_place_of_dis_and_a_wrong_one_ends_the_run(films: Video
 
 def test_flow_is_made_once_and_read_back_alike(films: VideoCaptions, tmp_path: Path) -> None:
     cache = FlowCache(tmp_path / "flow", SETTINGS)
-    made, there = cache.look(films[0])
-    again, there_now = cache.look(films[0])
+    made, there = cache.find_or_make(films[0])
+    again, there_now = cache.find_or_make(films[0])
     assert (there, there_now) == (False, True)
     assert made.size == again.size == (48, 32)
     assert np.array_equal(made.flow, again.flow)  # also what was just made: else a run would depend on the cache
@@ -253,10 +253,10 @@ def test_the_same_bytes_under_another_name_share_their_entry_and_other_bytes_do_
     cache.get(films[0])
     copy = tmp_path / "copy.mp4"
     copy.write_bytes(films[0].film.read_bytes())
-    assert cache.look(replace(films[0], film=copy))[1]
+    assert cache.find_or_make(replace(films[0], film=copy))[1]
     copy.write_bytes(films[2].film.read_bytes())
-    assert not cache.look(replace(films[0], film=copy))[1]
-    assert not FlowCache(tmp_path / "flow", replace(SETTINGS, rate=4.0)).look(films[0])[1]
+    assert not cache.find_or_make(replace(films[0], film=copy))[1]
+    assert not FlowCache(tmp_path / "flow", replace(SETTINGS, rate=4.0)).find_or_make(films[0])[1]
 
 
 def change(place: Path, how: str) -> None:
@@ -287,11 +287,11 @@ def test_a_damaged_entry_is_told_and_made_anew(
     place = cache.place(flow_file.content_of(films[0]))
     change(place, how)
     with caplog.at_level(logging.WARNING):
-        mended, there = cache.look(films[0])
+        mended, there = cache.find_or_make(films[0])
     assert not there
     assert "made anew" in caplog.text
     assert np.array_equal(mended.flow, good.flow)
-    assert cache.look(films[0])[1]
+    assert cache.find_or_make(films[0])[1]
 
 
 def test_an_entry_of_an_older_version_is_not_taken(
@@ -300,7 +300,7 @@ def test_an_entry_of_an_older_version_is_not_taken(
     cache = FlowCache(tmp_path / "flow", SETTINGS)
     cache.get(films[0])
     monkeypatch.setattr(flow_file, "FLOW_VERSION", 2)
-    assert not cache.look(films[0])[1]
+    assert not cache.find_or_make(films[0])[1]
 
 
 def test_the_list_is_done_once_broken_films_are_counted_and_a_second_run_finds_all_there(
@@ -308,13 +308,13 @@ def test_the_list_is_done_once_broken_films_are_counted_and_a_second_run_finds_a
 ) -> None:
     cache, seen = FlowCache(tmp_path / "flow", SETTINGS), []
     tally = fill_cache(films, cache, progress=lambda done, total: seen.append((done, total)))
-    assert (tally.made, tally.there, tally.broken) == (3, 0, 1)
+    assert (tally.made, tally.found, tally.broken) == (3, 0, 1)
     assert "row 2" in tally.reasons[0]
     assert seen[-1] == (4, 4)
     assert not list((tmp_path / "flow").rglob("*.part"))
     next((tmp_path / "flow").rglob("*.safetensors")).unlink()  # as if stopped before the last
     tally = fill_cache(films, cache)
-    assert (tally.made, tally.there, tally.broken) == (1, 2, 1)
+    assert (tally.made, tally.found, tally.broken) == (1, 2, 1)
 
 
 @pytest.mark.slow

@@ -232,7 +232,7 @@ def test_validation_is_a_fixed_part_of_the_split(place: Path) -> None:
     assert next(iter(scores)) == "J&F"
     assert 0 <= scores["J&F"] <= 1
     found = samples_of_benchmark(held, small())
-    assert sum(t.there for t in found) == 3
+    assert sum(t.present for t in found) == 3
 
 
 # --- presence --------------------------------------------------------------------------------------------------------
@@ -242,22 +242,22 @@ def presence_samples(apart: float, count: int = 200) -> list[PresenceSample]:
     """Probabilities of present and absent objects whose logits are so far apart, in units of their spread."""
     draws = torch.randn(2 * count, generator=torch.Generator().manual_seed(0)).sub(2)
     rows = [(float((z + apart * (i % 2)).sigmoid()), bool(i % 2), i // 2 % 2) for i, z in enumerate(draws)]
-    return [PresenceSample(presence=p, there=there, half=half) for p, there, half in rows]
+    return [PresenceSample(presence=p, present=present, half=half) for p, present, half in rows]
 
 
-def test_a_score_that_knows_presence_gets_a_threshold_and_says_what_it_is_worth() -> None:
+def test_a_score_that_separates_presence_gets_a_threshold_and_says_what_it_is_worth() -> None:
     config = fitted(SocConfig(), "films", presence_samples(4.0))
     assert config.presence_threshold is not None
     assert config.presence_from.startswith("films: shows 0.9")
     rows = [t for t in presence_samples(4.0) if t.half == 1]
     logits = [torch.tensor(t.presence).logit() / config.presence_temperature + config.presence_shift for t in rows]
     kept = [float(x.sigmoid()) >= config.presence_threshold for x in logits]
-    assert sum(k for k, t in zip(kept, rows, strict=True) if t.there) >= 0.95 * 100
-    assert sum(not k for k, t in zip(kept, rows, strict=True) if not t.there) >= 0.70 * 100
+    assert sum(k for k, t in zip(kept, rows, strict=True) if t.present) >= 0.95 * 100
+    assert sum(not k for k, t in zip(kept, rows, strict=True) if not t.present) >= 0.70 * 100
 
 
 @pytest.mark.parametrize(
-    "rows", [presence_samples(0.5), presence_samples(4.0, 10)], ids=["scores that do not know", "too few"]
+    "rows", [presence_samples(0.5), presence_samples(4.0, 10)], ids=["scores without presence", "too few"]
 )
 def test_else_the_checkpoint_states_that_it_always_answers(rows: list[PresenceSample]) -> None:
     config = fitted(SocConfig(presence_threshold=0.4), "films", rows)

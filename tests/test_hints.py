@@ -1,4 +1,4 @@
-"""Commands and options that messages tell people to type exist, and do what the message says."""
+"""Commands and options that messages give people to type exist, and do what the message says."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "deixis"
 
 
 def texts(file: Path) -> list[str]:
-    """The texts in a file's code, with ``{}`` for what is filled in; docstrings are not told to anybody."""
+    """The texts in a file's code, with ``{}`` for what is filled in; docstrings are not shown to anybody."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
     docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -177,7 +177,7 @@ def test_every_command_that_a_message_prints_is_run(tmp_path: Path, hint: str, m
 
 
 def test_a_command_in_a_message_stands_in_backticks() -> None:
-    """So that people know where it begins and ends, and the test above finds it; installations apart."""
+    """So that people find where it begins and ends, and the test above finds it; installations apart."""
     names = "segment|demo|batch|models|serve|train|recipes|world|predict|score|pack|data|weights"
     command = re.compile(rf"(?:\bdeixis (?:{names}) (?!did\b)[^:;]*\S|\btorchrun |\bffmpeg -|\bpython -m )")
     bare = [text for text in TEXTS if command.search(re.sub(r"`[^`]+`", "", text))]

@@ -25,14 +25,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    told = tmp_path_factory.mktemp("kill") / "kill.json"
+    report = tmp_path_factory.mktemp("kill") / "kill.json"
     done = subprocess.run(
-        [sys.executable, str(ROOT / "bench" / "kill.py"), "--moments", str(MOMENTS), "--seed", "5", "--json", told],
+        [sys.executable, str(ROOT / "bench" / "kill.py"), "--moments", str(MOMENTS), "--seed", "5", "--json", report],
         capture_output=True, text=True, timeout=600,
         env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return json.loads(told.read_text())["commands"]
+    return json.loads(report.read_text())["commands"]
 
 
 @pytest.mark.parametrize(

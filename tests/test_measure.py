@@ -8,7 +8,7 @@ from deixis.systems.light import light_debug
 from deixis.training.light_calibration import SURE, with_fitted_presence
 from deixis.training.measure import (
     NEVER_SURE,
-    Answer,
+    SentenceScore,
     changes_object,
     chosen_threshold,
     fit_presence,
@@ -54,16 +54,16 @@ def test_calibration_recovers_the_temperature_and_shift_that_made_the_facts():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 4, 20_000)
     there = rng.random(20_000) < 1 / (1 + np.exp(-(logits / 2.0 + 0.7)))
-    told = 1 / (1 + np.exp(-logits))
-    assert fit_presence(told, there, 1.0, 0.0) == pytest.approx((2.0, 0.7), abs=0.1)
+    predicted = 1 / (1 + np.exp(-logits))
+    assert fit_presence(predicted, there, 1.0, 0.0) == pytest.approx((2.0, 0.7), abs=0.1)
 
 
 def test_calibration_starts_from_the_calibration_that_told():
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 4, 20_000)
     there = rng.random(20_000) < 1 / (1 + np.exp(-logits))
-    told = 1 / (1 + np.exp(-(logits / 3.0 + 1.0)))
-    assert fit_presence(told, there, 3.0, 1.0) == pytest.approx((1.0, 0.0), abs=0.1)
+    predicted = 1 / (1 + np.exp(-(logits / 3.0 + 1.0)))
+    assert fit_presence(predicted, there, 3.0, 1.0) == pytest.approx((1.0, 0.0), abs=0.1)
 
 
 def test_the_threshold_parts_present_from_absent():
@@ -105,8 +105,8 @@ def test_a_calibration_states_a_sure_bound_at_or_above_its_threshold() -> None:
     logits = np.where(there, 1.5, -1.5) + rng.normal(0, 1.2, 600)
     right = there & (logits > rng.normal(0.3, 0.8, 600))  # the surer, the more often the right thing is shown
     found = [
-        Answer(film="f", text="x", kind="class", there=bool(t), right=bool(r), overlap=1.0, empty=False, changed=False,
-               presence=float(1 / (1 + np.exp(-z))))
+        SentenceScore(film="f", text="x", kind="class", present=bool(t), right=bool(r), overlap=1.0, empty=False,
+                      changed=False, presence=float(1 / (1 + np.exp(-z))))
         for t, r, z in zip(there, right, logits, strict=True)
     ]  # fmt: skip
     config = with_fitted_presence(light_debug().config, found)

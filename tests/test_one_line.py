@@ -1,5 +1,5 @@
 """A system, an output format, a benchmark and a recipe are each added by one file and one line of ``tables.py``, and
-every command and the web page know them then."""
+every command and the web page offer them then."""
 
 from __future__ import annotations
 

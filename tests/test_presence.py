@@ -1,4 +1,4 @@
-"""Presence, time and identity: what J and F do not tell, checked on cases small enough to do by hand."""
+"""Presence, time and identity: what J and F do not measure, checked on cases small enough to do by hand."""
 
 from itertools import pairwise
 

@@ -56,7 +56,7 @@ def stored(name: str) -> tuple[Tensor, Tensor]:
 
 class Stored(nn.Module):
     """Answers a frame with the stored outputs of a frame that its pixels and the expression choose, shifted, so that
-    frames and expressions differ. It knows nothing of selection, and gives all queries in their order."""
+    frames and expressions differ. It has no selection, and gives all queries in their order."""
 
     def __init__(self, name: str, window: int) -> None:
         super().__init__()

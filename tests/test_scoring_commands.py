@@ -113,7 +113,7 @@ def test_a_benchmark_goes_through_check_predict_score_and_pack(name, tmp_path):
     repeated = json.loads((out / "scores.json").read_text())
     assert run("score", name, root, archive, "-o", tmp_path / "again", *split)[0] == 0
     again = json.loads((tmp_path / "again/scores.json").read_text())
-    # The zip carries no presence; everything that masks tell is the same.
+    # The zip carries no presence; everything that masks state is the same.
     assert {k: v for k, v in again["summary"].items() if v != repeated["summary"].get(k)} == {}
 
 

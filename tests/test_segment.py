@@ -172,11 +172,11 @@ def window(*objects: tuple[np.ndarray, float], presence: float = 4.0) -> Candida
     return Candidates(logits, scores, np.repeat(scores[:, None], logits.shape[1], 1), presence, (32.0, 48.0))
 
 
-def follow(windows: list[Candidates], linking: Linking | None = None, judge: Presence | None = None):
+def follow(windows: list[Candidates], linking: Linking | None = None, rule: Presence | None = None):
     builder = TrackBuilder([Expression("it")], (32, 48), linking or Linking())
     for i, candidates in enumerate(windows):
         builder.add([candidates], [f"{4 * i + t}" for t in range(4)], [float(4 * i + t) for t in range(4)], 4 * i)
-    return builder.finish(judge or Presence(threshold=0.5))[0]
+    return builder.finish(rule or Presence(threshold=0.5))[0]
 
 
 LEFT, RIGHT = blob(8, 2), blob(8, 28)
@@ -211,7 +211,7 @@ def test_a_moment_of_doubt_does_not_blank_the_track() -> None:
 def test_presence_below_the_threshold_empties_the_whole_track() -> None:
     maybe = window((LEFT, 0.4), presence=0.4)
     assert all(mask.any() for mask in follow([maybe, maybe]).masks)
-    strict = follow([maybe, maybe], judge=Presence(threshold=0.7))
+    strict = follow([maybe, maybe], rule=Presence(threshold=0.7))
     assert not any(mask.any() for mask in strict.masks)
     assert strict.presence == pytest.approx(1 / (1 + np.exp(-0.4)), abs=1e-5)
 
@@ -220,12 +220,12 @@ def test_a_film_judged_present_has_a_mask_and_one_judged_absent_has_none() -> No
     for presence in np.linspace(-3, 3, 13):
         for threshold in (0.2, 0.5, 0.8):
             maybe = window((LEFT, float(presence)), presence=float(presence))
-            track = follow([maybe] * 3, judge=Presence(threshold=threshold))
+            track = follow([maybe] * 3, rule=Presence(threshold=threshold))
             assert track.present == (track.presence >= threshold), (presence, threshold)
 
 
 def test_presence_is_calibrated_by_temperature_and_shift() -> None:
-    track = follow([window((LEFT, 2.0), presence=2.0)], judge=Presence(threshold=0.5, temperature=4.0, shift=0.25))
+    track = follow([window((LEFT, 2.0), presence=2.0)], rule=Presence(threshold=0.5, temperature=4.0, shift=0.25))
     assert track.presence == pytest.approx(1 / (1 + np.exp(-0.75)), abs=1e-5)
 
 

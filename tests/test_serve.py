@@ -144,9 +144,9 @@ def test_a_limit_that_cannot_be_is_refused(limits: dict) -> None:
 def test_one_task_leaves_what_was_asked_for_and_says_when(tmp_path: Path, film: Path) -> None:
     from deixis import weights
 
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     task = a_task(film, tmp_path / "out", formats=("overlay", "rle", "png", "matte"), sentences=("red", "a dog"))
-    done = process.run_task(task, weights.load("light_debug"), lambda *facts: told.append(facts), lambda: False)
+    done = process.run_task(task, weights.load("light_debug"), lambda *facts: reports.append(facts), lambda: False)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "contact_sheet.png", "masks.json", "masks.zip", "matte.zip", "original.mp4", "overlay.mp4", "timeline.svg",
     ]  # fmt: skip
@@ -154,8 +154,8 @@ def test_one_task_leaves_what_was_asked_for_and_says_when(tmp_path: Path, film: 
     with zipfile.ZipFile(tmp_path / "out" / "masks.zip") as archive:
         assert sorted(archive.namelist())[:2] == ["masks/00_red/00000.png", "masks/00_red/00001.png"]
         assert len(archive.namelist()) == 24
-    assert {stage for stage, _, _ in told} == {"looking", "drawing"}
-    assert told[-1] == ("drawing", 12, 12)
+    assert {stage for stage, _, _ in reports} == {"looking", "drawing"}
+    assert reports[-1] == ("drawing", 12, 12)
     assert [row["sentence"] for row in done["rows"]] == ["red", "a dog"]
     tracks = read_rle(tmp_path / "out" / "masks.json")
     assert [row["present"] for row in done["rows"]] == [track.present for track in tracks]
@@ -675,7 +675,7 @@ def test_two_visitors_wait_their_turn_a_third_is_refused_and_cancel_frees_the_li
     from gradio_client import handle_file
     from gradio_client.exceptions import AppError
 
-    def ask(path: Path):
+    def find(path: Path):
         arguments = (handle_file(str(path)), "red", "light_debug", ["rle"])
         return client(server, tmp_path).submit(*arguments, api_name="/segment")
 
@@ -683,14 +683,14 @@ def test_two_visitors_wait_their_turn_a_third_is_refused_and_cancel_frees_the_li
         found = job.outputs()
         return found[-1][0] if found else {}
 
-    first = ask(long_film)
+    first = find(long_film)
     until(lambda: last(first).get("frames"))
     assert last(first)["of"] == 700
     until(lambda: last(first).get("seconds_left"))
-    second = ask(film)
+    second = find(film)
     until(lambda: last(second) == {"state": "waiting", "ahead": 1})
     with pytest.raises(AppError, match=r"the queue is full \(1 waiting\); try again later"):
-        ask(film).result(timeout=400)
+        find(film).result(timeout=400)
     assert not second.done()
     first.cancel()
     facts, files = second.result(timeout=400)
@@ -701,7 +701,7 @@ def test_two_visitors_wait_their_turn_a_third_is_refused_and_cancel_frees_the_li
 # --- hostile requests -------------------------------------------------------------------------------------------------
 
 
-def ask(
+def call(
     server: Server, method: str, target: str, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> tuple[int, dict[str, str], bytes]:
     """One request, its target sent as it stands. Returns (status, headers, body)."""
@@ -720,7 +720,7 @@ def ask(
 
 def upload(server: Server, name: str, data: bytes = b"x") -> tuple[int, bytes]:
     frame = f'--B\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
-    status, _, body = ask(
+    status, _, body = call(
         server, "POST", "/gradio_api/upload", frame + data + b"\r\n--B--\r\n",
         {"Content-Type": "multipart/form-data; boundary=B"},
     )  # fmt: skip
@@ -794,7 +794,7 @@ def test_no_file_and_no_other_server_is_read_through_the_page(server: Server, ta
         "mark": server.folder / queue_module.MARK, "port": urlsplit(server.url).port, "token": "A" * 22,
     }  # fmt: skip
     for method in ("GET", "HEAD"):
-        status, headers, body = ask(server, method, target.format(**known))
+        status, headers, body = call(server, method, target.format(**known))
         assert status in (403, 404), (status, body[:200])
         assert "location" not in headers
         assert SECRET.encode() not in body
@@ -828,7 +828,7 @@ def test_a_question_about_a_file_that_was_not_uploaded_is_refused(server: Server
     named = path.format(**known)
     json_kind = {"Content-Type": "application/json"}
     for body in (question(named), question(named, url=f"{server.url}/gradio_api/file={secret}", is_stream=True)):
-        status, _, said = ask(server, "POST", route, body, json_kind)
+        status, _, said = call(server, "POST", route, body, json_kind)
         assert status == 403, (status, said)
         assert said == b"a file must be uploaded first; this is none of the uploads"
 
@@ -843,10 +843,10 @@ def test_a_question_about_a_file_that_was_not_uploaded_is_refused(server: Server
 )  # fmt: skip
 def test_what_the_page_does_not_need_is_closed(server: Server, route: str) -> None:
     body = json.dumps({"data": [str(server.folder)], "fn_name": "move_resource_to_block_cache"}).encode()
-    status, _, _ = ask(server, "POST", route, body, {"Content-Type": "application/json"})
+    status, _, _ = call(server, "POST", route, body, {"Content-Type": "application/json"})
     assert status in (404, 405)
     for method in ("PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"):
-        assert ask(server, method, route)[0] == 404
+        assert call(server, method, route)[0] == 404
 
 
 @pytest.mark.parametrize(
@@ -879,10 +879,10 @@ def test_an_original_name_with_a_path_names_nothing(server: Server, film: Path) 
     before = files_of(server.folder.parent)
     lies = {"orig_name": "../../../secret.txt", "url": "http://127.0.0.1:1/film.mp4"}
     json_kind = {"Content-Type": "application/json"}
-    status, _, body = ask(server, "POST", "/gradio_api/call/segment", question(path, **lies), json_kind)
+    status, _, body = call(server, "POST", "/gradio_api/call/segment", question(path, **lies), json_kind)
     assert status == 200, body
     event = json.loads(body)["event_id"]
-    status, _, body = ask(server, "GET", f"/gradio_api/call/segment/{event}")
+    status, _, body = call(server, "GET", f"/gradio_api/call/segment/{event}")
     assert b"event: complete" in body
     assert b'"state": "done"' in body
     assert SECRET.encode() not in body
@@ -895,7 +895,7 @@ def test_what_a_visitor_brought_is_never_run_as_a_page(server: Server) -> None:
     for name, kind in (("page.html", "text/html"), ("picture.svg", "image/svg+xml")):
         status, body = upload(server, name, b"<script>alert(1)</script>")
         assert status == 200
-        status, headers, _ = ask(server, "GET", f"/gradio_api/file={json.loads(body)[0]}")
+        status, headers, _ = call(server, "GET", f"/gradio_api/file={json.loads(body)[0]}")
         assert status == 200
         assert headers["content-disposition"].startswith("attachment")
         assert headers["content-type"] != kind
@@ -920,10 +920,10 @@ def test_an_upload_or_a_question_that_is_too_large_is_refused_while_it_comes(ser
     connection.close()
     left = files_of(server.folder) - before  # at most a part of a film, which goes at the next sweep
     assert sum(path.stat().st_size for path in left) < 2_020_000
-    status, _, said = ask(server, "POST", "/gradio_api/queue/join", b'{"a": "' + b"x" * 1_000_001 + b'"}')
+    status, _, said = call(server, "POST", "/gradio_api/queue/join", b'{"a": "' + b"x" * 1_000_001 + b'"}')
     assert (status, said) == (413, b"a question may hold 1,000,000 bytes")
     for body in (b"[" * 500_000, b"{", b"\xff"):
-        assert ask(server, "POST", "/gradio_api/queue/join", body)[0] == 400
+        assert call(server, "POST", "/gradio_api/queue/join", body)[0] == 400
 
 
 @pytest.mark.parametrize(
@@ -937,21 +937,21 @@ def test_an_upload_or_a_question_that_is_too_large_is_refused_while_it_comes(ser
     ],
 )
 def test_the_server_answers_to_its_own_names_only(server: Server, headers: dict[str, str], status: int) -> None:
-    assert ask(server, "GET", "/config", headers=headers)[0] == status
+    assert call(server, "GET", "/config", headers=headers)[0] == status
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1"])
 def test_a_page_of_another_site_cannot_ask_or_listen(server: Server, origin: str) -> None:
     """CVE-2024-47084, CVE-2024-47165: requests from foreign pages, also from ``null``."""
-    status, _, _ = ask(server, "POST", "/gradio_api/queue/join", b"{}", {"Origin": origin})
+    status, _, _ = call(server, "POST", "/gradio_api/queue/join", b"{}", {"Origin": origin})
     assert status == 403
-    _, headers, _ = ask(server, "GET", "/config", headers={"Origin": origin})
+    _, headers, _ = call(server, "GET", "/config", headers={"Origin": origin})
     assert headers.get("access-control-allow-origin") in (None, "")
 
 
 def test_the_page_names_no_place_of_the_server_and_nobody_else(server: Server) -> None:
     for target in ("/", "/config", "/gradio_api/info", "/theme.css"):
-        status, headers, body = ask(server, "GET", target)
+        status, headers, body = call(server, "GET", target)
         assert status == 200
         text = body.decode()
         assert str(server.folder.parent) not in text
@@ -987,5 +987,5 @@ def test_a_disk_that_is_full_of_films_takes_no_more(queue: Queue) -> None:
 
 def test_the_server_called_nobody(server: Server) -> None:
     """No telemetry, no version check, no fonts: nothing but this machine itself. Runs last, after all of the above."""
-    assert ask(server, "GET", "/")[0] == 200
+    assert call(server, "GET", "/")[0] == 200
     assert server.hosts_called() <= {"127.0.0.1", "localhost", "::1", ""}

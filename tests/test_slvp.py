@@ -113,7 +113,7 @@ def test_wanted_frames_are_answered_alone_but_seen_in_their_window(name: str) ->
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_what_lies_in_the_padding_is_not_attended_to(name: str) -> None:
-    """Neither by the cells of a frame (vision asks), nor by the queries (language asks), nor by hidden words."""
+    """Neither by the cells of a frame (vision queries), nor by the queries (language queries), nor by hidden words."""
     model = make(name, head="flow").eval()
     frames, padding = clip(5, 2, 64, 128), torch.zeros(1, 2, 64, 128, dtype=torch.bool)
     padding[..., 64:] = True

@@ -264,8 +264,8 @@ def test_a_window_plan_sends_every_token_out_and_back(size: tuple[int, int, int]
 
 @torch.no_grad()
 def test_backbone_levels_have_the_strides_they_say() -> None:
-    eyes = VideoSwin(VideoSwinConfig(dim=8, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), window=(2, 3, 3))).eval()
-    sizes = [tuple(level.shape) for level in eyes(torch.randn(1, 2, 3, 45, 70))]
+    encoder = VideoSwin(VideoSwinConfig(dim=8, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), window=(2, 3, 3))).eval()
+    sizes = [tuple(level.shape) for level in encoder(torch.randn(1, 2, 3, 45, 70))]
     assert sizes == [(1, 2, 8, 12, 18), (1, 2, 16, 6, 9), (1, 2, 32, 3, 5), (1, 2, 64, 2, 3)]
 
 

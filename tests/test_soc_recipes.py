@@ -122,12 +122,12 @@ def test_roberta_files_start_the_ears_but_for_the_pooler(tmp_path: Path) -> None
 
     config = TextConfig(vocabulary=64, width=32, layers=1, heads=2, hidden=64, positions=40, tokenizer="letters")
     torch.manual_seed(0)
-    source, ears = TextEncoder(config, 16), TextEncoder(config, 16)
+    source, target = TextEncoder(config, 16), TextEncoder(config, 16)
     source.encoder.save_pretrained(tmp_path)
     PreTrainedTokenizerFast(tokenizer_object=roberta_letter_tokenizer(), pad_token="<pad>").save_pretrained(tmp_path)
-    missing = load_roberta(ears, str(tmp_path))
+    missing = load_roberta(target, str(tmp_path))
     assert all(key.startswith("pooler.") for key in missing)
-    same = ears.encoder.embeddings.word_embeddings.weight
+    same = target.encoder.embeddings.word_embeddings.weight
     assert torch.equal(same, source.encoder.embeddings.word_embeddings.weight)
     with pytest.raises(DeixisError, match="neither a folder nor"):
-        load_roberta(ears, str(tmp_path / "nothing"))
+        load_roberta(target, str(tmp_path / "nothing"))

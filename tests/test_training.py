@@ -186,7 +186,7 @@ def test_metrics_have_a_line_every_n_steps_and_a_resumed_run_repeats_none(tmp_pa
         "kind", "step", "losses", "total", "lr", "grad_norm", "samples_per_second", "waiting", "seconds"
     }  # fmt: skip
     each = []
-    train(toy(steps=4), tmp_path / "told", device="cpu", report=lambda progress: each.append(progress.losses))
+    train(toy(steps=4), tmp_path / "reported", device="cpu", report=lambda progress: each.append(progress.losses))
     assert lines[1]["losses"] == pytest.approx({name: (each[2][name] + each[3][name]) / 2 for name in each[0]})
     assert lines[0]["total"] == pytest.approx(sum(lines[0]["losses"].values()))
 

@@ -1,4 +1,4 @@
-"""VLP-RVOS behaves: time goes through prompts, a clip tells the next, towers stay frozen, each ingredient can go."""
+"""VLP-RVOS behaves: time goes through prompts, clips hand on, towers stay frozen, all ingredients can go."""
 
 from __future__ import annotations
 
@@ -94,10 +94,10 @@ def test_one_clip_asked_many_things_answers_as_if_asked_each_alone(at_once: int)
     together, carried = model.step(maps, [Expression(t) for t in texts], None)
     again, _ = model.step(maps, [Expression(t) for t in texts], carried)
     for i, text in enumerate(texts):
-        alone, tells = model.step(maps, [Expression(text)], None)
+        alone, handed = model.step(maps, [Expression(text)], None)
         close(together.masks[i], alone.masks[0])
-        close(carried[i], tells[0])
-        close(again.masks[i], model.step(maps, [Expression(text)], tells)[0].masks[0])
+        close(carried[i], handed[0])
+        close(again.masks[i], model.step(maps, [Expression(text)], handed)[0].masks[0])
 
 
 @torch.no_grad()
@@ -203,11 +203,11 @@ def test_new_systems_have_their_gates_shut() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capture", "keys", "hears"), [(True, "all", True), (True, "temporal", True), (False, "all", False)]
+    ("capture", "keys", "gets_words"), [(True, "all", True), (True, "temporal", True), (False, "all", False)]
 )
 @torch.no_grad()
 def test_frames_hear_of_each_other_inside_the_tower_through_temporal_prompts_alone(
-    capture: bool, keys: str, hears: bool
+    capture: bool, keys: str, gets_words: bool
 ) -> None:
     model = make(capture=capture, capture_keys=keys).eval()
     frames, other = clip(1), clip(1)
@@ -215,8 +215,8 @@ def test_frames_hear_of_each_other_inside_the_tower_through_temporal_prompts_alo
     nothing = torch.zeros(1, 4, 64, 64, dtype=torch.bool)
     text, prompts = model.tower.encode_text(["dog"]), model.prompts()
     a, b = (model.encode_with_text(model.encode(x, nothing).levels[0], text, prompts, None) for x in (frames, other))
-    assert torch.equal(a[0][:, :3], b[0][:, :3])  # the first layer has not been told yet
-    assert torch.equal(a[-1][:, :3], b[-1][:, :3]) is not hears
+    assert torch.equal(a[0][:, :3], b[0][:, :3])  # the first layer has none yet
+    assert torch.equal(a[-1][:, :3], b[-1][:, :3]) is not gets_words
     assert not torch.allclose(a[-1][:, 3], b[-1][:, 3])
 
 
@@ -302,7 +302,7 @@ def test_prompts_of_all_kinds_go_through_one_transformer_and_begin_by_saying_lit
     assert (prompts.language.shape, prompts.vision.shape, prompts.temporal.shape) == ((4, 32), (4, 2, 32), (2, 32))
     assert prompts.vision.abs().max() < 1
     prompts.temporal.sum().backward()
-    assert model.prompts.tokens["language"].grad is not None  # each kind hears the others
+    assert model.prompts.tokens["language"].grad is not None  # each kind attends to the others
 
 
 @torch.no_grad()

@@ -226,8 +226,8 @@ def test_kinetics_weights_start_the_eyes_with_their_patches_summed_over_time(mer
     state["backbone.patch_embed.proj.weight"] = halves.detach()
     state |= {"backbone.norm.weight": torch.ones(16), "cls_head.fc_cls.weight": torch.ones(4, 16)}
     torch.save({"state_dict": state}, tmp_path / "k.pth")
-    eyes = VideoSwin(config)
-    left_out = weights_import.load_kinetics(eyes, tmp_path / "k.pth")
+    encoder = VideoSwin(config)
+    left_out = weights_import.load_kinetics(encoder, tmp_path / "k.pth")
     assert set(left_out) == {"backbone.norm.weight", "cls_head.fc_cls.weight"}
     for key, value in source.state_dict().items():
-        assert torch.allclose(eyes.state_dict()[key], value), key
+        assert torch.allclose(encoder.state_dict()[key], value), key

@@ -61,7 +61,7 @@ def with_bad(low: int, high: int) -> Draw:
 
 
 def odd_films(count: int, draw: torch.Generator, frames: int = 2, objects: int = 5) -> Films:
-    """The sentence asks for the odd one out, by colour (0) or by shape (1): the others share theirs, two and two. The
+    """The sentence names the odd one out, by colour (0) or by shape (1): the others share theirs, two and two. The
     object that is odd by the one is not odd by the other, but by chance."""
 
     def one_odd() -> tuple[Tensor, Tensor]:

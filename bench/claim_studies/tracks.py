@@ -1,7 +1,7 @@
 """Films of true object tracks: what a perfect frame-level network would hand on, as numbers, made in batches.
 
-B films, T frames, K objects. Places are in 0..1; an object keeps its slot, and in each frame a query tells where it is,
-what it looks like and whether it is there; nothing in a query tells which frame it is of.
+B films, T frames, K objects. Places are in 0..1; an object keeps its slot, and in each frame a query holds where it is,
+what it looks like and whether it is there; nothing in a query states which frame it is of.
 """
 
 from __future__ import annotations

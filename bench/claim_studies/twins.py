@@ -1,7 +1,7 @@
 """Films of twins on a torus of cells: alike in every frame, distinguished only by what happens between frames.
 
 B films, T frames, h w cells, C width. Each twin keeps to a row of its own; one goes left, the other right, and who
-leaves at one side comes in at the other, so that a place and a time tell nothing about the direction.
+leaves at one side comes in at the other, so that a place and a time hold nothing about the direction.
 """
 
 from __future__ import annotations

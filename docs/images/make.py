@@ -1,6 +1,6 @@
 """Makes the pictures of the pages in this folder: ``python docs/images/make.py [name ...]``, from the clone's root.
 
-segment.jpg: the demo film, asked by the bundled model.  folder.jpg: a generated film as it lies in a data
+segment.jpg: the demo film, segmented by the bundled model.  folder.jpg: a generated film as it lies in a data
 folder.  scores.jpg: the picture that ``deixis score`` writes, on a generated benchmark.  data_path.svg: the figure.
 demo.jpg: the contact sheet of README.  page.jpg: the page of ``deixis serve``, in Chromium (extras web and browser).
 """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library is silent unless asked
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # a library is silent by default
 
 _HOMES = {
     "segment": "inference",

@@ -21,7 +21,7 @@ from deixis.systems.light import Light, TrackFeatures
 from deixis.types import DeixisError, Expression, MaskTrack, Verdict, verdict_of
 from deixis.video import Video, normalise
 
-MOST_FRAMES = 16  # frames that are looked at, evenly spread over the video (our choice: memory does not grow)
+MOST_FRAMES = 16  # frames that are used, evenly spread over the video (our choice: memory does not grow)
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ def choose(
         raw = float(row.logsumexp(0) - nothing)
         presence = float(sigmoid(raw / config.presence_temperature + config.presence_shift))
         shares = row.softmax(0) * presence
-        there = setup.judge.threshold is None or presence >= setup.judge.threshold
+        there = setup.presence_rule.threshold is None or presence >= setup.presence_rule.threshold
         track = int(row.argmax()) if there else None
-        choices.append(Choice(expression, track, presence, tuple(shares.tolist()), setup.judge.sure))
+        choices.append(Choice(expression, track, presence, tuple(shares.tolist()), setup.presence_rule.sure))
     return choices
 
 
@@ -143,7 +143,7 @@ def _check(masks: Sequence[Any], source: Video) -> None:
     if len(lengths) > 1:  # whether it is the video's is known when all frames are read: ``Video.length`` is about
         raise DeixisError(f"the tracks have {sorted(lengths)} frames; all must be as long as the video")
     if not any(track[i].any() for track in masks for i in _spread(len(track))):
-        raise DeixisError("no track has a mask in the frames that are looked at; leave empty tracks out")
+        raise DeixisError("no track has a mask in the frames that are used; leave empty tracks out")
 
 
 def _spread(length: int) -> list[int]:
@@ -152,24 +152,24 @@ def _spread(length: int) -> list[int]:
 
 @torch.inference_mode()
 def _pool(setup: Setup, system: Light, source: Video, masks: Sequence[Any]) -> TrackFeatures:
-    """Track features of the video's frames that are looked at."""
+    """Track features of the video's frames that are used."""
     config, length = system.config, len(masks[0])
-    looked, size = set(_spread(length)), model_size(source.source_size, config)
+    used, size = set(_spread(length)), model_size(source.source_size, config)
     frames: list[Tensor] = []
     shares: list[np.ndarray] = []
-    seen = 0
+    done = 0
     for clip in source.windows(config.window, size=size, overlap=0):
         pixels, _ = normalise(clip, mean=config.mean, std=config.std, multiple=config.multiple, device=setup.device)
         inner = (clip.frames.shape[-2] // 4, clip.frames.shape[-1] // 4)
         grid = (pixels.shape[-2] // 4, pixels.shape[-1] // 4)
         for i in range(len(clip)):
             number = clip.start + i
-            if number in looked and number >= seen:
+            if number in used and number >= done:
                 frames.append(pixels[:, i : i + 1])
                 shares.append(np.stack([_share(m[number], inner, grid) for m in masks]))
-        seen = clip.start + len(clip)
-    if seen != length:
-        raise DeixisError(f"the tracks have {length} frames, but the video has {seen}; give one mask a frame")
+        done = clip.start + len(clip)
+    if done != length:
+        raise DeixisError(f"the tracks have {length} frames, but the video has {done}; give one mask a frame")
     clip_pixels = torch.cat(frames, dim=1)  # (1, T, 3, H, W)
     soft = torch.from_numpy(np.stack(shares))[None].to(setup.device)  # (1, T, Q, h, w)
     scores = (soft.sum((-1, -2)) > 0.5).float()

@@ -37,9 +37,9 @@ def choose_precision(name: str, device: torch.device) -> bool:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU has instructions for bf16 products; False where this PyTorch cannot tell."""
-    ask = getattr(torch.cpu, "get_capabilities", None)
-    can = ask() if ask is not None else {}
+    """Whether this CPU has instructions for bf16 products; False where this PyTorch does not say."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    can = capabilities() if capabilities is not None else {}
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 

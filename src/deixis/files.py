@@ -195,7 +195,7 @@ def cache_path(source: Path, kind: str) -> Path:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON in one step: a reader sees the old file or the whole new one."""
+    """Write JSON in one step: a reader finds the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(path.name + ".half")
     half.write_text(json.dumps(value, allow_nan=False))

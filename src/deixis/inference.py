@@ -50,7 +50,7 @@ from deixis.types import (
     TwoPassSystem,
 )
 from deixis.video import Video, ahead, fit, normalise
-from deixis.waiting import foresee_room, require_room
+from deixis.waiting import check_room, require_room
 
 LARGEST_SIZE = 4096  # pixels of the short side that a model may get (our choice)
 AT_ONCE = 16  # expressions decoded together (our choice: bounds the memory of their masks)
@@ -105,28 +105,28 @@ def segment(
         >>> tracks[0].masks[3].shape  # (H, W) bool, at source size
         (96, 160)
     """
-    asked = as_expressions(expressions)
+    wanted = as_expressions(expressions)
     source = video if isinstance(video, Video) else Video(video)
     setup = prepare(
         model, device=device, precision=precision, threshold=threshold, selection=selection, linking=linking, size=size
     )
-    tracks = follow_film(setup, source, as_read(expressions, asked), folder=folder, progress=progress, stop=stop)
-    return [replace(track, expression=e) for track, e in zip(finish_tracks(tracks, setup), asked, strict=True)]
+    tracks = follow_film(setup, source, as_read(expressions, wanted), folder=folder, progress=progress, stop=stop)
+    return [replace(track, expression=e) for track, e in zip(finish_tracks(tracks, setup), wanted, strict=True)]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Setup:
     """Which model predicts, where, and by which rule its queries become masks.
 
-    judge: when an object counts as present.  linking: how candidates are linked over the film; None: the published rule
-    (``deixis.selection``).  several: show every query above the threshold.  over: what the published rule ranks queries
-    over.  size: pixels of the short side that the model gets; None: the model's own.
+    presence_rule: when an object counts as present.  linking: how candidates are linked over the film; None: the
+    published rule (``deixis.selection``).  several: show every query above the threshold.  over: what the published
+    rule ranks queries over.  size: pixels of the short side that the model gets; None: the model's own.
     """
 
     system: System
     device: torch.device
     reduced: bool
-    judge: Presence
+    presence_rule: Presence
     linking: Linking | None = None
     several: bool = False
     over: Literal["window", "film"] = "window"
@@ -165,7 +165,7 @@ def prepare(
         system=system,
         device=where,
         reduced=reduced,
-        judge=Presence.of(system.config, threshold),
+        presence_rule=Presence.of(system.config, threshold),
         linking=(linking or Linking(several=several)) if linked else None,
         several=several,
         size=size,
@@ -214,16 +214,17 @@ def follow_film(
 ) -> TrackBuilder | PublishedTracks:
     """All windows of a film, kept by a builder of tracks; ``soft``: with what its ``soft`` needs."""
     config = setup.system.config
-    seen = model_size(film.source_size, config, setup.size)
+    shape = model_size(film.source_size, config, setup.size)
     builder: Any
     if setup.linking is None:
-        builder = PublishedTracks(expressions, film.source_size, setup.judge, how=setup.how, soft=soft, folder=folder)
+        rule = setup.presence_rule
+        builder = PublishedTracks(expressions, film.source_size, rule, how=setup.how, soft=soft, folder=folder)
     else:
         builder = TrackBuilder(expressions, film.source_size, setup.linking, folder, soft)
-    foresee_room(film.length, builder.masks_that_wait, seen, builder.waiting[1])
+    check_room(film.length, builder.masks_that_wait, shape, builder.waiting[1])
 
     def windows(overlap: int) -> Iterator[Clip]:
-        return film.windows(config.window, size=seen, overlap=overlap, fill=setup.linking is not None)
+        return film.windows(config.window, size=shape, overlap=overlap, fill=setup.linking is not None)
 
     ranked = None
     if setup.linking is None and setup.over == "film" and not (film.length and film.length <= config.window):
@@ -233,12 +234,12 @@ def follow_film(
         if setup.linking is not None:
             return select(prediction, setup.linking, size, padded)
         queries = None if ranked is None else ranked[first : first + len(prediction.scores)]
-        return choose_queries(prediction, setup.judge, size, padded, several=setup.several, queries=queries)
+        return choose_queries(prediction, setup.presence_rule, size, padded, several=setup.several, queries=queries)
 
     context = nullcontext() if ranked is None else every_query(setup.system)
     answers = film_answers(setup.system, windows, expressions, read, setup.device, setup.reduced, stop,
                            overlap=setup.linking.overlap if setup.linking else 0)  # fmt: skip
-    with context, ThreadPoolExecutor(1, "deixis-remember") as memory, closing(answers):
+    with context, ThreadPoolExecutor(1, "deixis-store") as memory, closing(answers):
         pending: deque[Future] = deque()
         for clip, found in answers:
             pending.append(memory.submit(builder.add, found, clip.names, clip.times, clip.start))
@@ -257,7 +258,7 @@ def follow_film(
 
 def finish_tracks(builder: TrackBuilder | PublishedTracks, setup: Setup) -> list[MaskTrack]:
     """The tracks of a film whose windows are all there."""
-    return builder.finish(setup.judge) if isinstance(builder, TrackBuilder) else builder.finish()
+    return builder.finish(setup.presence_rule) if isinstance(builder, TrackBuilder) else builder.finish()
 
 
 def rank_over_film(
@@ -309,17 +310,17 @@ def film_answers(
     """Every window of a film, in order, with what ``read`` makes of its predictions: an entry an expression.
 
     windows: opens the film anew, its windows overlapping by so many frames.  read: a prediction, the size of the
-    picture without and with padding, and the number of the first expression -> entries.  stop: asked after every
+    picture without and with padding, and the number of the first expression -> entries.  stop: called after every
     window of a first pass; True ends that one there.
     """
     groups = in_groups(expressions)
     carried: list[Any] = [None] * len(groups)
     if isinstance(system, TwoPassSystem):
-        seen = 0  # frames; a film's last window may be filled up with some that were seen, which must not count twice
+        done = 0  # frames; a film's last window may be filled up with some that are done, which must not count twice
         with closing(ahead(windows(0))) as clips:
             for clip in clips:
-                carried = _gather(system, without_first(clip, seen - clip.start), groups, carried, device, reduced)
-                seen = clip.start + len(clip)
+                carried = _gather(system, without_first(clip, done - clip.start), groups, carried, device, reduced)
+                done = clip.start + len(clip)
                 if stop is not None and stop():
                     break
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=reduced):
@@ -415,7 +416,7 @@ def as_read(
 
 
 def remarks_on(sentences: Iterable[str], model: str | Path, several: bool = False) -> list[str]:
-    """What a person should know of how a model takes sentences, a line each; see ``sentences.remarks``."""
+    """How a model takes sentences, as notes for its user, a line each; see ``sentences.remarks``."""
     known, file = weights.KNOWN.get(str(model)), weights.find(model)
     language = None if known is None else known.language
     if file is not None:

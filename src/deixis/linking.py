@@ -44,7 +44,7 @@ class Presence:
     """How a presence logit becomes a probability, and from which one on an object counts as present.
 
     The probability is sigmoid(logit / temperature + shift); threshold is in 0..1, both ends left out. None: every
-    expression is answered, as published code does; a system whose presence nobody calibrated states that.
+    expression is answered, as published code does; a system without calibrated presence states that.
     sure: below it what is shown is a guess; None: never.
     """
 
@@ -122,46 +122,46 @@ class Window:
         )  # fmt: skip
 
 
-def decide(film: Sequence[Window], linking: Linking, judge: Presence) -> tuple[list[np.ndarray], float]:
+def decide(film: Sequence[Window], linking: Linking, rule: Presence) -> tuple[list[np.ndarray], float]:
     """(for every window, the chosen candidate of each fresh frame, -1 for absent; the film's presence in 0..1)."""
-    presence = presence_of(film, linking, judge)
-    if not judge.shows(presence):
+    presence = presence_of(film, linking, rule)
+    if not rule.shows(presence):
         return [np.full(window.shape[0] - window.fresh, -1) for window in film], presence
-    logits = judge.calibrated(np.array([window.presence for window in film]))  # (W,)
-    if judge.threshold is None:
+    logits = rule.calibrated(np.array([window.presence for window in film]))  # (W,)
+    if rule.threshold is None:
         return best_path(film, log_sigmoid(logits), np.full(len(film), -np.inf), linking), presence
     # Shifted so that "present" and "absent" tie at the threshold: one window alone then agrees with the film's verdict.
-    shifted = logits - np.log(judge.threshold / (1 - judge.threshold))
+    shifted = logits - np.log(rule.threshold / (1 - rule.threshold))
     path = best_path(film, log_sigmoid(shifted), log_sigmoid(-shifted), linking)
     if max(choices.max() for choices in path) < 0:  # present, yet no window alone is worth the cost of entering
         path = best_path(film, log_sigmoid(shifted), np.full(len(film), -np.inf), linking)
     return path, presence
 
 
-def decide_together(film: Sequence[Window], linking: Linking, judge: Presence) -> tuple[list[np.ndarray], float]:
+def decide_together(film: Sequence[Window], linking: Linking, rule: Presence) -> tuple[list[np.ndarray], float]:
     """(for every window, its candidates above the threshold, (fresh frames, kept); the film's presence in 0..1).
 
     Presence is judged as in ``decide``; below the threshold nothing is kept. Without a threshold the best one is.
     """
-    presence = presence_of(film, linking, judge)
+    presence = presence_of(film, linking, rule)
     path = []
     for window in film:
-        if judge.threshold is None:
+        if rule.threshold is None:
             kept = np.zeros(1, np.intp)
         else:
-            kept = np.nonzero(sigmoid(judge.calibrated(window.scores)) >= judge.threshold)[0]
-            kept = kept if judge.shows(presence) else kept[:0]
+            kept = np.nonzero(sigmoid(rule.calibrated(window.scores)) >= rule.threshold)[0]
+            kept = kept if rule.shows(presence) else kept[:0]
         path.append(np.broadcast_to(kept, (window.shape[0] - window.fresh, len(kept))))
     return path, presence
 
 
-def presence_of(film: Sequence[Window], linking: Linking, judge: Presence) -> float:
-    return film_presence(np.array([window.presence for window in film]), judge, linking.presence_share)
+def presence_of(film: Sequence[Window], linking: Linking, rule: Presence) -> float:
+    return film_presence(np.array([window.presence for window in film]), rule, linking.presence_share)
 
 
-def film_presence(logits: np.ndarray, judge: Presence, share: float = Linking.presence_share) -> float:
+def film_presence(logits: np.ndarray, rule: Presence, share: float = Linking.presence_share) -> float:
     """0..1: of the mean of a film's (W,) surest windows, so that an object may be absent for most of a film."""
-    calibrated = judge.calibrated(logits)
+    calibrated = rule.calibrated(logits)
     surest = np.sort(calibrated)[::-1][: max(1, round(len(calibrated) * share))]
     return float(sigmoid(surest.mean()))
 

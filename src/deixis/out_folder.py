@@ -3,7 +3,7 @@
 Items are finished one after the other in ``scratch``, a hidden folder, and come to OUT at the end.
 
 An OUT that does not exist yet: ``scratch`` lies beside it, and OUT appears whole, in one rename.
-An OUT that exists is never replaced, for it may be a mounted volume, another disk or somebody's working folder:
+An OUT that exists is never replaced, for it may be a mounted volume, another disk or a user's working folder:
 ``scratch`` lies inside it and the items are moved one by one. A journal (``JOURNAL``) is written before the first move
 and deleted after the last; items of the same name that were there are set aside until then. A run that finds the
 journal of one that was cut off completes its moves first.
@@ -383,7 +383,7 @@ def held(folder: Path) -> bool | None:
 def move_items(out: Path, source: Path, aside: Path, names: list[str]) -> None:
     """Move items from ``source`` into ``out``, with a journal; may be repeated after it was cut off at any moment.
 
-    Items of the same name go to ``aside``; who calls deletes them when everything has come.
+    Items of the same name go to ``aside``; the caller deletes them when everything has come.
     """
     journal = out / JOURNAL
     half = out / f"{JOURNAL}.half"

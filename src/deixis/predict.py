@@ -41,17 +41,17 @@ log = logging.getLogger(__name__)
 def setup_for(benchmark: Benchmark, setup: Setup, threshold: float | None = None) -> Setup:
     """The setup by the rules of a benchmark.
 
-    Several objects are shown together only where the benchmark and the system both know of several. Where every
+    Several objects are shown together only where the benchmark and the system both have several. Where every
     expression names something, every one is answered, as published code does. The published rule ranks queries over the
     whole film, but on Ref-DAVIS17, where each window is a clip by itself.
     """
     several = benchmark.several and setup.several
-    judge = setup.judge
+    rule = setup.presence_rule
     if threshold is None and not (benchmark.absent_possible or several):
-        judge = replace(judge, threshold=None)
+        rule = replace(rule, threshold=None)
     return replace(
         setup,
-        judge=judge,
+        presence_rule=rule,
         several=several,
         linking=None if setup.linking is None else replace(setup.linking, several=several),
         over="window" if benchmark.protocol == "davis" else "film",
@@ -130,13 +130,13 @@ def _disk_errors_as_ours(results: Path) -> Iterator[None]:
 def _about(
     benchmark: Benchmark, model: str | Path | nn.Module, setup: Setup, threshold: float | None
 ) -> dict[str, Any]:
-    """What a run is: read again before it is taken up, and by whoever wants to know how its figures were made."""
+    """What a run is: read again before it goes on, and the record of how its figures were made."""
     described = type(model).__name__ if isinstance(model, nn.Module) else weights.describe(model)
     return {
         "benchmark": benchmark.name, "split": benchmark.split, "root": str(benchmark.root.absolute()),
         "model": described, "threshold": threshold, "selection": setup.selection,
         "precision": "bf16" if setup.reduced else "fp32", "device": setup.device.type,
-        "presence_threshold": setup.judge.threshold, "window": setup.system.config.window,
+        "presence_threshold": setup.presence_rule.threshold, "window": setup.system.config.window,
     }  # fmt: skip
 
 
@@ -235,7 +235,7 @@ def _predict_annotators(benchmark: Benchmark, samples: Sequence[Sample], results
         expressions = [Expression(s.text, s.id) for s in wanted]
         builder = follow_film(setup, film, expressions, folder=Path(scratch), soft=True)
         tracks = finish_tracks(builder, setup)
-        soft = builder.soft(setup.judge) if isinstance(builder, TrackBuilder) else builder.soft()
+        soft = builder.soft(setup.presence_rule) if isinstance(builder, TrackBuilder) else builder.soft()
         _check_length(video, len(builder.names))
         count = len(everything) // ANNOTATORS
         for number, annotator in enumerate(due):
@@ -295,7 +295,7 @@ def _predict_frames(benchmark: Benchmark, samples: Sequence[Sample], results: Pa
                 {"segmentation": _plain(mask), "score": score}
                 for mask, score in zip(every.masks, probabilities, strict=True)
             ]
-            presence = float(sigmoid(setup.judge.calibrated(every.presence)))
+            presence = float(sigmoid(setup.presence_rule.calibrated(every.presence)))
             _mark(results, sample, presence, [max(probabilities)], answers=answers)
             yield 1
 

@@ -54,17 +54,17 @@ def probabilities(prediction: Prediction) -> Tensor:
 
 
 def choose_queries(
-    prediction: Prediction, judge: Presence, size: Size, padded: Size, *, several: bool = False,
+    prediction: Prediction, rule: Presence, size: Size, padded: Size, *, several: bool = False,
     queries: Sequence[int] | None = None,
 ) -> list[Shown]:  # fmt: skip
     """What is shown for each of the prediction's K expressions.
 
     Args:
         prediction: Of one window.
-        judge: The threshold that ``several`` needs.
+        rule: The threshold that ``several`` needs.
         size: (height, width) of the picture that the model got.
         padded: The same with its padding.
-        several: Show all queries whose probability reaches the judge's threshold, instead of the best one.
+        several: Show all queries whose probability reaches the rule's threshold, instead of the best one.
         queries: The chosen query of each expression, where it was ranked over the whole film.
 
     Returns:
@@ -76,8 +76,8 @@ def choose_queries(
     ranks = probabilities(prediction).mean(1)  # (K, Q)
     best = ranks.argmax(1) if queries is None else torch.tensor(queries, device=ranks.device)
     scores = prediction.scores.float()
-    if several and judge.threshold is not None:
-        kept = judge.calibrated(scores).sigmoid().mean(1) >= judge.threshold  # (K, Q)
+    if several and rule.threshold is not None:
+        kept = rule.calibrated(scores).sigmoid().mean(1) >= rule.threshold  # (K, Q)
     else:
         kept = F.one_hot(best, ranks.shape[1]).bool()
     presence = scores.mean(1).gather(1, best[:, None])[:, 0] if prediction.presence is None else prediction.presence
@@ -134,17 +134,17 @@ class PublishedTracks:
     Args:
         expressions: In the order of every window's answers.
         source_size: (height, width) of the masks.
-        judge: Below its threshold a track is left empty at the end.
+        rule: Below its threshold a track is left empty at the end.
         how: How masks grow to the source's size.
         soft: Keep the logits too, for ``soft``.
         folder: Where RLEs and logits wait; None keeps RLEs in memory.
     """
 
     def __init__(
-        self, expressions: Sequence[Expression], source_size: Size, judge: Presence, *, how: Enlarge = "at_once",
+        self, expressions: Sequence[Expression], source_size: Size, rule: Presence, *, how: Enlarge = "at_once",
         soft: bool = False, folder: Path | None = None,
     ) -> None:  # fmt: skip
-        self.expressions, self.source_size, self.judge, self.how = expressions, source_size, judge, how
+        self.expressions, self.source_size, self.rule, self.how = expressions, source_size, rule, how
         self.folder, self.names, self.times = folder, Names(), array("d")
         self._rles: list[DiskRles | list[Rle]] = [
             [] if folder is None else DiskRles(source_size, folder) for _ in expressions
@@ -172,7 +172,7 @@ class PublishedTracks:
         self._sizes.extend((*window[0].size, *window[0].padded))
         for i, shown in enumerate(window):
             self._presence[i].append(shown.presence)
-            self._scores[i].extend(sigmoid(self.judge.calibrated(shown.frame_scores)).max(0).tolist())
+            self._scores[i].extend(sigmoid(self.rule.calibrated(shown.frame_scores)).max(0).tolist())
             if self._logits is not None:
                 assert len(shown.logits) == 1, "soft masks are of one query"
                 self._logits.append(pack_logits(shown.logits[0].numpy(), soft=True))
@@ -186,7 +186,7 @@ class PublishedTracks:
         return logits[0] > 0 if len(logits) == 1 else np.asarray((logits > 0).any(0))
 
     def finish(self) -> list[MaskTrack]:
-        """One track an expression; below the judge's threshold its masks are empty."""
+        """One track an expression; below the rule's threshold its masks are empty."""
         return [self._track(i) for i in range(len(self.expressions))]
 
     def _track(self, number: int) -> MaskTrack:
@@ -198,13 +198,13 @@ class PublishedTracks:
             rles, scores = [empty] * len(rles), np.minimum(scores, np.float32(presence))
         return MaskTrack(
             self.expressions[number], RleMasks(rles, self.source_size), scores, presence, self.names, self.times,
-            self.judge.threshold, self.judge.sure,
+            self.rule.threshold, self.rule.sure,
         )  # fmt: skip
 
     def _verdict(self, number: int) -> tuple[float, bool]:
         """(the film's presence, whether its masks are shown)."""
-        presence = film_presence(np.frombuffer(self._presence[number], np.float64), self.judge)
-        return presence, self.judge.shows(presence)
+        presence = film_presence(np.frombuffer(self._presence[number], np.float64), self.rule)
+        return presence, self.rule.shows(presence)
 
     def soft(self) -> list[Iterator[np.ndarray]]:
         """For every expression, its mask in every frame as (H, W) float32 probabilities; zeros where it is absent."""

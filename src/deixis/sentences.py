@@ -2,7 +2,7 @@
 
 Systems are trained on phrases that name an object ("the dog on the left"). A person writes "Where is the dog on the
 left?" or "please segment the dog". ``plain`` takes the phrase out; ``remarks`` says, a line each, that a sentence is in
-another language than the model's, names several objects, or holds a negation. Both know English only, by tables of
+another language than the model's, names several objects, or holds a negation. Both are for English only, by tables of
 frequent words; a table is an aid, not a parser.
 """
 
@@ -152,9 +152,9 @@ def plain(sentence: str) -> str:
         for pattern, made in ((_END, ""), (_REQUEST, ""), (_WHERE, ""), (_WHERE_INSIDE, r"\1")):
             shorter = _trim(pattern.sub(made, text, count=1))
             text = shorter if re.search(r"\w", shorter) else text
-        asks = _WHICH.match(text)
-        if asks:
-            text = f"the {asks[1]} that {asks[2]} {text[asks.end() :]}"
+        question = _WHICH.match(text)
+        if question:
+            text = f"the {question[1]} that {question[2]} {text[question.end() :]}"
         elif _WHO.match(text):
             text = _WHO.sub(lambda m: "the person " if m[0].lower().startswith("who") else "the thing ", text)
     return text or sentence
@@ -175,11 +175,11 @@ def _trim(text: str) -> str:
 
 
 def remarks(sentence: str, *, language: str | None = "English", several: bool = False) -> list[str]:
-    """What a person should know of how a sentence is taken, a line each.
+    """How a sentence is taken, as notes for its writer, a line each.
 
     Args:
         sentence: As typed.
-        language: The model's, where it is known; others are remarked on. Only "English" is looked at.
+        language: The model's, where it is known; others are remarked on. Only "English" is checked.
         several: Whether the model shows several objects for one sentence.
 
     Returns:

@@ -144,26 +144,26 @@ class TrackBuilder:
         """(bytes of candidates that wait, and where)."""
         return self._logits.taken + self._windows.taken, self._logits.folder
 
-    def finish(self, judge: Presence) -> list[MaskTrack]:
-        """One track per expression; below the judge's threshold its masks are empty."""
-        return [self._track(e, self._film(i), judge) for i, e in enumerate(self.expressions)]
+    def finish(self, rule: Presence) -> list[MaskTrack]:
+        """One track per expression; below the rule's threshold its masks are empty."""
+        return [self._track(e, self._film(i), rule) for i, e in enumerate(self.expressions)]
 
     def _film(self, expression: int) -> list[Window]:
         """The windows of one expression, read back."""
         numbers = range(expression, len(self._windows), len(self.expressions))
         return [Window.unpack(self._windows[number]) for number in numbers]
 
-    def _track(self, expression: Expression, film: Sequence[Window], judge: Presence) -> MaskTrack:
-        path, presence = self._decide(film, judge)
+    def _track(self, expression: Expression, film: Sequence[Window], rule: Presence) -> MaskTrack:
+        path, presence = self._decide(film, rule)
         rles: DiskRles | list[Rle] = [] if self.folder is None else DiskRles(self.source_size, self.folder)
         empty = encode_rle(np.zeros(self.source_size, dtype=bool))
         scores = array("f")
         for window, choices in zip(film, path, strict=True):
             at, there = np.arange(window.fresh, window.shape[0]), choices >= 0
             logits = window.frame_scores[np.maximum(choices, 0), at[:, None]]  # (fresh frames, choices)
-            seen = np.where(there, sigmoid(judge.calibrated(logits)), 0).max(1, initial=0)
-            best, least = (sigmoid(judge.calibrated(x)) for x in (window.frame_scores[0, at], window.presence))
-            scores.extend(np.where(there.any(1), seen, np.minimum(best, least)))
+            shown = np.where(there, sigmoid(rule.calibrated(logits)), 0).max(1, initial=0)
+            best, least = (sigmoid(rule.calibrated(x)) for x in (window.frame_scores[0, at], window.presence))
+            scores.extend(np.where(there.any(1), shown, np.minimum(best, least)))
             for frames in self._chosen_logits(window, choices):
                 masks = [to_source(f, window.inside, self.source_size) for f in frames if f.max() > 0]
                 rles.append(encode_rle(reduce(np.logical_or, masks)) if masks else empty)
@@ -174,15 +174,15 @@ class TrackBuilder:
             presence,
             self.names,
             self.times,
-            judge.threshold,
-            judge.sure,
+            rule.threshold,
+            rule.sure,
         )
 
-    def _decide(self, film: Sequence[Window], judge: Presence) -> tuple[list[np.ndarray], float]:
+    def _decide(self, film: Sequence[Window], rule: Presence) -> tuple[list[np.ndarray], float]:
         """(for every window, the chosen candidates of each fresh frame (frames, choices), -1 for none; presence)."""
         if self.linking.several:
-            return decide_together(film, self.linking, judge)
-        path, presence = decide(film, self.linking, judge)
+            return decide_together(film, self.linking, rule)
+        path, presence = decide(film, self.linking, rule)
         return [choices[:, None] for choices in path], presence
 
     def _chosen_logits(self, window: Window, choices: np.ndarray) -> Iterator[list[np.ndarray]]:
@@ -193,15 +193,15 @@ class TrackBuilder:
         for t, chosen in enumerate(choices.tolist(), start=window.fresh):
             yield [unpacked[choice][t] for choice in chosen if choice >= 0]
 
-    def soft(self, judge: Presence) -> list[Iterator[np.ndarray]]:
+    def soft(self, rule: Presence) -> list[Iterator[np.ndarray]]:
         """For every expression, its mask in every frame as (H, W) float32 probabilities; zeros where it is away.
 
         For protocols that let objects compete for pixels. The choices are those of ``finish``.
         """
-        return [self._soft_track(self._film(i), judge) for i in range(len(self.expressions))]
+        return [self._soft_track(self._film(i), rule) for i in range(len(self.expressions))]
 
-    def _soft_track(self, film: Sequence[Window], judge: Presence) -> Iterator[np.ndarray]:
-        path, _ = self._decide(film, judge)
+    def _soft_track(self, film: Sequence[Window], rule: Presence) -> Iterator[np.ndarray]:
+        path, _ = self._decide(film, rule)
         for window, choices in zip(film, path, strict=True):
             for frames in self._chosen_logits(window, choices):
                 enlarged = [enlarge_transposed(frame, window.inside, self.source_size) for frame in frames]

@@ -17,8 +17,8 @@ class TrackSummary:
         present: Whether any frame holds a mask.
         verdict: "there"; "unsure": what is shown is a guess; or "not there".
         presence: Probability that the object is in the film at all, 0..1.
-        threshold: Presence from which on masks are shown; None where nobody said.
-        sure: Presence from which on they are no guess; None where nobody said.
+        threshold: Presence from which on masks are shown; None where none is stated.
+        sure: Presence from which on they are no guess; None where none is stated.
         begin, end: Seconds of the first and the last frame with a mask; None without one.
         frames: How many frames hold a mask, and of how many.
         share: Of the picture, 0..1, mean over the frames with a mask.

@@ -1,6 +1,6 @@
 """What waits on disk until a film has ended: RLEs, and mask logits that lose nothing by waiting.
 
-Bilinear interpolation asks for a cell's value only where the sign changes nearby: between four cells of one sign every
+Bilinear interpolation needs a cell's value only where the sign changes nearby: between four cells of one sign every
 pixel has that sign. So a mask waits as one bit a cell, and the exact value of the cells next to a change of sign (or,
 for soft masks, of all cells in and next to the object). The mask at source size is the same, bit for bit.
 T frames, h w cells of a mask.
@@ -187,7 +187,7 @@ def most_bytes(frames: int, masks: int, cells: int) -> int:
     return frames * masks * (5 * cells + 100)
 
 
-def foresee_room(frames: int | None, masks: int, size: Size, folder: Path) -> None:
+def check_room(frames: int | None, masks: int, size: Size, folder: Path) -> None:
     """Before a film is read: say what its waiting masks can take, and refuse it where what they usually take is not
     there. frames: of the film, if it states them.  masks: that wait for a frame.  size: of the model's picture."""
     if frames is None or not masks:

@@ -48,14 +48,14 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2,
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One checkpoint that the package knows. place: where it lies, a path.  sha256: of the file, "" where unknown."""
+    """One checkpoint that the package names. place: where it lies, a path.  sha256: of the file, "" where unknown."""
 
     name: str
     preset: str
     place: Path
     sha256: str
     licence: str
-    language: str | None = None  # of the sentences that it knows
+    language: str | None = None  # of the sentences that it takes
 
 
 KNOWN: dict[str, Checkpoint] = {
@@ -357,7 +357,7 @@ def _check_fit(path: Path, kind: type, config: Any, entries: Mapping[str, Any]) 
         nonlocal most
         most -= get_ident() == here  # the hooks are called from other threads too
         if most < 0:  # a lying count of layers would be built for minutes before it is found not to fit
-            raise ValueError(f"it asks for more tensors than the {len(entries)} that the file holds")
+            raise ValueError(f"it states more tensors than the {len(entries)} that the file holds")
 
     try:
         with ExitStack() as hooks, torch.device("meta"):

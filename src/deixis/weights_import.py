@@ -206,7 +206,7 @@ def rename_keys(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(our state, what is left out and why) of an official state.
 
-    Raises DeixisError for a key that no table knows, and, with check_copies, for a copy that is none.
+    Raises DeixisError for a key that no table has, and, with check_copies, for a copy that is none.
     """
     state: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}
@@ -295,7 +295,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except _GARBAGE as error:
         raise DeixisError(f"{path} cannot be read; it is cut off or not a PyTorch file") from error
     except MemoryError as error:  # a length that lies, as a rule
-        raise DeixisError(f"{path} cannot be read; it asks for more memory than there is") from error
+        raise DeixisError(f"{path} cannot be read; it needs more memory than there is") from error
     for name in ("model_state_dict", "state_dict", "model"):
         if isinstance(holds, dict) and isinstance(holds.get(name), dict):
             holds = holds[name]

@@ -1,4 +1,4 @@
-"""The page in a real browser: upload, ask, see, download, cancel, a bad file, two visitors.
+"""The page in a real browser: upload, search, results, download, cancel, a bad file, two visitors.
 
 Screenshots go to the folder in DEIXIS_SHOTS, if one is named. Chromium is that of the system, nothing is downloaded.
 """
@@ -85,7 +85,7 @@ class Visitor:
         self.page.set_input_files("#film input[type=file]", str(film))
         self.page.wait_for_selector(f"#film >> text={film.stem}")
 
-    def ask(self, *sentences: str) -> None:
+    def find(self, *sentences: str) -> None:
         self.page.fill("#sentences textarea", "\n".join(sentences))
         self.page.click("#find")
 
@@ -126,7 +126,7 @@ def test_upload_ask_see_and_download(visit, server: Server, film: Path, tmp_path
     visitor.bring(film)
     page.click("#formats >> text=Masks as pictures")
     words = ("the red square", "<b>bold</b> ${1+1} {{value}}")
-    visitor.ask(*words)
+    visitor.find(*words)
     page.wait_for_selector(".dx-result")
     playwright.expect(page.locator(".dx-pair video")).to_have_count(2)
     page.wait_for_function("[...document.querySelectorAll('.dx-pair video')].every(v => v.readyState >= 2)")
@@ -177,7 +177,7 @@ def test_stop_ends_the_work_and_the_page_can_be_used_again(visit, film: Path, lo
     visitor = visit()
     page = visitor.page
     visitor.bring(long_film)
-    visitor.ask("red")
+    visitor.find("red")
     line = page.locator(".dx-status")
     playwright.expect(line).to_contain_text(re.compile(r"Looking: frame \d+ of 900"), timeout=PATIENCE)
     playwright.expect(line).to_contain_text(re.compile(r"about \d+ s left"), timeout=PATIENCE)
@@ -189,7 +189,7 @@ def test_stop_ends_the_work_and_the_page_can_be_used_again(visit, film: Path, lo
     visitor.shot("stopped")
     page.click("#film [aria-label='Clear'], #film [title='Clear']")
     visitor.bring(film)
-    visitor.ask("red")
+    visitor.find("red")
     page.wait_for_selector(".dx-result")
     assert visitor.complaints == []
 
@@ -200,7 +200,7 @@ def test_another_model_can_be_chosen(visit, film: Path, tmp_path: Path) -> None:
     visitor.bring(film)
     page.click("#model input")
     page.click("[role=option] >> text=soc_debug")
-    visitor.ask("red")
+    visitor.find("red")
     page.wait_for_selector(".dx-result")
     with page.expect_download() as coming:
         page.click(".dx-downloads >> text=Masks, RLE")
@@ -211,15 +211,15 @@ def test_another_model_can_be_chosen(visit, film: Path, tmp_path: Path) -> None:
 def test_a_bad_file_is_one_line_that_says_what_to_do(visit, tmp_path: Path) -> None:
     visitor = visit()
     (tmp_path / "notes.mp4").write_text("these are only words\n" * 50)
-    visitor.ask("red")
+    visitor.find("red")
     alert = visitor.page.locator(".dx-status[role=alert]")
     playwright.expect(alert).to_have_text("no film is given; drop one first", timeout=PATIENCE)
     visitor.bring(tmp_path / "notes.mp4")
-    visitor.ask("red")
+    visitor.find("red")
     said = "notes.mp4 is not a film that can be decoded here; give an MP4, MOV, MKV or WebM"
     playwright.expect(alert).to_have_text(said, timeout=PATIENCE)
     visitor.shot("bad_film")
-    visitor.ask(*"123456789")
+    visitor.find(*"123456789")
     said = "9 sentences, more than the limit of 8; leave some out"
     playwright.expect(alert).to_have_text(said, timeout=PATIENCE)
     assert visitor.complaints == []
@@ -241,15 +241,15 @@ def test_a_film_beyond_the_limit_is_refused_with_a_reason(visit, film: Path, tmp
 def test_two_visitors_share_the_model_and_one_who_leaves_makes_way(visit, film: Path, long_film: Path) -> None:
     first, second, third = visit(), visit(), visit()
     first.bring(long_film)
-    first.ask("red")
+    first.find("red")
     playwright.expect(first.page.locator(".dx-status")).to_contain_text("Looking: frame", timeout=PATIENCE)
     second.bring(film)
-    second.ask("red")
+    second.find("red")
     waiting = second.page.locator(".dx-status")
     playwright.expect(waiting).to_contain_text("Waiting: another film is being looked at.", timeout=PATIENCE)
     second.shot("waiting")
     third.bring(film)
-    third.ask("red")
+    third.find("red")
     full = third.page.locator(".dx-status[role=alert]")
     playwright.expect(full).to_have_text("the queue is full (1 waiting); try again later", timeout=PATIENCE)
     assert second.page.locator(".dx-result").count() == 0

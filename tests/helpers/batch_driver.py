@@ -1,7 +1,7 @@
 """Runs batches in a process group of their own and kills it: `batch_driver.py MANIFEST`, a line of stdin a run.
 
 A line is OUT, a tab and ``kill FILMS SECONDS`` (or ``int ...`` for Ctrl-C): when so many films are finished in OUT, and
-a moment later, the group is told; or ``whole`` for a run that is left alone. Answers with what the run said and its
+a moment later, the group gets it; or ``whole`` for a run that is left alone. Answers with what the run said and its
 status. Everything is imported once and each run forked from here, on one thread, so that a run begins at once.
 """
 
@@ -42,7 +42,7 @@ def main(manifest: str) -> None:
         if what != "whole":
             while len(list(Path(out).glob(f"*/{storage.RESULT}"))) < int(when[0]) or not os.path.exists(out):
                 if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-                    break  # it ended by itself, which the test will see
+                    break  # it ended by itself, which the test will notice
                 time.sleep(0.002)
             time.sleep(float(when[1]))
             with suppress(ProcessLookupError):

@@ -156,7 +156,7 @@ class Here:
     def allocate(self, device: str, workers: int | None, threads: int | None, items: int) -> tuple[int, int]:
         return 1, 1
 
-    def answers(
+    def results(
         self, make: Callable[[int], Callable[[Any], Any]], items: Sequence[Any], **more: Any
     ) -> Iterator[tuple[int, Any]]:
         work = make(0)

@@ -1,4 +1,4 @@
-"""What tests of systems ask with: random clips, batches of them, and how near two answers must be."""
+"""What tests of systems run on: random clips, batches of them, and how near two answers must be."""
 
 from __future__ import annotations
 

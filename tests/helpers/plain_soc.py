@@ -211,7 +211,7 @@ class PlainSoc(Soc):
         return join([self.predict_clip(scene, group) for group in split_expressions(scene.clips, text)])
 
     def predict_clip(self, scene: ClipTokens, text: TextFeatures) -> Prediction:
-        words = [self.see(text, scene, level) for level in range(3)][-1]  # only the last is used
+        words = [self.attend_text(text, scene, level) for level in range(3)][-1]  # only the last is used
         frames = detect_in_frames(
             scene,
             lambda part: [gate_with_text(self.vision_gate, part, i, text) for i in range(4)],
@@ -233,7 +233,7 @@ class PlainSoc(Soc):
             return replace(levels[-1], aux=tuple(levels[:-1]))
         return levels[0] if self.config.eval_level == "official" else levels[-1]
 
-    def see(self, text: TextFeatures, scene: ClipTokens, level: int = 2) -> Tensor:
+    def attend_text(self, text: TextFeatures, scene: ClipTokens, level: int = 2) -> Tensor:
         tokens = scene.tokens(level)
         return self.text_gate(text.words, tokens + scene.clip_positions(level), tokens, scene.clip_padding(level))
 

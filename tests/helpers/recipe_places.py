@@ -1,4 +1,4 @@
-"""Everything that a published recipe may ask for, in miniature."""
+"""Everything that a published recipe may need, in miniature."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Runs our systems on the inputs of a file of reference tensors, and names every result as the file does.
 
-The file's ``meta`` entry tells all: system, weights' salt, clips, tokens, visible and wanted frames.
+The file's ``meta`` entry states the rest: system, weights' salt, clips, tokens, visible and wanted frames.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def _drawings(folder: Path) -> None:
 
 
 def _videos(folder: Path, rng: np.random.Generator) -> None:
-    told = {}
+    entries = {}
     for name, kind in ((TRAIN_VIDEO, "bear"), (ABSENT_VIDEO, "person")):
         (folder / "JPEGImages" / name).mkdir(parents=True)
         (folder / "Annotations" / name).mkdir(parents=True)
@@ -83,8 +83,8 @@ def _videos(folder: Path, rng: np.random.Generator) -> None:
             frame[mask > 0] = (60, 90, 130)
             cv2.imwrite(str(folder / "JPEGImages" / name / f"{i:05d}.png"), frame)
             cv2.imwrite(str(folder / "Annotations" / name / f"{i:05d}.png"), mask)
-        told[name] = {
+        entries[name] = {
             "class": kind,
             "expressions": [f"a big {kind}", f"a {kind} walking to the right", f"the {kind}", kind],
         }
-    (folder / "expressions.json").write_text(json.dumps(told))
+    (folder / "expressions.json").write_text(json.dumps(entries))

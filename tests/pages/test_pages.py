@@ -40,7 +40,7 @@ LESSONS = (
     "segment_your_film", "compare_models", "train_on_your_data", "score_results", "add_a_system",
     "add_an_output_format", "how_it_works",
 )  # fmt: skip
-# What the pages ask of a quiet machine for minutes, made small. Replaced in the text of a page's commands.
+# What the pages need of a quiet machine for minutes, made small. Replaced in the text of a page's commands.
 TINY = {
     "compare_models": {"--films 15 --frames 8": "--films 4 --frames 2 --size 64x96"},
     "train_on_your_data": {
@@ -332,10 +332,10 @@ def anchors_of(page: Path) -> set[str]:
 
 
 def test_pictures_are_small_and_have_a_licence_line() -> None:
-    told = (DOCS / "images/LICENSE.md").read_text(encoding="utf-8")
+    licences = (DOCS / "images/LICENSE.md").read_text(encoding="utf-8")
     for picture in (DOCS / "images").iterdir():
         if picture.suffix in (".jpg", ".png", ".svg"):
-            assert f"`{picture.name}`" in told, f"{picture.name} is not in LICENSE.md"
+            assert f"`{picture.name}`" in licences, f"{picture.name} is not in LICENSE.md"
             assert picture.stat().st_size < 200_000 or picture.name in ("demo.jpg",)
 
 
@@ -356,7 +356,7 @@ def test_an_api_page_lists_what_there_is(page: Path) -> None:
 # --- troubleshooting -------------------------------------------------------------------------------------------------
 
 # Files whose errors are all on the page. A new error in them wants a line there.
-TOLD = (
+NARRATED = (
     "config", "files", "video/__init__", "video/stream", "video/frames", "video/pictures",
     "inference", "choosing", "tracks", "linking", "weights", "weights_import", "predict",
     "writers/__init__", "writers/output", "writers/rle", "writers/coco_reader", "writers/encoder",
@@ -415,7 +415,7 @@ def test_every_error_on_the_page_is_one_that_deixis_raises() -> None:
     assert stale == []
 
 
-@pytest.mark.parametrize("file", TOLD)
+@pytest.mark.parametrize("file", NARRATED)
 def test_every_error_that_a_user_can_cause_is_on_the_page(file: str) -> None:
     patterns = told_messages().values()
     lacking = [

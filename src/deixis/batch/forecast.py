@@ -14,7 +14,6 @@ from deixis.batch.manifest import BatchJob, Settings, read_text
 from deixis.batch.run import BatchPlan, finished_results, in_words
 from deixis.batch.storage import RESULTS, URL, Store
 from deixis.types import DeixisError
-from deixis.video import Video
 
 # --- what would be done, and how long ---------------------------------------------------------------------------------
 
@@ -32,7 +31,7 @@ class Rate:
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
     """What a batch would do. finished, due: films.  refused: films that cannot be opened, with the reason.
-    frames: of the due films that tell.  unknown: how many do not.  rate: None where none could be measured.
+    frames: of the due films that state a length.  unknown: how many do not.  rate: None where none could be measured.
     """
 
     films: int
@@ -46,7 +45,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float | None:
-        """Of the whole batch; films that do not tell their length count as those that were measured, and nothing is
+        """Of the whole batch; films that do not state their length count as those that were measured, and nothing is
         added for the start.
         """
         if self.rate is None:
@@ -85,13 +84,10 @@ def forecast(planned: BatchPlan, rate_from: str | None = None) -> Forecast:
 
 
 def _length(job: BatchJob) -> int | None:
-    """About how many frames of the film will be looked at; None where it does not tell, and for one at a URL."""
+    """About how many frames of the film will be read; None where it does not say, and for one at a URL."""
     if URL.match(job.place):
         return None
-    asked = job.options
-    return Video(
-        job.place, start=asked.start, end=asked.end, every=asked.every, max_pixels=asked.max_pixels, fps=asked.fps
-    ).length
+    return job.open(job.place).length
 
 
 def known_rate(store: Store, settings: Settings, rate_from: str | None = None) -> Rate | None:
@@ -112,7 +108,7 @@ def known_rate(store: Store, settings: Settings, rate_from: str | None = None) -
             seconds=seconds, frames=frames, films=films, source=f"{films} films of {place}; {', '.join(sorted(how))}"
         )
     if rate_from is not None:
-        raise DeixisError(f"{place} tells of no film that this model has done; leave it out to time one")
+        raise DeixisError(f"{place} lists no film that this model has done; leave it out to time one")
     return None
 
 
@@ -120,7 +116,7 @@ def measured_rate(planned: BatchPlan, settings: Settings, due: Sequence[BatchJob
     """Of the first of the due films that can be done, by one worker alone on this machine."""
     with tempfile.TemporaryDirectory(prefix="deixis-") as folder:
         alone = replace(settings, out=folder, workers=1)
-        answers = Local().answers(partial(planned.worker, alone), due, workers=1, threads=settings.threads, tries=1)
+        answers = Local().results(partial(planned.worker, alone), due, workers=1, threads=settings.threads, tries=1)
         with closing(answers) as coming:  # type: ignore[type-var]
             for index, answer in coming:
                 if not isinstance(answer, str) and answer["status"] == "done":

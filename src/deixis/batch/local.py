@@ -1,6 +1,6 @@
 """Many films on this machine: processes that fill the cores or the GPUs; a killed one's film goes to a new one.
 
-Knows nothing of films: ``make(number)`` builds what works in a worker, ``make(number)(item)`` is an answer.
+Independent of films: ``make(number)`` builds what works in a worker, ``make(number)(item)`` is an answer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Local:
         workers = max(1, min(fill if workers is None else workers, items))
         return workers, max(1, cores // workers) if threads is None else threads
 
-    def answers(
+    def results(
         self, make: Callable[[int], Work], items: Sequence[Any], *, workers: int, threads: int, tries: int
     ) -> Iterator[tuple[int, Any]]:
         """(index of an item, its answer) as they come; the answer is text, the reason, where the item's worker died
@@ -121,18 +121,18 @@ class WorkerProcess:
 
     def give(self, index: int, items: Sequence[Any]) -> None:
         self.item = index
-        with suppress(OSError):  # it has just died; the pipe's end tells of it
+        with suppress(OSError):  # it has just died; the pipe's end shows it
             self.pipe.send(items[index])
 
     def receive(self) -> tuple[str, Any]:
-        """What it says; ("", None) when it is dead."""
+        """What it sent; ("", None) when it is dead."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
             return "", None
 
     def bury(self) -> str:
-        """See it end (an idle one ends when its pipe does); how it ended."""
+        """Wait until it ends (an idle one ends when its pipe does); how it ended."""
         self.pipe.close()
         self.process.join(10)
         if self.process.is_alive():
@@ -160,7 +160,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)  # in the middle of whatever it does: nobody listens any more
+        os._exit(1)  # in the middle of whatever it does: there is no reader any more
 
 
 @contextmanager

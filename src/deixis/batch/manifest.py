@@ -15,7 +15,7 @@ from deixis.files import read_cells, read_table_text
 from deixis.inference import check_size
 from deixis.linking import Presence
 from deixis.types import DeixisError, Expression
-from deixis.video import FOLDER_FPS, MAX_PIXELS, check_max_pixels, check_stretch
+from deixis.video import FOLDER_FPS, MAX_PIXELS, Video, check_max_pixels, check_stretch
 from deixis.writers import check_formats
 
 BATCH_SCHEMA = "deixis.batch/1"  # of results; the number rises when a reader of the old one would fail
@@ -65,9 +65,14 @@ class BatchJob:
     sentences: tuple[str, ...]
     options: Options = field(default_factory=Options)
 
+    def open(self, path: str | Path) -> Video:
+        """The film, which lies at ``path`` now, read as the options say."""
+        read = ("start", "end", "every", "max_pixels", "fps")
+        return Video(path, **{name: getattr(self.options, name) for name in read})
+
     def key(self, settings: Settings) -> str:
-        """Tells apart whatever is asked differently; the film's contents are not in it."""
-        asked = [
+        """Differs wherever the result may differ; the film's contents are not in it."""
+        facts = [
             BATCH_SCHEMA,
             self.film,
             self.sentences,
@@ -75,7 +80,7 @@ class BatchJob:
             dict(settings.facts),
             settings.precision,
         ]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def folder(self, settings: Settings) -> str:
         """Its folder in OUT: the film's name, and enough of the key."""
@@ -114,13 +119,13 @@ def read_manifest(place: str, defaults: Options | None = None) -> list[BatchJob]
     jobs: dict[Any, BatchJob] = {}
     for line, film, sentences, options in readers[suffix](read_text(place), place):
         try:
-            asked = _film(film), _sentences(sentences), _options(options, defaults or Options())
-            if asked in jobs:
-                raise DeixisError(f"{film} is asked the same in row {jobs[asked].row}; leave one of them out")
+            key = _film(film), _sentences(sentences), _options(options, defaults or Options())
+            if key in jobs:
+                raise DeixisError(f"{film} has the same request in row {jobs[key].row}; leave one of them out")
         except DeixisError as error:
             raise DeixisError(f"{place}, line {line}: {error}") from error
-        jobs[asked] = BatchJob(
-            row=len(jobs) + 1, film=film, place=_beside(place, film), sentences=asked[1], options=asked[2]
+        jobs[key] = BatchJob(
+            row=len(jobs) + 1, film=film, place=_beside(place, film), sentences=key[1], options=key[2]
         )
     if not jobs:
         raise DeixisError(f"{place} lists no film")

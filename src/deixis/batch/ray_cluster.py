@@ -1,7 +1,7 @@
 """Many films on a Ray cluster, through Ray Data: a pool of actors, each with a model of its own (extra ``cluster``).
 
 Ray restarts an actor that dies and hands it the same film again; a small actor beside them counts how often each film
-was begun, so that one that kills whoever takes it is given up.
+was begun, so that one that kills every worker that takes it is given up.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Cluster:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere unasked
         here: dict[str, Any] = {}
         if self.address is not None:
-            require_listener(self.address)  # Ray itself asks for minutes
+            require_listener(self.address)  # Ray itself tries for minutes
         if self.address is None:
             here = {"num_cpus": usable_cores(), "object_store_memory": STORE_BYTES, "include_dashboard": False}
         try:
@@ -70,7 +70,7 @@ class Cluster:
     def _cpus(self) -> int:
         return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
-    def answers(
+    def results(
         self, make: Callable[[int], Work], items: Sequence[Any], *, workers: int, threads: int, tries: int
     ) -> Iterator[tuple[int, Any]]:
         """(index of an item, its answer) as they come; the answer is text, the reason, where the item's worker died
@@ -100,7 +100,7 @@ def require_listener(address: str, seconds: float = 10.0) -> None:
     """Raise DeixisError where an address names a host and a port, and nothing listens there."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdecimal():
-        return  # "auto", or one that Ray knows better
+        return  # "auto", or of another form of Ray's
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
     except (OSError, OverflowError) as error:

@@ -44,12 +44,12 @@ PART = re.compile(r"\.[\w\-]+-[0-9a-f]{12}\.part-.*|results\.jsonl\.half")  # wh
 
 
 class Engine(Protocol):
-    """What runs workers: ``batch_local.Local`` or ``batch_ray.Cluster``, which say what the methods mean."""
+    """What runs workers: ``batch.local.Local`` or ``batch.ray_cluster.Cluster``, where the methods are documented."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *error: Any) -> None: ...
     def allocate(self, device: str, workers: int | None, threads: int | None, items: int) -> tuple[int, int]: ...
-    def answers(
+    def results(
         self, make: Callable[[int], Work], items: Sequence[Any], *, workers: int, threads: int, tries: int
     ) -> Iterator[tuple[int, Any]]: ...
 
@@ -96,7 +96,7 @@ class BatchPlan:
     worker: type[FilmWorker] = FilmWorker
 
     def allocate(self) -> Settings:
-        """The settings, with workers and threads. Asks the engine, which must have been entered."""
+        """The settings, with workers and threads. They are the engine's, which must have been entered."""
         workers, threads = self.engine.allocate(self.settings.device, self.workers, self.threads, len(self.jobs))
         return replace(self.settings, workers=workers, threads=threads)
 
@@ -216,8 +216,8 @@ def batch(
                 sweep(store)
                 results |= finished_results(store, due, settings)
                 before, noted = len(results), time.perf_counter()
-                _tell(progress, results, due)
-                for name, result in _answers(planned, settings, {n: job for n, job in due.items() if n not in results}):
+                _report(progress, results, due)
+                for name, result in _results(planned, settings, {n: job for n, job in due.items() if n not in results}):
                     cached = result.pop("cached", False)
                     results[name] = result
                     before += cached
@@ -227,7 +227,7 @@ def batch(
                             say(header)
                             said.add(header)
                     now += [name] if result["status"] == "done" and not cached else []
-                    _tell(progress, results, due)
+                    _report(progress, results, due)
                     if time.perf_counter() - noted > NOTE_SECONDS:
                         write_results(store, planned, results)
                         noted = time.perf_counter()
@@ -244,23 +244,23 @@ def batch(
     )  # fmt: skip
 
 
-def _answers(
+def _results(
     planned: BatchPlan, settings: Settings, todo: Mapping[str, BatchJob]
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(folder, result) of every job, as they come."""
     names, jobs = list(todo), list(todo.values())
     if not jobs:
         return
-    answers = planned.engine.answers(
+    found = planned.engine.results(
         partial(planned.worker, settings), jobs, workers=settings.workers, threads=settings.threads,
         tries=planned.tries,
     )  # fmt: skip
-    with closing(answers) as coming:  # type: ignore[type-var]
+    with closing(found) as coming:  # type: ignore[type-var]
         for index, answer in coming:
             yield names[index], failed(jobs[index], answer) if isinstance(answer, str) else answer
 
 
-def _tell(progress: Callable[[int, int], None] | None, results: Mapping[str, Any], due: Mapping[str, Any]) -> None:
+def _report(progress: Callable[[int, int], None] | None, results: Mapping[str, Any], due: Mapping[str, Any]) -> None:
     if progress is not None:
         progress(len(results), len(due))
 
@@ -271,11 +271,11 @@ def finished_results(
     """Of the jobs by folder, the results of those that are finished in OUT.
 
     Films on this machine's disk are read through, to compare their contents. Films at a URL are left to the workers,
-    who fetch them anyhow; unless not ``closely``: then their contents are not compared.
+    which fetch them anyhow; unless not ``closely``: then their contents are not compared.
     """
     names = set(store.names()) & due.keys()
 
-    def look(name: str) -> dict[str, Any] | None:
+    def finished(name: str) -> dict[str, Any] | None:
         job = due[name]
         if URL.match(job.place):
             return None if closely else finished_result(store, job, settings, None)
@@ -287,9 +287,9 @@ def finished_results(
             log.debug("%s: %s", path, error)
             return None
 
-    with ThreadPoolExecutor(usable_cores(), "deixis-look") as pool:
-        looked = dict(zip(names, pool.map(look, names), strict=True))
-    return {name: looked[name] for name in due if looked.get(name) is not None}
+    with ThreadPoolExecutor(usable_cores(), "deixis-finished") as pool:
+        found = dict(zip(names, pool.map(finished, names), strict=True))
+    return {name: found[name] for name in due if found.get(name) is not None}
 
 
 def sweep(store: Store) -> None:

@@ -87,7 +87,7 @@ class Store:
         self.root = self.root.rstrip("/")
 
     def names(self) -> list[str]:
-        """Of what lies in OUT. Raises DeixisError where it cannot be reached: the first that is asked of a store."""
+        """Of what lies in OUT. Raises DeixisError where it cannot be reached: the first call on a store."""
         self.fs.invalidate_cache()
         try:
             return sorted(PurePosixPath(path).name for path in self.fs.ls(self.root, detail=False))

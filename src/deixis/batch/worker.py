@@ -52,18 +52,15 @@ class FilmWorker:
         began, path = time.perf_counter(), Path(job.place)
         try:
             with fetched(job.place) as path:
-                return self._answer(job, path, began)
+                return self._segment(job, path, began)
         except DeixisError as error:
             reason = str(error)
         except Exception as error:  # whatever it is, it is this film's; the others shall be done
             reason = f"{type(error).__name__}: {error}"
         return failed(job, reason.replace(str(path), job.place))
 
-    def _answer(self, job: BatchJob, path: Path, began: float) -> dict[str, Any]:
-        asked = job.options
-        film = Video(
-            path, start=asked.start, end=asked.end, every=asked.every, max_pixels=asked.max_pixels, fps=asked.fps
-        )
+    def _segment(self, job: BatchJob, path: Path, began: float) -> dict[str, Any]:
+        film = job.open(path)
         contents, name = fingerprint(path), job.folder(self.settings)
         before = finished_result(self.store, job, self.settings, contents)
         if before is not None:
@@ -110,7 +107,7 @@ class FilmWorker:
 
 
 def failed(job: BatchJob, reason: str) -> dict[str, Any]:
-    """What results.jsonl tells of a film that could not be done."""
+    """The line of results.jsonl of a film that could not be done."""
     return {
         "film": job.film, "sentences": list(job.sentences), "status": "failed", "reason": " ".join(reason.split()),
         "folder": None, "schema": BATCH_SCHEMA,
@@ -118,8 +115,8 @@ def failed(job: BatchJob, reason: str) -> dict[str, Any]:
 
 
 def finished_result(store: Store, job: BatchJob, settings: Settings, contents: str | None) -> dict[str, Any] | None:
-    """The result of a film that is finished in OUT: asked the same, of the same contents (None: whatever they are),
-    with every output there at its full size.
+    """The result of a film that is finished in OUT: the same request, the same contents (None: whatever they are), and
+    every output there at its full size.
     """
     name = job.folder(settings)
     try:

@@ -22,7 +22,7 @@ BENCHMARKS = BENCHMARK_FILES
 def _module(name: str) -> ModuleType:
     """The file of a benchmark. Raises DeixisError for a name that is none."""
     if name not in BENCHMARKS:
-        raise DeixisError(f"unknown benchmark {name!r}; deixis knows {', '.join(BENCHMARKS)}")
+        raise DeixisError(f"unknown benchmark {name!r}; expected one of {', '.join(BENCHMARKS)}")
     return import_module(f"deixis.benchmarks.{name.replace('-', '_')}")
 
 

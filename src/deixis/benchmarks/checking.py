@@ -29,7 +29,7 @@ class Findings:
 def check_benchmark(
     name: str, root: Path, split: str | None = None, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Findings:
-    """Open every split that is there (or one), read all its truth, and tell what was found.
+    """Open every split that is there (or one), read all its truth, and report what was found.
 
     Raises DeixisError where no split can be opened at all, and says what is missing for the usual one.
     """

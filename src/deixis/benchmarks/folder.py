@@ -319,7 +319,7 @@ def _known(
 ) -> tuple[VideoEntry, tuple[int, int], dict[str, list[int] | str]]:
     """The video, its (H, W), and of each mask file the numbers in it, or what is wrong with it.
 
-    Counting a film's frames and looking through masks takes time, so it is kept in the cache (DEIXIS_CACHE).
+    Counting a film's frames and reading its masks takes time, so it is kept in the cache (DEIXIS_CACHE).
     """
     pictures = _pictures(path) if path.is_dir() else ()
     size = png_size(pictures[0]) if pictures else None

@@ -146,7 +146,7 @@ def truth(root: Path, video: VideoEntry, index: int) -> FrameTruth:
     assert isinstance(video.frames, tuple)
     masks = _masks(_mat(root, video.frames[0].parent.parent.name, video.id))
     if index >= len(masks):
-        raise DeixisError(f"{video.id} has {len(masks)} masks, frame {index + 1} was asked for")
+        raise DeixisError(f"{video.id} has {len(masks)} masks, frame {index + 1} is needed")
     return FrameTruth(masks.shape[1:], {"1": masks[index]})
 
 

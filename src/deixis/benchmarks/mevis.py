@@ -1,7 +1,7 @@
 """MeViS (ICCV 2023) and MeViSv2 (2025): expressions of motion that may name several objects, or (v2) none.
 
 Masks are COCO RLE in mask_dict.json, keyed by annotation id; the file of the training split has some 400 MB. It is read
-once and indexed in the cache (DEIXIS_CACHE); from then on only the masks that are asked for are read and decoded.
+once and indexed in the cache (DEIXIS_CACHE); from then on only the masks in use are read and decoded.
 ``world``, our generated benchmark, is written in this layout and opened here too.
 """
 

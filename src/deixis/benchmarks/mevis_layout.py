@@ -214,8 +214,8 @@ def write_fixture(out: Path) -> None:
             said = [(WORDS[0], [0]), (WORDS[1], [1]), ("the two boxes", [0, 1]), ("the dog that jumps", [])]
             expressions = {
                 str(i): {"exp": words}
-                | ({} if split == "valid" else {"obj_id": who, "anno_id": [2 * number + o for o in who]})
-                for i, (words, who) in enumerate(said)
+                | ({} if split == "valid" else {"obj_id": objects, "anno_id": [2 * number + o for o in objects]})
+                for i, (words, objects) in enumerate(said)
             }
             videos[video.id] = {"frames": names, "expressions": expressions}
         (out / split / "meta_expressions_v2.json").write_text(json.dumps({"videos": videos}))

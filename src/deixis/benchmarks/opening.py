@@ -38,7 +38,7 @@ def checked_benchmark(benchmark: Benchmark, skip_bad: bool) -> Benchmark:
 
 
 def choose_split(split: str | None, splits: Sequence[str], name: str) -> str:
-    """The split asked for, or the first of the known ones."""
+    """The named split, or the first of the known ones."""
     if split is not None and split not in splits:
         raise DeixisError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
     return split or splits[0]

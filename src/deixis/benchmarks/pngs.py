@@ -19,7 +19,7 @@ from deixis.types import DeixisError, decode_rle, require
 
 VOID = 255  # pixels that are not scored, in a file that holds other numbers too
 ONE_CHANNEL = ("P", "L", "1")
-FEW = 20  # object numbers up to which each is looked for in turn
+FEW = 20  # object numbers up to which each is compared in turn
 
 
 @lru_cache(maxsize=1)
@@ -90,7 +90,7 @@ def png_size(path: Path) -> tuple[int, int]:
 def checked_mask(rle: Any, size: tuple[int, int], name: str) -> np.ndarray:
     """The bool mask of a COCO RLE from a file, compressed or not, which must be of a size (H, W).
 
-    The size is looked at before anything is decoded. Raises DeixisError that begins with ``name``.
+    The size is checked before anything is decoded. Raises DeixisError that begins with ``name``.
     """
     try:
         if tuple(rle["size"]) != size:

@@ -51,11 +51,11 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
     for entry in entries:
         by_video.setdefault(entry.video.id, []).append(entry)
     samples: list[Sample] = []
-    for video_id, asked in by_video.items():
-        found = _problems_of(asked, annotations / video_id, file)
+    for video_id, entries in by_video.items():
+        found = _problems_of(entries, annotations / video_id, file)
         problems += found
         if not found:
-            samples += [_sample(entry, file) for entry in asked]
+            samples += [_sample(entry, file) for entry in entries]
     counts = {"videos": len({s.video.id for s in samples}), "expressions": len(samples)}
     return checked_benchmark(
         Benchmark(

@@ -76,8 +76,8 @@ def valid_ids(root: Path, listed: frozenset[str]) -> tuple[frozenset[str], tuple
     due = EXPECTED["valid"]["videos"]
     if not keep or (len(listed) > due and len(keep) != due):  # a small copy holds as many as it likes
         raise Missing(
-            f"{file} is missing: it tells the {len(listed)} listed videos of validation from those of the test, and of"
-            f" {due} of validation {len(keep)} have frames in {images}; {WHERE}",
+            f"{file} is missing: it separates the listed videos of validation from those of the test"
+            f" ({len(listed)} in all), and of {due} of validation {len(keep)} have frames in {images}; {WHERE}",
             file,
         )
     return keep, (f"{len(listed) - len(keep)} videos without frames are taken for the test's, whose file is not there",)

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg on COCO's train2014 images: one still a sentence, for pre-training and for a look.
+"""RefCOCO, RefCOCO+ and RefCOCOg on COCO's train2014 images: one still a sentence, for pre-training and for inspection.
 
 A split is one file in COCO's form, a record for each *sentence* with its ``caption`` and exactly one annotation:
 ``instances_refcoco_val.json`` in the folder itself, or in ``refcoco`` below it, as ReferFormer and SOC keep it.

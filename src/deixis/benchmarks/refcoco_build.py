@@ -2,7 +2,7 @@
 
 It holds ``refs(unc).p``, ``refs(umd).p`` or ``refs(google).p`` beside ``instances.json``, and COCO's train2014 images.
 The .p files are pickles, and a pickle can name any function to be called. These hold nothing but lists, dicts, texts
-and numbers, so they are read by an unpickler that knows no more: a file that wants to run code is refused.
+and numbers, so they are read by an unpickler that has no more: a file that wants to run code is refused.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ REFUSED = {ord(op.code): op.name for op in pickletools.opcodes if op.name not in
 
 
 class _PlainUnpickler(pickle._Unpickler):
-    """Python's own unpickler, without the steps that look a name up, call something, or make room that a file only
+    """Python's own unpickler, without the steps that find a name, call something, or make room that a file only
     claims to need."""
 
     dispatch = {code: pickle._Unpickler.dispatch[code] for code in _CODES}  # noqa: RUF012  as in the class it extends
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it names {module}.{name}")  # never reached: no step is left that asks for it
+        raise pickle.UnpicklingError(f"it names {module}.{name}")  # never reached: no step is left that calls this
 
 
 def read_refs(path: Path) -> list[dict[str, Any]]:

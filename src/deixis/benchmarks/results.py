@@ -228,7 +228,7 @@ def opened(results: Path, is_top: Callable[[Path], bool]) -> Iterator[Path]:
         top = top_of(Path(folder), is_top)
         try:
             yield top
-        except DeixisError as error:  # nobody knows the temporary folder's name
+        except DeixisError as error:  # the temporary folder's name means nothing to a user
             raise DeixisError(str(error).replace(str(top), str(results)).replace(folder, str(results))) from error
 
 

@@ -1,7 +1,7 @@
 """What every benchmark is made of: videos, samples, truth, problems.
 
 A benchmark's file has ``open_split(root, split, skip_bad) -> Benchmark`` and ``write_fixture(out)``; everything behind
-``Benchmark`` (predict, score, pack, train) then knows no benchmark's name.
+``Benchmark`` (predict, score, pack, train) then needs no benchmark's name.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Sample:
 class FrameTruth:
     """All labelled objects of one frame. size: (H, W). masks: object id -> (H, W) bool; absent objects are left out.
 
-    void: (H, W) bool, pixels that count for nobody, or None.
+    void: (H, W) bool, pixels that do not count, or None.
     """
 
     size: tuple[int, int]

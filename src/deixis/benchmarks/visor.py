@@ -30,7 +30,7 @@ SPLITS = ("val", "train")
 WHERE = (
     "build it with `deixis data build visor VISOR OUT` from https://epic-kitchens.github.io/VISOR (docs/benchmarks.md)"
 )
-UNSEEN = frozenset(  # read: the kitchens that training never sees
+UNSEEN = frozenset(  # read: the kitchens that are not in training
     ("P07_101", "P07_103", "P07_110", "P09_02", "P09_07", "P09_103", "P09_104", "P09_106", "P21_01", "P29_04")
 )
 FEWEST_FRAMES = {"train": 3, "val": 2}  # read
@@ -40,7 +40,7 @@ HAND_WORDS = frozenset({"hand", "hands", "glove", "gloves"})
 
 
 def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> Benchmark:
-    """Open a split (default val) of the built copy; tags tell unseen kitchens, hands and first-frame objects apart."""
+    """Open a split (default val) of the built copy; tags mark unseen kitchens, hands and first-frame objects."""
     split = choose_split(split, SPLITS, NAME)
     file = root / "meta_expressions" / split / "meta_expressions.json"
     entries, problems = read_expressions(file, root / split / "JPEGImages", WHERE)

@@ -49,7 +49,7 @@ class ProjectLevels(nn.Module):
 class ClipTokens:
     """A clip's feature maps as tokens, with positions and padding, ready for attention.
 
-    Positions of maps without padding are constants of their size; padding is looked at once.
+    Positions of maps without padding are constants of their size; padding is read once.
     """
 
     def __init__(self, maps: FeatureMaps, wanted: Sequence[int] | None = None) -> None:

@@ -235,5 +235,5 @@ def flow(
     for reason in tally.reasons:
         typer.echo(f"left out {reason}", err=True)
     typer.echo(
-        f"{cache.folder}: flow of {tally.made} films made, of {tally.there} there already; {tally.broken} left out"
+        f"{cache.folder}: flow of {tally.made} films made, of {tally.found} there already; {tally.broken} left out"
     )

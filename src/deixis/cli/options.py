@@ -15,7 +15,7 @@ PrecisionOption = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 FormatOption = Annotated[str, typer.Option("--as", help=f"Of {', '.join(FORMAT_FILES)}; commas between.")]
 StartOption = Annotated[float | None, typer.Option(help="Begin at this second.")]
 EndOption = Annotated[float | None, typer.Option(help="End before this second.")]
-EveryOption = Annotated[int, typer.Option(help="Look at each Nth frame.")]
+EveryOption = Annotated[int, typer.Option(help="Read each Nth frame.")]
 ThresholdOption = Annotated[
     float | None,
     typer.Option(help="Presence below which masks stay empty, above 0 and below 1 (default: the model's own)."),

@@ -114,7 +114,7 @@ def _segment_to_disk(
     screen: Screen,
     selection: str | None = None,
 ) -> None:
-    """The two passes over a film, with what is seen on the screen."""
+    """The two passes over a film, with what the screen shows."""
     from deixis.devices import run_facts, run_words
     from deixis.inference import model_size, remarks_on
     from deixis.inference import segment as answer
@@ -177,7 +177,7 @@ def _write_or_rescue(
 
 @contextmanager
 def _ctrl_c_once() -> Iterator[Callable[[], bool]]:
-    """Yields a function that tells whether Ctrl-C was pressed; a second Ctrl-C interrupts as always."""
+    """Yields a function that returns whether Ctrl-C was pressed; a second Ctrl-C interrupts as always."""
     pressed = []
 
     def note(number: int, frame: Any) -> None:

@@ -129,7 +129,7 @@ class OpenLayer:
     def attend(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """(N, S, C) from normed queries (N, S, C) and keys (N, K, C), with the layer's own projections.
 
-        mask: True where a query may look, or a bias to add; it broadcasts to (N, heads, S, K).
+        mask: True where a query may attend, or a bias to add; it broadcasts to (N, heads, S, K).
         """
         own = self.layer.self_attn
         q, k, v = (

@@ -75,7 +75,7 @@ class ConvClip(FrozenTower):
     def encode_image(self, frames: Tensor) -> tuple[Tensor, ...]:
         """(B, T, C, h, w) at strides 4, 8, 16, 32 of frames (B, T, 3, H, W), each by itself.
 
-        H and W are best multiples of 32: what is left over at the right and below is not seen.
+        H and W are best multiples of 32: what is left over at the right and below is cut off.
         """
         body = self.module
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains(body)):
@@ -108,7 +108,7 @@ class ConvClip(FrozenTower):
         return TextFeatures(words, padding, words[torch.arange(len(words), device=device), ends])
 
     def checked_tokenizer(self):  # type: ignore[no-untyped-def]
-        """The tokenizer, looked for when the first text is encoded. Raises DeixisError where none is found."""
+        """The tokenizer, located when the first text is encoded. Raises DeixisError where none is found."""
         if self.tokenizer is None:
             self.tokenizer = clip_tokenizer(self.config.tokenizer or vocabulary_near(self.place))
         size = self.tokenizer.get_vocab_size()
@@ -124,7 +124,7 @@ class ConvClipBody(nn.Module):
     """Both towers with random weights, and what leads from each into the joint space."""
 
     def __init__(self, config: ConvClipConfig) -> None:
-        # Imported when a tower is built: who lists the systems must not wait for it.
+        # Imported when a tower is built: listing the systems must stay fast.
         from transformers import CLIPTextConfig, CLIPTextModel, ConvNextConfig, ConvNextModel
 
         super().__init__()

@@ -82,7 +82,7 @@ class FrozenTower(nn.Module):
     def fill(self, beside: Path | None = None) -> None:
         """Read the weights of a named tower from its place, once.
 
-        beside: a folder in which a file of the same name is looked for too (a checkpoint's). Raises DeixisError where
+        beside: a folder in which a file of the same name may lie too (a checkpoint's). Raises DeixisError where
         nothing is found, where anything is missing, left over or of another shape, and where the checkpoint that was
         loaded before belongs to other tower weights.
         """
@@ -180,7 +180,7 @@ def check_fit(body: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
 def find_file(place: str, beside: Path | None = None, names: tuple[str, ...] = WEIGHT_FILES) -> Path:
     """The file of weights that a place means: itself, one of ``names`` in a folder, or in the hub's repository.
 
-    The hub is asked only where its cache has no copy. Raises DeixisError where there is none.
+    The hub is used only where its cache has no copy. Raises DeixisError where there is none.
     """
     path = Path(place)
     near = None if beside is None else beside / path.name
@@ -193,8 +193,8 @@ def find_file(place: str, beside: Path | None = None, names: tuple[str, ...] = W
                     return candidate / name
             raise DeixisError(f"the folder {candidate} holds no weights; expected {' or '.join(names)} in it")
     if path.suffix in (".safetensors", ".bin", ".pt", ".pth") or path.is_absolute() or place.count("/") != 1:
-        looked = place if near is None else f"{place} or {near}"
-        raise DeixisError(f"no frozen tower at {looked}; give the place of its weights: a file, a folder, or a hub id")
+        tried = place if near is None else f"{place} or {near}"
+        raise DeixisError(f"no frozen tower at {tried}; give the place of its weights: a file, a folder, or a hub id")
     return _from_hub(place, names)
 
 

@@ -1,7 +1,7 @@
 """MiniLM-L6 (arXiv:2002.10957) as a sentence encoder, with its tokenizer inside the state dict. L words, C = 384.
 
-The encoder is frozen, so what it says of a text is kept and said again: a sentence asked of every window of a film,
-or of many training clips, is read once.
+The encoder is frozen, so the features of a text are kept and used again: a sentence of every window of a film, or of
+many training clips, is encoded once.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def depthwise(channels: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
 
 
 class InvertedResidual(nn.Module):
-    """TinyViT's MBConv: widen fourfold, look around, narrow; the activation comes after the sum."""
+    """TinyViT's MBConv: widen fourfold, depthwise convolution, narrow; the activation comes after the sum."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

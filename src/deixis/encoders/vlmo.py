@@ -166,7 +166,7 @@ class VlmoLayer:
     def attend(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
         """(N, S, C) from normed queries (N, S, C) and keys (N, K, C); the layer's scale is in it.
 
-        mask: True where a query may look, or a bias to add; it broadcasts to (N, A, S, K).
+        mask: True where a query may attend, or a bias to add; it broadcasts to (N, A, S, K).
         """
         own = self.block.attn
         weight_q, weight_k, weight_v = own.qkv.weight.chunk(3)

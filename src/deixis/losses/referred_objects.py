@@ -81,9 +81,9 @@ def referred_objects_loss(
             sums[f"{level}_dice"] = sums[f"{level}_dice"] + dice
         embeddings = extras["frame_embeddings"][i].float(), extras["video_embeddings"][i].float()
         sums["similarity"] = sums["similarity"] + similarity_loss(*embeddings, frames, clips, frame_scores.shape[1])
-    seen = float(sum(int(masks.flatten(2).any(2).sum()) for masks in truths))
+    visible = float(sum(int(masks.flatten(2).any(2).sum()) for masks in truths))
     shown = float(sum(masks.shape[1] for masks in truths))
-    counts = mean_counts([seen, shown], pixels.device)
+    counts = mean_counts([visible, shown], pixels.device)
     video_scores, video_positive = video_scores.flatten(1, 2), video_positive.flatten(1, 2)
     return {
         "frame_score": config.score * score_entropy(frame_scores, frame_positive, config.none),
@@ -117,10 +117,10 @@ def match_frames(scores: Tensor, kernels: Tensor, pixels: Tensor, masks: Tensor,
     logits = torch.einsum("ftqd,tdp->ftqp", kernels, sample_points(pixels, points))
     truth = sample_points(masks.float(), points)  # (T, N, P)
     costs = pair_costs(scores, logits, truth[None].expand(len(scores), -1, -1, -1), config)  # (F, T, Q, N)
-    seen = masks.flatten(2).any(2).cpu().numpy()  # (T, N)
+    visible = masks.flatten(2).any(2).cpu().numpy()  # (T, N)
     pairs = []
     for f, t in np.ndindex(*costs.shape[:2]):
-        there = np.nonzero(seen[t])[0]
+        there = np.nonzero(visible[t])[0]
         queries, columns = linear_sum_assignment(costs[f, t][:, there])
         pairs += [(f, t, int(q), int(there[n])) for q, n in zip(queries, columns, strict=True)]
     return as_matched(pairs, pixels.device)

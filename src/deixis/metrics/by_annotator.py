@@ -39,8 +39,8 @@ def score_annotators_of(
     if not count:
         raise DeixisError(f"{video.id}: the truth of its first frame holds no object")
     named = {(int(sample.id) % ANNOTATORS, int(sample.objects[0])): sample for sample in samples if sample.objects}
-    asked = [[named.get((annotator, i)) for i in range(1, count + 1)] for annotator in range(ANNOTATORS)]
-    if any(sample is None for row in asked for sample in row):
+    table = [[named.get((annotator, i)) for i in range(1, count + 1)] for annotator in range(ANNOTATORS)]
+    if any(sample is None for row in table for sample in row):
         raise DeixisError(f"{video.id}: its first frame shows {count} objects, and no expression names one of them")
 
     def read(index: int) -> tuple[FrameTruth, list[np.ndarray]]:
@@ -60,7 +60,7 @@ def score_annotators_of(
             annotator.add(ids, objects, truth.void)
     return [
         row
-        for annotator, row_samples in zip(annotators, asked, strict=True)
+        for annotator, row_samples in zip(annotators, table, strict=True)
         for row in annotator.rows([sample for sample in row_samples if sample is not None], results)
     ]
 
@@ -106,7 +106,7 @@ class Annotator:
 
     def rows(self, samples: Sequence[Sample], results: Path) -> list[Row]:
         """One row for each object. Legacy: answers are assigned to objects so that the mean of (J + F) / 2 is highest,
-        whatever they were asked for (the DAVIS-2017 unsupervised tool); strict: object i is held against answer i.
+        whatever their expressions (the DAVIS-2017 unsupervised tool); strict: object i is held against answer i.
         """
         region = np.stack(self.region)[:, : self.answers]  # (T, answers, objects)
         contour = np.stack(self.contour)[:, : self.answers]
@@ -121,8 +121,8 @@ class Annotator:
         moves = np.array(self.moves).reshape(-1, self.count, 2)[:, own]
         # Where answer i lies on an object (J above one half), which one it is: the change of it is a swap.
         under = [
-            str(frame.argmax()) if seen and frame.max() > presence.SWAP_IOU else None
-            for frame, seen in zip(region[:, own], shown, strict=True)
+            str(frame.argmax()) if drawn and frame.max() > presence.SWAP_IOU else None
+            for frame, drawn in zip(region[:, own], shown, strict=True)
         ]
         marker = read_marker(results, sample)
         values: dict[str, Value] = {

@@ -58,7 +58,7 @@ def score_answers(benchmark: Benchmark, results: Path) -> Scores:
     )
     intervals = bootstrap(rows, measures)
     remarks = [
-        f"mAP ranks all answers of a model ({100 * legacy:.2f}); over the one answer a user would see it is"
+        f"mAP ranks all answers of a model ({100 * legacy:.2f}); over the one answer that a user gets it is"
         f" {100 * strict:.2f}"
     ]
     sure = np.array([row.number("score") or 0.0 for row in rows])

@@ -1,4 +1,4 @@
-"""Results on disk against a benchmark's truth on disk, under the benchmark's own protocol. Knows no model.
+"""Results on disk against a benchmark's truth on disk, under the benchmark's own protocol. No model is needed.
 
 Frames are read one by one, a few ahead of the one being scored, and nothing but numbers is kept: memory does not grow
 with the number of videos. Videos may be shared among processes.

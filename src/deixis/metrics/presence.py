@@ -1,4 +1,4 @@
-"""Is it there, when, for how sure, and is it always the same one: what J and F do not tell.
+"""Presence, its time and its calibration, and changes of object: what J and F do not measure.
 
 No-target accuracies follow GRES (CVPR 2023) with "no target" as the positive class; calibration is the usual expected
 calibration error and risk-coverage curve; interval IoU, identity swaps and stability are defined here (our choice).
@@ -90,8 +90,8 @@ def object_under(prediction: np.ndarray, masks: Mapping[str, np.ndarray]) -> str
 
 def identity_swaps(objects: Sequence[str | None]) -> int:
     """How often a track changes from one true object to another; frames where it lies on none are passed over."""
-    seen = [key for key in objects if key is not None]
-    return sum(a != b for a, b in pairwise(seen))
+    shown = [key for key in objects if key is not None]
+    return sum(a != b for a, b in pairwise(shown))
 
 
 def stability(predicted: Sequence[float], true: Sequence[float]) -> float | None:

@@ -63,7 +63,7 @@ def score_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """J and F of every prediction against every true object of one frame: two (P, G) float64 arrays.
 
-    All masks are (H, W) bool of one size. Each boundary is made once, however many pairs ask for it.
+    All masks are (H, W) bool of one size. Each boundary is made once, however many pairs use it.
     """
     masks = [*predictions, *truths]
     if not predictions or not truths:
@@ -127,7 +127,7 @@ def _pack(masks: Sequence[np.ndarray], void: np.ndarray | None, radius: int) -> 
     used_rows = np.flatnonzero(bits.any(axis=(0, 2)))
     if not len(used_rows):
         return None, 0
-    # One row more on each side: boundary pixels may lie above a mask, and its lowest row must see what is below.
+    # One row more on each side: boundary pixels may lie above a mask, and its lowest row needs what is below.
     top, bottom = max(0, used_rows[0] - 1), min(height, used_rows[-1] + 2)
     bits = bits[:, top:bottom]
     columns = np.bitwise_or.reduce(bits, axis=(0, 1))
@@ -145,8 +145,8 @@ def _pack(masks: Sequence[np.ndarray], void: np.ndarray | None, radius: int) -> 
 def _boundaries(packed: np.ndarray, last_column: int) -> np.ndarray:
     """Boundary maps one pixel wide, (K, h, S): a pixel that differs from its right, lower or lower-right neighbour.
 
-    The frame's last row looks only right, its last column only down, and the corner of both is never boundary. A crop's
-    last row that is not the frame's is background, and looking right there finds nothing, as it should.
+    The frame's last row is compared to the right only, its last column downwards only; the corner of both is never
+    boundary. A crop's last row that is not the frame's is background, so it has no boundary, as it should.
     """
     right = packed >> 1  # the neighbour to the right of every pixel, moved onto it
     right[:, :, :-1] |= packed[:, :, 1:] << (WORD - 1)

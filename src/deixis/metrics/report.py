@@ -1,4 +1,4 @@
-"""Scores for people and programs: a JSON with everything, a CSV of the rows, a picture to look at."""
+"""Scores for people and programs: a JSON with everything, a CSV of the rows, a picture of the worst frames."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ Value = float | int | str | None
 class Row:
     """One thing scored: an expression (or an object of one annotator, or a sample) and its values.
 
-    worst: index of the frame to look at when this row is bad.
+    worst: index of the frame to show when this row is bad.
     """
 
     video: str

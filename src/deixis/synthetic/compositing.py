@@ -19,7 +19,7 @@ from deixis.synthetic.scene import Scene, Sentence, SyntheticVideo, Thing
 from deixis.synthetic.sentences import SentenceMix, SentenceSampler
 from deixis.synthetic.vocabulary import Noun
 
-MAX_OBJECTS = 16  # objects whose masks a film keeps; the sentences know them all
+MAX_OBJECTS = 16  # objects whose masks a film keeps; the sentences are about all of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ def apply_maps(maps: np.ndarray, points: np.ndarray) -> np.ndarray:
 def canvas_of(
     library: Library, picture: Picture, maps: np.ndarray, size: tuple[int, int], mirrored: bool, gain: float
 ) -> Canvas:
-    """A picture, seen through the maps, as the start of a film; its labelled objects are the first things."""
+    """A picture, warped by the maps, as the start of a film; its labelled objects are the first things."""
     rgb, ids = library.load(picture)
     lut = np.zeros(256, dtype=np.uint8)
     lut[255] = 255
@@ -204,8 +204,8 @@ def _shrunk(x: float, y: float) -> np.ndarray:
     return np.array([[x, 0.0, 0.5 * x - 0.5], [0.0, y, 0.5 * y - 0.5], [0.0, 0.0, 1.0]])
 
 
-def things_of(canvas: Canvas, seen: float) -> tuple[list[Thing], list[int], np.ndarray]:
-    """The things that can be seen, which label each has, and the (C,) colours of everything else."""
+def things_of(canvas: Canvas, visible: float) -> tuple[list[Thing], list[int], np.ndarray]:
+    """The visible things, which label each has, and the (C,) colours of everything else."""
     t, h, w = canvas.labels.shape
     count, diagonal = len(canvas.layers), float(np.hypot(h, w))
     xs, ys = np.tile((np.arange(w) + 0.5) / w, h), np.repeat((np.arange(h) + 0.5) / h, w)
@@ -227,7 +227,7 @@ def things_of(canvas: Canvas, seen: float) -> tuple[list[Thing], list[int], np.n
                 layer.noun, number[:, i] / (h * w), np.stack([x[:, i], y[:, i]], axis=1), layer.path / diagonal,
                 None if layer.world is None else layer.world / diagonal, layer.scale, layer.world_scale,
                 certain, perhaps,
-                layer.single, bool((shown > 0.35).mean() >= seen), layer.inside, layer.texture,
+                layer.single, bool((shown > 0.35).mean() >= visible), layer.inside, layer.texture,
             )
         )  # fmt: skip
         labels.append(i + 1)
@@ -302,7 +302,7 @@ def finish_video(
     thresholds: Thresholds = THRESHOLDS,
 ) -> SyntheticVideo:
     """Draw the sentences and keep the masks of the objects that they name, then of the largest others."""
-    things, labels, background = things_of(canvas, thresholds.seen)
+    things, labels, background = things_of(canvas, thresholds.visible)
     hidden = np.array([[canvas.hidden.get((i - 1, j - 1), 0.0) for j in labels] for i in labels])
     scene = replace(scene_of, things=tuple(things), background=background, hidden=hidden)
     judge = Predicates(scene, thresholds)

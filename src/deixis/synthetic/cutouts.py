@@ -1,6 +1,6 @@
 """A library of real pictures, cut-outs and short clips from a folder like ``shared/data``, and its hold-out rule.
 
-Nothing is decoded until it is asked for. Reads COCO-like folders (index.json, images, masks), drawn objects with an
+Nothing is decoded before its first use. Reads COCO-like folders (index.json, images, masks), drawn objects with an
 alpha channel, and DAVIS videos. Held out from training, always the same: the DAVIS videos in HELD_OUT_VIDEOS; of
 ``coco_small`` the pictures with sha1(image) % 4 == 0; of every other set % 10 == 0. The development split (validation,
 calibration, choices) is sha1(image) % 20 == 1 of the rest, and the DAVIS videos in DEVELOPMENT_VIDEOS.
@@ -183,7 +183,7 @@ def _open_classes(set_name: str, present: set[str]) -> tuple[frozenset[str], fro
 
 
 def _is_single(kind: str, name: str, names: list[str]) -> bool:
-    """Whether a region is exactly one object. Of VOC's lone sheep regions one in three is a flock (seen on a sheet)."""
+    """Whether a region is exactly one object. Of VOC's lone sheep regions one in three is a flock (counted)."""
     return kind == "instance" or (names.count(name) == 1 and name != "sheep")
 
 

@@ -391,7 +391,7 @@ def long_films(
     size: tuple[int, int] = (224, 384),
     frames: int = 60,
 ) -> Iterator[SyntheticVideo]:
-    """Composites and twins of ``frames`` frames (several windows), to see whether a track changes object."""
+    """Composites and twins of ``frames`` frames (several windows), which show whether a track changes object."""
     mix = SentenceMix(count=6, weights=(("class", 0.3), ("colour", 0.2), ("place", 0.25), ("motion", 0.25)))
     mixture = Mixture(root, split=split, size=size, frames=frames, sentences=mix)
     for index in range(films):

@@ -47,7 +47,7 @@ class Thresholds:
     follow_false: float = 60.0  # degrees between two headings, or between a heading and the way to the other
     follow_true: float = 25.0
     min_share: float = 0.003  # of the picture, for a thing to be referred to
-    seen: float = 0.6  # share of the frames in which it has that size
+    visible: float = 0.6  # share of the frames in which it has that size
 
 
 THRESHOLDS = Thresholds()
@@ -71,11 +71,11 @@ class Predicates:
         self.scene, self.at = scene, thresholds
         self.things = scene.things
         self.count = len(self.things)
-        self.referable = np.array([t.referable and self._seen(t) for t in self.things], dtype=bool)
+        self.referable = np.array([t.referable and self._is_visible(t) for t in self.things], dtype=bool)
         self._named: dict[str, np.ndarray] = {}
 
-    def _seen(self, thing: Thing) -> bool:
-        return bool((thing.area >= self.at.min_share).mean() >= self.at.seen)
+    def _is_visible(self, thing: Thing) -> bool:
+        return bool((thing.area >= self.at.min_share).mean() >= self.at.visible)
 
     def closed(self, word: str) -> bool:
         """Whether everything that the word might mean in this scene has a label."""
@@ -225,7 +225,7 @@ class Predicates:
         return np.array(answer, dtype=np.int8)
 
     def timed(self, event: str) -> np.ndarray:
-        """enters, leaves, stops, starts: what happens during the film, as seen by a camera that stands still."""
+        """enters, leaves, stops, starts: what happens during the film, in the view of a camera that stands still."""
         answer = np.full(self.count, UNCERTAIN, dtype=np.int8)
         for i, t in enumerate(self.things):
             if t.inside is None or t.world is None or not self.scene.fixed:

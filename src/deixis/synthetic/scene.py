@@ -56,8 +56,8 @@ class Thing:
     path: (T, 2) where the whole object is in the picture, in diagonals.  world: the same with the camera's motion
     taken out, or None if not known.  scale, world_scale: (T,) size relative to the first frame.
     certain, perhaps: (C,) shares of colours.  single: exactly one object (a component of a class may be several).
-    referable: enough of it is seen for a sentence to name it.  inside: (T,) share of it within the picture, None where
-    the camera moves or it is not known.  texture: "" or one of TEXTURES.
+    referable: enough of it is visible for a sentence to name it.  inside: (T,) share of it within the picture, None
+    where the camera moves or it is not known.  texture: "" or one of TEXTURES.
     """
 
     noun: Noun

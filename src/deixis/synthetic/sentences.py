@@ -120,17 +120,19 @@ class SentenceMix:
 class SentenceSampler:
     """Draws sentences for a scene: candidates of every kind, each checked by Predicates, then a draw by weights."""
 
-    def __init__(self, judge: Predicates, rng: np.random.Generator, motions: bool = True, times: bool = False) -> None:
+    def __init__(
+        self, predicates: Predicates, rng: np.random.Generator, motions: bool = True, times: bool = False
+    ) -> None:
         """motions, times: whether a sentence that names nothing may be wrong in its motion, or in its event, only."""
-        self.judge, self.rng, self.motions, self.times = judge, rng, motions, times
+        self.predicates, self.rng, self.motions, self.times = predicates, rng, motions, times
         self.words = self._words()
 
     def _words(self) -> list[str]:
         found = dict.fromkeys(
             word
-            for i in np.flatnonzero(self.judge.referable)
-            for word in self.judge.things[i].noun.true
-            if self.judge.closed(word)
+            for i in np.flatnonzero(self.predicates.referable)
+            for word in self.predicates.things[i].noun.true
+            if self.predicates.closed(word)
         )
         return list(found)
 
@@ -141,14 +143,14 @@ class SentenceSampler:
         """Weight of a word for a thing: its own name before its synonyms and the name of its group."""
         if word in GENERIC:
             return 0.5
-        return 1.0 if word == self.judge.things[i].noun.name else 0.35
+        return 1.0 if word == self.predicates.things[i].noun.name else 0.35
 
     def _one(self, answer: np.ndarray) -> int | None:
         """The only thing that the predicate is true of, if nothing is uncertain and it may be referred to."""
         if (answer == UNCERTAIN).any() or (answer == TRUE).sum() != 1:
             return None
         i = int(np.argmax(answer))
-        return i if self.judge.referable[i] and self.judge.things[i].single else None
+        return i if self.predicates.referable[i] and self.predicates.things[i].single else None
 
     def candidates(self, kind: str) -> list[tuple[Sentence, float]]:
         """Sentences of a kind with a weight each (a word that the class alone would separate weighs less)."""
@@ -157,7 +159,7 @@ class SentenceSampler:
     def _class(self) -> list[tuple[Sentence, float]]:
         out = []
         for word in self.words:
-            i = self._one(self.judge.named(word))
+            i = self._one(self.predicates.named(word))
             if i is not None:
                 out.append((Sentence(fill(self._pick(CLASS_WORDS), word), "class", (i,)), self._usual(i, word)))
         return out
@@ -169,17 +171,17 @@ class SentenceSampler:
     def _colour(self) -> list[tuple[Sentence, float]]:
         out = []
         for colour in COLOUR_NAMES:
-            is_colour = self.judge.coloured(colour)
+            is_colour = self.predicates.coloured(colour)
             if not (is_colour == TRUE).any():
                 continue
             words = self.words
-            if self.judge.scene.background[COLOUR_NAMES.index(colour)] < 0.03:
+            if self.predicates.scene.background[COLOUR_NAMES.index(colour)] < 0.03:
                 words = [*words, *GENERIC]
             for word in words:
-                named = self.judge.named(word)
+                named = self.predicates.named(word)
                 i = self._one(np.minimum(named, is_colour))
                 if i is not None:
-                    person = self.judge.things[i].noun.name == "person"
+                    person = self.predicates.things[i].noun.name == "person"
                     if person and word in ("animal", *GENERIC):
                         continue
                     weight = 2.0 if (named == TRUE).sum() > 1 else 0.5
@@ -190,9 +192,9 @@ class SentenceSampler:
     def _texture(self) -> list[tuple[Sentence, float]]:
         out = []
         for texture in TEXTURES:
-            is_texture = self.judge.textured(texture)
-            for word in [*self.words, *GENERIC] if self.judge.scene.plain else self.words:
-                i = self._one(np.minimum(self.judge.named(word), is_texture))
+            is_texture = self.predicates.textured(texture)
+            for word in [*self.words, *GENERIC] if self.predicates.scene.plain else self.words:
+                i = self._one(np.minimum(self.predicates.named(word), is_texture))
                 if i is not None:
                     text = fill(self._pick(TEXTURE_WORDS), word, texture)
                     weight = (2.0 if self._rivals(word) else 0.5) * self._usual(i, word)
@@ -202,9 +204,9 @@ class SentenceSampler:
     def _time(self) -> list[tuple[Sentence, float]]:
         out = []
         for event, forms in TIME_WORDS.items():
-            is_timed = self.judge.timed(event)
-            for word in [*self.words, *GENERIC] if self.judge.scene.fixed else self.words:
-                i = self._one(np.minimum(self.judge.named(word), is_timed))
+            is_timed = self.predicates.timed(event)
+            for word in [*self.words, *GENERIC] if self.predicates.scene.fixed else self.words:
+                i = self._one(np.minimum(self.predicates.named(word), is_timed))
                 if i is not None:
                     weight = (2.0 if self._rivals(word) else 0.4) * self._usual(i, word)
                     out.append((Sentence(fill(self._pick(forms), word), "time", (i,)), weight))
@@ -214,9 +216,9 @@ class SentenceSampler:
         """Words that are true of one thing only, by thing: by class, else by colour and class."""
         found: dict[int, list[str]] = defaultdict(list)
         for word in self.words:
-            named = self.judge.named(word)
+            named = self.predicates.named(word)
             for colour in ("", *COLOUR_NAMES):
-                answer = np.minimum(named, self.judge.coloured(colour)) if colour else named
+                answer = np.minimum(named, self.predicates.coloured(colour)) if colour else named
                 i = self._one(answer)
                 if i is not None and self._usual(i, word) == 1.0 and (colour == "" or self._rivals(word)):
                     found[i].append(f"the {colour} {word}" if colour else f"the {word}")
@@ -226,9 +228,9 @@ class SentenceSampler:
         out = []
         for j, references in self._descriptions().items():
             for relation, forms in RELATION_WORDS.items():
-                is_related = self.judge.related(relation, j)
-                for word in [*self.words, *GENERIC] if self.judge.scene.plain else self.words:
-                    i = self._one(np.minimum(self.judge.named(word), is_related))
+                is_related = self.predicates.related(relation, j)
+                for word in [*self.words, *GENERIC] if self.predicates.scene.plain else self.words:
+                    i = self._one(np.minimum(self.predicates.named(word), is_related))
                     if i is not None:
                         text = fill(self._pick(forms), word).replace("{r}", self._pick(references))
                         weight = 3.0 if relation in ("behind", "before", "follows") else 1.0
@@ -237,16 +239,16 @@ class SentenceSampler:
         return out
 
     def _rivals(self, word: str) -> bool:
-        return int((self.judge.named(word) == TRUE).sum()) > 1
+        return int((self.predicates.named(word) == TRUE).sum()) > 1
 
     def _compared(self, kind: str, table: Mapping[str, tuple[str, ...]]) -> list[tuple[Sentence, float]]:
         out = []
-        words = [*self.words, *GENERIC] if self.judge.scene.plain else self.words
+        words = [*self.words, *GENERIC] if self.predicates.scene.plain else self.words
         for word in words:
             if not self._rivals(word):
                 continue
             for which, forms in table.items():
-                answer = self.judge.placed(word, which) if kind == "place" else self.judge.sized(word, which)
+                answer = self.predicates.placed(word, which) if kind == "place" else self.predicates.sized(word, which)
                 i = self._one(answer)
                 if i is not None:
                     out.append((Sentence(fill(self._pick(forms), word), kind, (i,)), self._usual(i, word)))
@@ -261,11 +263,13 @@ class SentenceSampler:
     def _motion(self) -> list[tuple[Sentence, float]]:
         out = []
         for motion, forms in MOTION_WORDS.items():
-            generic = self.judge.scene.fixed and (motion not in ("still", "fastest") or self.judge.scene.plain)
-            is_motion = None if motion == "fastest" else self.judge.moved(motion)
+            generic = self.predicates.scene.fixed and (
+                motion not in ("still", "fastest") or self.predicates.scene.plain
+            )
+            is_motion = None if motion == "fastest" else self.predicates.moved(motion)
             for word in [*self.words, *GENERIC] if generic else self.words:
-                named = self.judge.named(word)
-                answer = self.judge.fastest(word) if is_motion is None else np.minimum(named, is_motion)
+                named = self.predicates.named(word)
+                answer = self.predicates.fastest(word) if is_motion is None else np.minimum(named, is_motion)
                 i = self._one(answer)
                 if i is not None:
                     weight = (2.0 if self._rivals(word) else 0.4) * self._usual(i, word)
@@ -276,13 +280,15 @@ class SentenceSampler:
         out = []
         for word in self.words:
             for colour in ("", *COLOUR_NAMES):
-                named = self.judge.named(word)
-                answer = np.minimum(named, self.judge.coloured(colour)) if colour else named
+                named = self.predicates.named(word)
+                answer = np.minimum(named, self.predicates.coloured(colour)) if colour else named
                 chosen = np.flatnonzero(answer == TRUE)
                 if (answer == UNCERTAIN).any() or not 2 <= len(chosen) <= 5:
                     continue
-                whole = self.judge.referable[chosen].all() and all(self.judge.things[i].single for i in chosen)
-                person = any(self.judge.things[i].noun.name == "person" for i in chosen)
+                whole = self.predicates.referable[chosen].all() and all(
+                    self.predicates.things[i].single for i in chosen
+                )
+                person = any(self.predicates.things[i].noun.name == "person" for i in chosen)
                 if not whole or (colour and person):
                     continue
                 many = f"{colour} {plural(word)}".strip()
@@ -298,41 +304,41 @@ class SentenceSampler:
 
     def _none(self) -> list[tuple[Sentence, float]]:
         """Near and wrong: a sibling of what is there, a wrong colour or motion of it; and any other class."""
-        judge, out = self.judge, []
+        predicates, out = self.predicates, []
 
         def absent(answer: np.ndarray, word: str) -> bool:
-            return judge.closed(word) and not answer.any()
+            return predicates.closed(word) and not answer.any()
 
-        present = {t.noun.name for t in judge.things}
-        groups = {group for t in judge.things for group in t.noun.groups}
+        present = {t.noun.name for t in predicates.things}
+        groups = {group for t in predicates.things for group in t.noun.groups}
         everyday = self.rng.random(6) < 0.65  # before the rarer names of drawn objects
         for attempt, usual in enumerate(everyday):
             near = attempt < 4  # a sibling of what is there: another animal, another vessel
-            nouns = judge.scene.nouns
-            names = [n for n in (judge.scene.everyday if usual else nouns) if n not in present]
+            nouns = predicates.scene.nouns
+            names = [n for n in (predicates.scene.everyday if usual else nouns) if n not in present]
             names = sorted(n for n in names if not near or groups & set(nouns[n].groups))
             if not names:
                 continue
             name = self._pick(names)
             word = name if self.rng.random() < 0.7 else self._pick(nouns[name].true)
-            if absent(judge.named(word), word):
+            if absent(predicates.named(word), word):
                 text = fill(self._pick(CLASS_WORDS), word)
                 if self.rng.random() < 0.2:
                     text = self._colour_text(word, self._pick(COLOUR_NAMES), name == "person")
                 out.append((Sentence(text, "none", ()), 1.2 if near else 0.6))
         for word in self.words:
-            named = judge.named(word)
+            named = predicates.named(word)
             colour = self._pick(COLOUR_NAMES)
-            person = bool((named == TRUE).any()) and judge.things[int(np.argmax(named))].noun.name == "person"
-            if absent(np.minimum(named, judge.coloured(colour)), word):
+            person = bool((named == TRUE).any()) and predicates.things[int(np.argmax(named))].noun.name == "person"
+            if absent(np.minimum(named, predicates.coloured(colour)), word):
                 text = self._colour_text(word, colour, person)
                 out.append((Sentence(text, "none", ()), 2.5 / len(self.words)))
             motion = self._pick(list(MOTION_WORDS)[:-1])
-            if self.motions and absent(np.minimum(named, judge.moved(motion)), word):
+            if self.motions and absent(np.minimum(named, predicates.moved(motion)), word):
                 text = fill(self._pick(MOTION_WORDS[motion]), word)
                 out.append((Sentence(text, "none", ()), 1.5 / len(self.words)))
             event = self._pick(list(TIME_WORDS)) if self.times else ""
-            if event and absent(np.minimum(named, judge.timed(event)), word):
+            if event and absent(np.minimum(named, predicates.timed(event)), word):
                 out.append((Sentence(fill(self._pick(TIME_WORDS[event]), word), "none", ()), 1.5 / len(self.words)))
         return out
 

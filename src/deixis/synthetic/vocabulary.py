@@ -260,7 +260,7 @@ def _entries(line: str) -> list[str]:
 
 
 NOUNS, DRAWN_NAMES = _read()
-# Drawn shapes of the generated benchmark: a vocabulary of their own, so that no real picture is asked for "a circle".
+# Drawn shapes of the generated benchmark: a vocabulary of their own; no sentence on a real picture says "a circle".
 SHAPES = {
     noun.name: noun
     for noun in (
@@ -280,7 +280,7 @@ VOC_NAMES = frozenset({
 INDOOR_GROUPS = frozenset(
     {"vessel", "cutlery", "dish", "food", "bathroom", "screen_like", "desk_thing", "kitchen", "music", "tool"}
 )
-# Seen so often in any picture without a label that their absence is never certain.
+# So common in any picture without a label that their absence is never certain.
 EVERYWHERE = frozenset({
     "accordion", "athletic shoe", "bag", "balloon", "basket", "bath", "bathtub", "beer mug", "bell", "bin",
     "blossom", "boot", "box", "bread", "broom", "bucket", "bug", "building", "camera", "candle", "cap",

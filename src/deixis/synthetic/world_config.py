@@ -38,7 +38,7 @@ class WorldConfig:
         )
     )  # fmt: skip
     flow: bool = True  # whether films carry their optical flow
-    thresholds: Thresholds = field(default_factory=lambda: replace(THRESHOLDS, seen=0.3))
+    thresholds: Thresholds = field(default_factory=lambda: replace(THRESHOLDS, visible=0.3))
 
     def __post_init__(self) -> None:
         if not 1 <= self.objects[0] <= self.objects[1] <= 20:

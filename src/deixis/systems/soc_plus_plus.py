@@ -2,7 +2,7 @@
 
 B clips, T frames, L words, Q queries, P proxies, D width; h, w are a quarter of the frame.
 
-Beside SOC: proxies carry between words and pixels, so words no longer look at every cell; a frame counts for the clip
+Beside SOC: proxies carry between words and pixels, so words no longer attend to every cell; a frame counts for the clip
 as much as it is relevant; and frames learn from the clip by a random walk and an attention instead of a sum.
 The paper speaks of entropy; the released code computes none, and this follows the code.
 """
@@ -48,7 +48,7 @@ class SocPlusPlusConfig(SystemConfig):
     pixel_groups: int = 8  # of the pyramid's GroupNorm
     classes: int = 1  # outputs of the class head
     walk: float = 0.5  # share of a random walk that goes on at each step
-    # To tell how well a frame fits the sentence, the authors lay queries out by time, level and clip, but read them by
+    # To score how well a frame fits the sentence, the authors lay queries out by time, level and clip, but read them by
     # clip, level and time, so that a frame gets the value of another frame and level (with several clips, of another
     # clip). "official" reproduces that; published weights need it.
     score_order: Literal["aligned", "official"] = "aligned"

@@ -207,7 +207,7 @@ class VlpRvos(nn.Module):
             appended = [extra.to(tokens.dtype) for extra in (past, deep, temporal) if extra is not None]
             x = self.guide(i, layer, torch.cat([tokens, *appended], dim=1), words, text.padding, 1 + h * w)
             tokens = x[:, : 1 + h * w]
-            if self.capture is not None and temporal is not None and i < last:  # nobody reads them after the last
+            if self.capture is not None and temporal is not None and i < last:  # unused after the last
                 temporal = self.capture(layer, x[:, -temporal.shape[1] :], tokens, t)
             if i in self.config.taps:
                 left.append(rearrange(tokens[:, 1:], "(b t) (h w) c -> b t h w c", b=b, h=h))

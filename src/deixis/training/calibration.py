@@ -27,32 +27,32 @@ LEAST = 20  # present and absent ones, each, in each half
 
 @dataclass(frozen=True, kw_only=True)
 class PresenceSample:
-    """A probability that a system gave, uncalibrated. there: whether the object is.  half: 0 fits, 1 checks."""
+    """A probability that a system gave, uncalibrated. present: whether the object is.  half: 0 fits, 1 checks."""
 
     presence: float
-    there: bool
+    present: bool
     half: int
 
 
-def calibrate_presence(system: Any, data: str, ask: Callable[[Any], Sequence[PresenceSample]]) -> Any:
+def calibrate_presence(system: Any, data: str, run: Callable[[Any], Sequence[PresenceSample]]) -> Any:
     """The system's config with presence as held-out data has it.
 
     Args:
-        system: Its config is put aside while it is asked, so that it always answers and gives plain probabilities.
+        system: Its config is put aside meanwhile, so that it always answers and gives plain probabilities.
         data: The name of the held-out data, for the checkpoint.
-        ask: Runs the system over that data.
+        run: Runs the system over that data.
 
     Returns:
         The config, with ``presence_from`` saying on what it rests and what it is worth.
 
     Example:
-        >>> calibrate_presence(system, "held-out films", ask).presence_threshold  # doctest: +SKIP
+        >>> calibrate_presence(system, "held-out films", run).presence_threshold  # doctest: +SKIP
         0.41
     """
     config = system.config
     try:
         system.config = replace(config, presence_threshold=None, presence_temperature=1.0, presence_shift=0.0)
-        samples = list(ask(system))
+        samples = list(run(system))
     finally:
         system.config = config
     return fitted(config, data, samples)
@@ -65,22 +65,22 @@ def fitted(config: SystemConfig, data: str, samples: Sequence[PresenceSample]) -
     stated = config.presence_threshold if config.several else None
     answer = "always answers" if stated is None else f"keeps its stated threshold of {stated}"
     always = replace(config, presence_threshold=stated, presence_temperature=1.0, presence_shift=0.0)
-    counts = [sum(t.there == there and t.half == half for t in samples) for there in (True, False) for half in (0, 1)]
+    counts = [sum((t.present, t.half) == (p, half) for t in samples) for p in (True, False) for half in (0, 1)]
     if min(counts) < LEAST:
         return replace(always, presence_from=f"{answer}: {data} holds too few to calibrate on {counts}")
     first = [t for t in samples if t.half == 0]
     temperature, shift = fit_presence(
-        np.array([t.presence for t in first]), np.array([t.there for t in first]), 1.0, 0.0
+        np.array([t.presence for t in first]), np.array([t.present for t in first]), 1.0, 0.0
     )
 
     def probability(t: PresenceSample) -> float:
         return float(sigmoid(raw_presence(t.presence) / temperature + shift))
 
-    threshold = float(np.quantile([probability(t) for t in first if t.there], 1 - SHOWN))
+    threshold = float(np.quantile([probability(t) for t in first if t.present], 1 - SHOWN))
     threshold = min(max(threshold, 1e-6), 1 - 1e-6)
     shown, empty = (
-        float(np.mean([(probability(t) >= threshold) == there for t in samples if t.half == 1 and t.there == there]))
-        for there in (True, False)
+        float(np.mean([(probability(t) >= threshold) == p for t in samples if t.half == 1 and t.present == p]))
+        for p in (True, False)
     )
     worth = f"shows {shown:.2f} of present objects, leaves {empty:.2f} of absent ones empty"
     if shown < SHOWN_AGAIN or empty < LEFT_EMPTY_AGAIN:

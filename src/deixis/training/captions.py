@@ -2,7 +2,7 @@
 
 The first row names the columns: ``film`` (a path, from the CSV's folder where it is not absolute), ``caption``, and
 optionally ``fps`` (frames a second of a folder of frames). One line is one row. The list is never held: where each row
-begins stands in a small index in the cache, made once a list, and a row is read when it is asked for.
+begins stands in a small index in the cache, made once a list, and a row is read at its first use.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class CaptionedFilm:
 
 
 class VideoCaptions:
-    """The rows of a list, by number, each read when it is asked for; ``len`` is their count.
+    """The rows of a list, by number, each read at its first use; ``len`` is their count.
 
     Raises DeixisError for a list that is missing, has other columns, no rows, or a row that cannot be read; whether a
     film is there and decodes is for its reader to find out.

@@ -95,7 +95,7 @@ def training_clip(benchmark: Benchmark, sample: Sample, indices: Sequence[int]) 
         labelled = [sample.scored[0]]
         centre = film_index(sample, sample.scored[0])
         if centre not in shown:
-            raise DeixisError(f"{sample.id}: the labelled frame {centre} must be among the frames asked for, {shown}")
+            raise DeixisError(f"{sample.id}: the labelled frame {centre} must be among the frames of the clip, {shown}")
         wanted = (shown.index(centre),)
     truths = [benchmark.truth(sample.video, index) for index in labelled]
     ids = list(dict.fromkeys([*sample.objects, *(key for truth in truths for key in truth.masks)]))
@@ -213,7 +213,7 @@ class ClipBatch:
 
 
 def clip_target(film: SyntheticVideo) -> Target:
-    """A film's masks as a Target; boxes are not used by who trains on clips, and left 0."""
+    """A film's masks as a Target; boxes are unused here and set to 0."""
     masks = torch.from_numpy(np.ascontiguousarray(film.masks))
     t, n = masks.shape[:2]
     return Target(masks, torch.zeros(t, n, 4), masks.flatten(2).any(2), torch.zeros(n, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""One process or many (torchrun): who am I, on which device, and what do we all agree on."""
+"""One process or many (torchrun): rank, device and collective operations."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def process_group(device: str) -> Iterator[ProcessGroup]:
 
 def _leave_together(rank: int, size: int) -> None:
     # Over the store, not by a collective: a process that closes its connections while a slower one is still inside
-    # the last collective can leave that one waiting for ever (seen with gloo on a loaded machine).
+    # the last collective can leave that one waiting for ever (measured with gloo on a loaded machine).
     store = dist.distributed_c10d._get_default_store()
     store.set(f"deixis/leaving/{rank}", "1")
     store.wait([f"deixis/leaving/{other}" for other in range(size)], timedelta(hours=2))

@@ -117,7 +117,7 @@ def micro_batches(
 
 
 def _end_workers(iterator: Any) -> None:
-    # Asked for, not left to the garbage collector: a worker that outlives the loop would keep the program from ending,
+    # Explicit, not left to the garbage collector: a worker that outlives the loop would keep the program from ending,
     # because it ignores SIGTERM. The loader waits five seconds for each; one that is still at work then is killed.
     iterator._shutdown_workers()
     for worker in iterator._workers:

@@ -66,7 +66,7 @@ class CacheEntry(NamedTuple):
     """The flow of one film. flow: (N-1, h, w, 2) float32, from frame i to i+1, pixels of a frame of ``size``.
 
     valid: (N-1, h, w) bool, where forward and backward flow agree.  seconds: (N,) of the sampled frames.
-    size: (H, W) of the frames that were looked at.
+    size: (H, W) of the frames that were read.
     """
 
     flow: np.ndarray
@@ -243,10 +243,10 @@ class FlowCache:
 
     def get(self, row: CaptionedFilm) -> CacheEntry:
         """The flow of a film, from the cache or made now (and kept). Raises one of BROKEN."""
-        return self.look(row)[0]
+        return self.find_or_make(row)[0]
 
-    def look(self, row: CaptionedFilm) -> tuple[CacheEntry, bool]:
-        """The flow, and whether it was there already."""
+    def find_or_make(self, row: CaptionedFilm) -> tuple[CacheEntry, bool]:
+        """The flow, and whether the cache held it."""
         if not row.film.exists():
             raise DeixisError(f"no such film: {row.film}")
         content = content_of(row)
@@ -309,10 +309,10 @@ def _checksum(tensors: dict[str, np.ndarray]) -> str:
 
 @dataclass(kw_only=True)
 class Tally:
-    """What became of the rows of a list: flow made, flow there already, films left out (with the first few reasons)."""
+    """What became of the rows of a list: flow made, flow found, films left out (with the first few reasons)."""
 
     made: int = 0
-    there: int = 0
+    found: int = 0
     broken: int = 0
     reasons: tuple[str, ...] = ()
 
@@ -363,7 +363,7 @@ def _in_turn(pool: ProcessPoolExecutor | None, rows: Iterable[Any], workers: int
 
 def _one(films: VideoCaptions, number: int, cache: FlowCache) -> tuple[str, str]:
     try:
-        return ("there" if cache.look(films[number])[1] else "made"), ""
+        return ("found" if cache.find_or_make(films[number])[1] else "made"), ""
     except FlowError:
         raise
     except BROKEN as error:

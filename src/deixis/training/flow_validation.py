@@ -23,9 +23,9 @@ from deixis.training.small_films import SmallFilms, length_of, side_by_side, sma
 
 @torch.no_grad()
 def flow_pixels(system: nn.Module, frames: np.ndarray, caption: str) -> np.ndarray:
-    """(T-1, H, W, 2) float32 pixels: the flow that a pre-trained system foresees, camera motion not included.
+    """(T-1, H, W, 2) float32 pixels: the flow that a pre-trained system predicts, camera motion not included.
 
-    frames: (T, H, W, 3) uint8, at a size the system knows.
+    frames: (T, H, W, 3) uint8, at a size that the system takes.
     """
     model: Any = system
     device = next(model.parameters()).device

@@ -12,7 +12,14 @@ from deixis.linking import sigmoid
 from deixis.synthetic.mixture import composites, stills, written_stills
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.systems.light import Light, LightConfig
-from deixis.training.measure import Answer, answers, chosen_threshold, fit_presence, raw_presence, sure_bound
+from deixis.training.measure import (
+    SentenceScore,
+    chosen_threshold,
+    evaluate_films,
+    fit_presence,
+    raw_presence,
+    sure_bound,
+)
 
 log = logging.getLogger(__name__)
 
@@ -33,24 +40,24 @@ def calibrated(pictures: str, system: Light, films: int = 60) -> LightConfig:
         yield from composites(pictures, "development", seed=1, films=films)
 
     # Everything is shown, so that what would be is known.
-    return with_fitted_presence(system.config, list(answers(system, films_of(), threshold=1e-6)))
+    return with_fitted_presence(system.config, list(evaluate_films(system, films_of(), threshold=1e-6)))
 
 
-def with_fitted_presence(config: LightConfig, found: Sequence[Answer]) -> LightConfig:
+def with_fitted_presence(config: LightConfig, found: Sequence[SentenceScore]) -> LightConfig:
     """The config with temperature, shift, threshold and sure bound fitted on answers of which none was kept back."""
-    there = np.array([a.there for a in found])
+    present = np.array([a.present for a in found])
     temperature, shift = fit_presence(
-        np.array([a.presence for a in found]), there, config.presence_temperature, config.presence_shift
+        np.array([a.presence for a in found]), present, config.presence_temperature, config.presence_shift
     )
 
     def again(p: float) -> float:
         raw = raw_presence(p, config.presence_temperature, config.presence_shift)
         return float(sigmoid(raw / temperature + shift))
 
-    shown = [(again(a.presence), a.right) for a in found if a.there]
-    absent = [again(a.presence) for a in found if not a.there]
+    shown = [(again(a.presence), a.right) for a in found if a.present]
+    absent = [again(a.presence) for a in found if not a.present]
     threshold = round(chosen_threshold(shown, absent, LEFT_EMPTY), 3)
-    sure = round(sure_bound([(again(a.presence), a.there and a.right) for a in found], threshold, SURE), 3)
+    sure = round(sure_bound([(again(a.presence), a.present and a.right) for a in found], threshold, SURE), 3)
     log.info(
         "presence: temperature %.3f, shift %.3f, threshold %.3f, sure from %.3f", temperature, shift, threshold, sure
     )

@@ -205,7 +205,7 @@ class _Trainer:
         self, batches: Iterator[Any], asked_to_stop: Callable[[], bool]
     ) -> tuple[dict[str, float], float, bool, float]:
         """One optimiser step: loss parts (means over micro-batches and processes), gradient norm, whether any process
-        was asked to stop, seconds without a batch."""
+        shall stop, seconds without a batch."""
         config, world = self.config, self.world
         lr = config.learning_rate(self.step)
         set_learning_rate(self.optimizer, lr)
@@ -234,9 +234,9 @@ class _Trainer:
         limit = config.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
         # One transfer a step: the numbers, and whether to stop, of all processes.
-        asked = torch.tensor(float(asked_to_stop()), device=world.device)
+        stop = torch.tensor(float(asked_to_stop()), device=world.device)
         totals = torch.tensor(list(counted.values()), device=world.device)
-        numbers = world.mean(torch.cat([torch.stack([asked, norm.float(), *sums.values()]), totals])).tolist()
+        numbers = world.mean(torch.cat([torch.stack([stop, norm.float(), *sums.values()]), totals])).tolist()
         parts = dict(zip(sums, numbers[2 : 2 + len(sums)], strict=True))
         for name, number in zip(counted, numbers[2 + len(sums) :], strict=True):
             self.counts[name] = self.counts.get(name, 0) + round(number * world.size)

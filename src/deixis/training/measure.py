@@ -1,4 +1,4 @@
-"""What a system answers on films whose truth is exact: right object, overlap, presence, changes of object.
+"""How a system answers on films whose truth is exact: right object, overlap, presence, changes of object.
 
 The films go to disk and through ``deixis.segment``, the path that users take. T frames, N objects, H W pixels.
 """
@@ -25,15 +25,15 @@ from deixis.types import MaskTrack
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One sentence, answered. there: the object is in the film.  right: the mask lies on the referred object more than
-    on any other (for an absent object: no mask).  overlap: with the referred object, over all frames, 0..1.
+class SentenceScore:
+    """How one sentence was answered. present: the object is in the film.  right: the mask lies on the referred object
+    more than on any other (for an absent object: no mask).  overlap: with the referred object, over all frames, 0..1.
     presence: 0..1, as predicted.  empty: no mask in any frame.  changed: the mask moved from one object to another."""
 
     film: str
     text: str
     kind: str
-    there: bool
+    present: bool
     right: bool
     overlap: float
     presence: float
@@ -41,7 +41,7 @@ class Answer:
     changed: bool
 
 
-def answers(
+def evaluate_films(
     system: nn.Module,
     films: Iterable[SyntheticVideo],
     *,
@@ -49,15 +49,15 @@ def answers(
     threshold: float | None = None,
     precision: str = "auto",
     device: str = "auto",
-) -> Iterator[Answer]:
-    """Ask every film all of its sentences.
+) -> Iterator[SentenceScore]:
+    """Segment every film for all of its sentences, and compare with the truth.
 
-    words: texts to ask instead of a film's own (by its number), to see what the words are worth.  threshold: of
+    words: texts instead of a film's own (by its number), to measure what the words are worth.  threshold: of
     presence, instead of the system's own.
     """
-    asked = tracks_of(system, films, words=words, threshold=threshold, precision=precision, device=device)
-    for _, film, sentence, track in asked:
-        yield judge(film, sentence, track)
+    found = tracks_of(system, films, words=words, threshold=threshold, precision=precision, device=device)
+    for _, film, sentence, track in found:
+        yield compare_with_truth(film, sentence, track)
 
 
 def tracks_of(
@@ -69,7 +69,7 @@ def tracks_of(
     precision: str = "auto",
     device: str = "auto",
 ) -> Iterator[tuple[int, SyntheticVideo, Sentence, MaskTrack]]:
-    """(number of the film, film, sentence, its track) of all sentences; arguments as of ``answers``."""
+    """(number of the film, film, sentence, its track) of all sentences; arguments as of ``evaluate_films``."""
     with TemporaryDirectory(prefix="deixis-measure-") as folder:
         for number, film in enumerate(films):
             if not film.sentences:
@@ -83,7 +83,7 @@ def tracks_of(
                 file.unlink()
 
 
-def judge(film: SyntheticVideo, sentence: Sentence, track: MaskTrack) -> Answer:
+def compare_with_truth(film: SyntheticVideo, sentence: Sentence, track: MaskTrack) -> SentenceScore:
     """Compare one track with the truth."""
     chosen = np.asarray(track.masks)
     empty = not chosen.any()
@@ -91,11 +91,11 @@ def judge(film: SyntheticVideo, sentence: Sentence, track: MaskTrack) -> Answer:
         right, overlap = right_object(chosen, film.masks, sentence.objects)
     else:
         right, overlap = empty, float(empty)
-    return Answer(
+    return SentenceScore(
         film=film.name,
         text=sentence.text,
         kind=sentence.kind,
-        there=bool(sentence.objects),
+        present=bool(sentence.objects),
         right=right,
         overlap=overlap,
         presence=track.presence,
@@ -134,13 +134,13 @@ def raw_presence(predicted: np.ndarray | float, temperature: float = 1.0, shift:
     return (np.log(predicted / (1 - predicted)) - shift) * temperature
 
 
-def fit_presence(predicted: np.ndarray, there: np.ndarray, temperature: float, shift: float) -> tuple[float, float]:
+def fit_presence(predicted: np.ndarray, present: np.ndarray, temperature: float, shift: float) -> tuple[float, float]:
     """(temperature, shift) that make predicted probabilities agree best with the facts (least entropy; Platt, 1999).
 
-    predicted: (n,) probabilities that were made with the ``temperature`` and ``shift`` given.  there: (n,) bool.
+    predicted: (n,) probabilities that were made with the ``temperature`` and ``shift`` given.  present: (n,) bool.
     """
     raw = raw_presence(predicted, temperature, shift)
-    y = there.astype(float)
+    y = present.astype(float)
 
     def entropy(weights: np.ndarray) -> float:
         logits = raw * weights[0] + weights[1]
@@ -152,8 +152,8 @@ def fit_presence(predicted: np.ndarray, there: np.ndarray, temperature: float, s
 
 def chosen_threshold(found: list[tuple[float, bool]], absent: list[float], left_empty: float) -> float:
     """The presence threshold: where (share of present objects rightly answered + share of absent ones left empty) is
-    greatest, but no higher than is needed to leave the share ``left_empty`` of the absent ones empty, since who asks
-    for something mostly sees it. found: (presence, whether the right object would be shown).  absent: presences."""
+    greatest, but no higher than is needed to leave the share ``left_empty`` of the absent ones empty, since users
+    mostly name what is in the film. found: (presence, whether the right object would be shown).  absent: presences."""
     candidates = np.linspace(0.05, 0.95, 91)
     p, right, away = np.array([f[0] for f in found]), np.array([f[1] for f in found]), np.array(absent)
     gains = [((p >= c) & right).mean() + (away < c).mean() for c in candidates]

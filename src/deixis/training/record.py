@@ -1,4 +1,4 @@
-"""What a run leaves to look at: ``metrics.jsonl``, TensorBoard (if installed), and a PNG of the curves (matplotlib)."""
+"""The record of a run: ``metrics.jsonl``, TensorBoard (if installed), and a PNG of the curves (matplotlib)."""
 
 from __future__ import annotations
 

@@ -29,12 +29,12 @@ from deixis.video import resize
 
 @dataclass(frozen=True, kw_only=True)
 class SmallFilms:
-    """Short small films, made as they are asked for and kept in memory. With ``pictures`` (a folder like shared/data)
+    """Short small films, made at their first use and kept in memory. With ``pictures`` (a folder like shared/data)
     they are cut-outs on real pictures and DAVIS clips; otherwise drawn, with flow that is exact."""
 
     size: tuple[int, int] = (48, 80)  # H, W in pixels
     frames: int = 5  # T of a clip
-    slow: int = 2  # films are made with slow * (T - 1) + 1 frames: pre-training sees T side by side, the transfer all
+    slow: int = 2  # films are made with slow * (T - 1) + 1 frames: pre-training takes T side by side, the transfer all
     count: int = 1000  # different films to train on
     first: int = 0  # number of the first of them; those of pre-training lie elsewhere
     objects: tuple[int, int] = (2, 3)  # least and most a drawn film
@@ -98,7 +98,7 @@ def _world(films: SmallFilms, split: str, absent: float) -> World:
 def real_film(films: SmallFilms, split: str, number: int, absent: float = 0.0) -> SmallFilm:
     """A film of the mixture, made and its flow estimated (DIS) at twice the size, then shrunk."""
     film = _mixture(films, split, absent).film(number)
-    while not film.sentences:  # rare; the next seed that nobody else asks for
+    while not film.sentences:  # rare; the next seed that no other film has
         number += 10_000_000
         film = _mixture(films, split, absent).film(number)
     flow, valid = estimate(film.frames)

@@ -104,7 +104,7 @@ class LearningTower(nn.Module):
         width = config.vit.text_width if config.kind == "vit" else joint
         self.name_word = nn.Linear(width, self.tower.config.vocabulary)
 
-    def look(self, frames: Tensor) -> tuple[list[Tensor], Tensor]:
+    def encode_image(self, frames: Tensor) -> tuple[list[Tensor], Tensor]:
         """Maps (N, E, h, w), one a level, and the whole pictures (N, E), from (N, 3, H, W). Unit vectors."""
         if isinstance(self.tower, ClipVit):
             patch = self.tower.config.patch
@@ -161,7 +161,7 @@ def start_from_scratch(body: nn.Module) -> None:
 def tower_losses(config: TowerData, system: nn.Module, batch: TowerBatch) -> dict[str, Tensor]:
     """Regions and their phrases; pictures and all their phrases as one sentence. Negatives are those of the batch."""
     assert isinstance(system, LearningTower)
-    maps, whole = system.look(batch.frames)
+    maps, whole = system.encode_image(batch.frames)
     text = system.encode_text(batch.phrases)
     phrases = system.in_joint(text)
     per_level = [
@@ -205,9 +205,9 @@ def grid_of(cells: Tensor) -> tuple[int, int]:
 
 def backgrounds_of(cells: Tensor, batch: TowerBatch) -> Tensor:
     """(N, E): the mean of the cells without any object; unit vectors, or 0 where there is no such cell."""
-    seen = torch.zeros(len(batch.frames), *batch.masks.shape[1:], device=cells.device)
-    seen.index_add_(0, batch.which, batch.masks.float())
-    empty = (F.adaptive_avg_pool2d(seen, grid_of(cells)) < 0.05).to(cells.dtype)
+    covered = torch.zeros(len(batch.frames), *batch.masks.shape[1:], device=cells.device)
+    covered.index_add_(0, batch.which, batch.masks.float())
+    empty = (F.adaptive_avg_pool2d(covered, grid_of(cells)) < 0.05).to(cells.dtype)
     return F.normalize(torch.einsum("nehw,nhw->ne", cells, empty), dim=-1)
 
 

@@ -80,7 +80,7 @@ class Phrase:
 
 @dataclass(frozen=True, eq=False)
 class TowerPicture:
-    """frame: (H, W, 3) uint8.  masks: (n, H, W) bool, what is seen of each thing.  phrases: n, or none."""
+    """frame: (H, W, 3) uint8.  masks: (n, H, W) bool, the visible part of each thing.  phrases: n, or none."""
 
     frame: np.ndarray
     masks: np.ndarray
@@ -124,8 +124,8 @@ def picture_of(data: TowerData, held_out: bool, index: int) -> TowerPicture:
         paste(canvas, patch, Motion(centre[None], np.array([scale]), rng.normal(0, 8, 1)), None, 1.0, False)
         things.append(thing)
     masks = np.stack([canvas.labels[0] == i + 1 for i in range(len(things))])
-    seen = [i for i, mask in enumerate(masks) if mask.sum() >= 12]  # pixels
-    return TowerPicture(canvas.frames[0], masks[seen], tuple(things[i] for i in seen))
+    visible = [i for i, mask in enumerate(masks) if mask.sum() >= 12]  # pixels
+    return TowerPicture(canvas.frames[0], masks[visible], tuple(things[i] for i in visible))
 
 
 def placed_shape(rng: np.random.Generator, held_out: bool) -> PlacedShape:

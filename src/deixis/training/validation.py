@@ -14,7 +14,7 @@ from torch import nn
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.training.calibration import PresenceSample, calibrate_presence
 from deixis.training.generated import WorldData, generated_video
-from deixis.training.measure import answers
+from deixis.training.measure import evaluate_films
 from deixis.training.small_films import SmallFilms, small_film, spread
 from deixis.weights import save
 
@@ -31,7 +31,7 @@ def validate_generated(
     hits: dict[str, list[float]] = defaultdict(list)
     device = str(next(system.parameters()).device)
     films = (generated_video(data, "valid_u", index) for index in range(data.held_out_films))
-    for one in answers(system, films, words=words, precision="fp32", device=device):
+    for one in evaluate_films(system, films, words=words, precision="fp32", device=device):
         for kind in ("", f"_{one.kind}"):
             hits[f"right{kind}"].append(float(one.right))
             hits[f"overlap{kind}"].append(one.overlap)
@@ -71,6 +71,6 @@ def samples_of_films(count: int, film: Callable[[int], SyntheticVideo], system: 
     device = str(next(system.parameters()).device)
     for half in (0, 1):
         films = (film(CALIBRATION_FILMS + i) for i in range(half, count, 2))
-        for one in answers(system, films, precision="fp32", device=device):
-            found.append(PresenceSample(presence=one.presence, there=one.there, half=half))
+        for one in evaluate_films(system, films, precision="fp32", device=device):
+            found.append(PresenceSample(presence=one.presence, present=one.present, half=half))
     return found

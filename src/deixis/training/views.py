@@ -2,7 +2,7 @@
 
 ``Views`` are remembered: ``tools/remember_views.py`` wrote what the frozen encoders gave, one safetensors file a view
 with the five maps of ``FrameFeatures`` in fp16, its pixels and the affine map from the picture to it. ``PictureViews``
-are made of the pictures as they are asked for, for encoders that train. Both read the objects that
+are made of the pictures at each use, for encoders that train. Both read the objects that
 ``tools/data_engine.py`` wrote. N objects; H W pixels of the view.
 """
 
@@ -190,7 +190,7 @@ def fold_of(name: str) -> int:
 
 
 class PictureViews(Views):
-    """Views of one part of the data, made of the pictures as they are asked for; without features.
+    """Views of one part of the data, made of the pictures at each use; without features.
 
     Args:
         objects: Folder of ``SET/STEM.json``.

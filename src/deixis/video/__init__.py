@@ -48,7 +48,7 @@ __all__ = [
 ]  # fmt: skip
 
 FOLDER_FPS = 24.0  # our choice: frames per second of a folder, whose pictures carry no times
-ROUNDING = 1e-9  # seconds: to whoever says 2 a frame at 1.9999999999999998 s is at 2 s
+ROUNDING = 1e-9  # seconds: where a user says 2, a frame at 1.9999999999999998 s is at 2 s
 SIDES_MAY_BEND = 0.04  # our choice: share by which a side may change so that no padding is needed
 
 Item = TypeVar("Item")
@@ -280,7 +280,7 @@ def __getattr__(name: str) -> Any:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name that is too long, or a folder that may not be looked into
+    except OSError:  # a name that is too long, or a folder that may not be read
         return False
 
 
@@ -427,7 +427,7 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
                 if not put(item):
                     return
             put(end)
-        except BaseException as error:  # handed over to the reader, who raises it
+        except BaseException as error:  # handed over to the reader, which raises it
             put(_Failed(error))
 
     thread = threading.Thread(target=make, name="deixis-ahead", daemon=True)

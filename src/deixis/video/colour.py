@@ -48,7 +48,7 @@ class Colours:
         primaries: Which red, green and blue.
         transfer: How code values follow light.
         span: 1 for limited ("tv") range, 2 for full range, 0 for not stated.
-        lines: Height as coded, by which players judge what is not stated.
+        lines: Height as coded, by which players choose what is not stated.
     """
 
     matrix: int = UNSTATED

@@ -59,7 +59,7 @@ def ordered(files: Sequence[Path]) -> list[Path]:
     stems = [file.stem for file in files]
     if all(re.fullmatch(r"\d+(\.\d+)?", stem, re.ASCII) for stem in stems):
         ends = [stem.partition(".")[2] for stem in stems]
-        # 1.9, 1.10: two counters. Who writes decimals writes no zero at the end, or the same number of digits.
+        # 1.9, 1.10: two counters. A writer of decimals writes no zero at the end, or the same number of digits.
         counters = len({len(end) for end in ends if end}) > 1 and any(len(e) > 1 and e.endswith("0") for e in ends)
         if any(ends) and not counters:
             return sorted(files, key=lambda file: (Fraction(file.stem), file.name))
@@ -148,12 +148,12 @@ class Pictures:
                 for page in range(count if count > 1 else 0):
                     picture.seek(page)
                     if page == 0 and picture.info.get("default_image"):
-                        continue  # of an animated PNG: what programs show that know of no animation
+                        continue  # of an animated PNG: what programs without animation show
                     if getattr(picture, "tag_v2", {}).get(SUBSAMPLED, 0) & 1 or picture.size != size:
                         self.warn("pages of another size, as of a preview, are left out", kind="pages", which=str(page))
                         continue
                     if picture.format in ("AVIF", "WEBP"):
-                        picture.load()  # only then it knows how long the frame stands
+                        picture.load()  # only then the frame's duration is known
                     pages.append(page)
                     durations.append(float(picture.info.get("duration") or 0) / 1000)
         except UNREADABLE as error:
@@ -303,7 +303,7 @@ class Reader(AbstractContextManager["Reader"]):
             self.at = page
             self.image.seek(page)
             return values_of(self.image)
-        except UNREADABLE as error:  # colours of 16 bits or of floating point, which Pillow does not know
+        except UNREADABLE as error:  # colours of 16 bits or of floating point, which Pillow does not read
             if isinstance(error, DeixisError):
                 raise
             for flags in (cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, cv2.IMREAD_UNCHANGED):

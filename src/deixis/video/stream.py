@@ -47,7 +47,7 @@ class Stream:
             self.seconds = _seconds_of(container, stream)
 
     def _open(self) -> av.container.InputContainer:
-        # A film of somebody else's may not have others of this machine shown, nor open sockets.
+        # A film of unknown origin may not have others of this machine shown, nor open sockets.
         options = {
             "max_pixels": str(self.max_pixels), "protocol_whitelist": "file",
             "format_whitelist": ",".join(sorted(av.formats_available - PLAYLISTS)),
@@ -164,10 +164,10 @@ class Stream:
         return len(times) if pts is not None else None
 
     def _note(self, frame: av.VideoFrame, context: av.VideoCodecContext) -> None:
-        """Learn a frame's colours and how it is turned, and tell what cannot be done by them."""
+        """Learn a frame's colours and how it is turned, and warn of what they rule out."""
         self.colours = colours_of(frame, context)
         if frame.rotation != self._rotation:
-            # A frame and its side data refer to each other, so whoever reads it keeps the frame until Python's next
+            # A frame and its side data refer to each other, so a reader of it keeps the frame until Python's next
             # search for such circles: memory grew by 6 MB per 1,000 small frames.
             self._turn, self._rotation = turn_of(frame), frame.rotation
         if self.colours.hdr:

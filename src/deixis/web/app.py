@@ -31,7 +31,7 @@ from deixis.writers import FORMATS
 
 PAGE = Path(__file__).parents[1] / "assets" / "page"
 FORMAT_WORDS = [(form.choice, name) for name, form in FORMATS.items()]
-POLL = 0.2  # seconds between two looks at a job (our choice)
+POLL = 0.2  # seconds between two polls of a job (our choice)
 
 
 def serve(
@@ -93,7 +93,7 @@ def _leave(number: int, frame: Any) -> None:
 
 
 def prepare_gradio() -> None:
-    """Import Gradio so that it reports to nobody, and keeps no history of runs."""
+    """Import Gradio so that it sends no reports, and keeps no history of runs."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_RUN_HISTORY"] = "False"  # newer ones than 6.16 have it
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -101,7 +101,7 @@ def prepare_gradio() -> None:
 
 
 def known_models(models: Sequence[str]) -> dict[str, str]:
-    """{name that a visitor sees: name or file}. Raises DeixisError for none, an unknown one, or two of one name."""
+    """{name on the page: name or file}. Raises DeixisError for none, an unknown one, or two of one name."""
     if not models:
         raise DeixisError("the page needs at least one --model")
     known: dict[str, str] = {}
@@ -205,7 +205,7 @@ def lay_out(queue: Queue) -> tuple[Any, ...]:
 
 
 def make_page(queue: Queue) -> Any:
-    """The page as Gradio blocks. Its API has two names: ``/segment``, and ``/models`` for what may be asked."""
+    """The page as Gradio blocks. Its API has two names: ``/segment``, and ``/models`` for the choices."""
     import gradio as gr
 
     async def find(film: str | None, text: str, model: str, formats: list[str], request: Any) -> Any:
@@ -244,7 +244,7 @@ def make_page(queue: Queue) -> Any:
     def models() -> list[str]:
         return list(queue.models)
 
-    for function in (find, api_segment, stop):  # an annotation is how Gradio is asked for the request
+    for function in (find, api_segment, stop):  # by an annotation Gradio hands over the request
         function.__annotations__["request"] = gr.Request
     with gr.Blocks(title="deixis", analytics_enabled=False, fill_width=True) as page:
         film, text, model, formats, demo, go, halt, status, result = lay_out(queue)
@@ -267,9 +267,9 @@ def make_page(queue: Queue) -> Any:
 
 
 async def following(queue: Queue, job: Job) -> AsyncGenerator[None, None]:
-    """Comes back whenever there is news of a job, until it is over. When nobody listens any more, the job is stopped.
+    """Comes back whenever there is news of a job, until it is over. When its reader has gone, the job is stopped.
 
-    The caller must close it (``aclosing``), or the job of a listener who has left would go on.
+    The caller must close it (``aclosing``), or the job of a reader that has left would go on.
     """
     news: Any = None
     try:

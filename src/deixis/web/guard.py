@@ -27,7 +27,7 @@ OPEN = {  # what the page and Gradio's client need; every other route of Gradio 
     ),
 }  # fmt: skip
 HEADERS = {
-    # A browser asks nobody but this server, whatever a film, a sentence or a library would like.
+    # A browser loads from no other server, whatever a film, a sentence or a library would like.
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' blob:; font-src 'self' data:; "
     "connect-src 'self' data: blob:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; "
@@ -88,7 +88,7 @@ class Guard:
             raise Refused(403, "this server is not called by that name; use 127.0.0.1 or localhost")
         origin = headers.get(b"origin")
         if method == "POST" and origin is not None and _split(origin).netloc != host:
-            raise Refused(403, "asked from a page of another site")
+            raise Refused(403, "called from a page of another site")
         if path.startswith(SERVED) and not self._queue.is_upload(Path(path.removeprefix(SERVED))):
             raise Refused(404, "no such file")
 
@@ -181,7 +181,7 @@ def _with_headers(scope: Scope, send: Send) -> Send:
 
 
 class RequestBody:
-    """Receives, and knows how much has come and whether that was all."""
+    """Receives, and counts how much has come and whether that was all."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive, self.bytes, self.ended = receive, 0, False

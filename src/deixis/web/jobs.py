@@ -24,7 +24,7 @@ SHOWN_ONLY = ("original.mp4", "original.webm")  # the visitor's own film, for th
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one visitor may ask of the server. All numbers are our choice, for a small machine."""
+    """What one visitor may use of the server. All numbers are our choice, for a small machine."""
 
     bytes: int = 200_000_000  # of one film
     pixels: int = 10_000_000  # of one frame; 4K film holds 8.8 million
@@ -45,7 +45,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task for the worker. film, out: paths.  name: the film's, as the visitor knows it."""
+    """One task for the worker. film, out: paths.  name: the film's, as the visitor called it."""
 
     film: str
     name: str

@@ -65,29 +65,29 @@ def work(pipe: Connection, stop: Event) -> None:
     model: tuple[str, Any] = ("", None)
     try:
         while True:
-            asked = receive(pipe)
+            request = receive(pipe)
             try:
-                if model[0] != asked["model"]:
-                    model = (asked["model"], load_model(asked["model"]))
-                    facts = run_facts(model[1], asked["device"], asked["precision"])
-                    log.info("%s", run_words(facts, describe(asked["model"])["name"]))
-                if "film" not in asked:
+                if model[0] != request["model"]:
+                    model = (request["model"], load_model(request["model"]))
+                    facts = run_facts(model[1], request["device"], request["precision"])
+                    log.info("%s", run_words(facts, describe(request["model"])["name"]))
+                if "film" not in request:
                     continue
-                asked |= {"sentences": tuple(asked["sentences"]), "formats": tuple(asked["formats"])}
-                task = Task(**asked)
+                request |= {"sentences": tuple(request["sentences"]), "formats": tuple(request["formats"])}
+                task = Task(**request)
                 send(pipe, run_task(task, model[1], Reporter(pipe), stop.is_set))
             except Stopped:
                 send(pipe, {"state": "stopped"})
             except DeixisError as error:
-                if "film" in asked:
-                    send(pipe, {"state": "failed", "message": scrub_paths(str(error), Task(**asked))})
+                if "film" in request:
+                    send(pipe, {"state": "failed", "message": scrub_paths(str(error), Task(**request))})
             except ConnectionError:
                 raise
             except (OSError, MemoryError, RuntimeError) as error:  # the disk, the memory, the device: of the server
                 log.error("%s", " ".join(f"{type(error).__name__}: {error}".split()))
                 ends = not isinstance(error, OSError)  # the memory, or the device's, may be in no good state
                 model = ("", None)
-                if "film" in asked:
+                if "film" in request:
                     send(pipe, {"state": "failed", "message": of_the_server(error), "ends": ends})
                     if ends:
                         return
@@ -110,11 +110,11 @@ def load_model(model: str) -> Any:
         return weights.load(model)
     except DeixisError as error:
         log.error("%s", error)
-        raise DeixisError("this model cannot be loaded; choose another, or tell who runs this page") from error
+        raise DeixisError("this model cannot be loaded; choose another, or write to those who run this page") from error
 
 
 class Reporter:
-    """Tells the server how far a stage is, a few times a second."""
+    """Reports to the server how far a stage is, a few times a second."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe, self._told, self._stage = pipe, 0.0, ""
@@ -129,7 +129,7 @@ class Reporter:
 def run_task(
     task: Task, model: Any, report: Callable[[str, int, int], None], stop: Callable[[], bool]
 ) -> dict[str, Any]:
-    """Do one task: look, draw, pack. Returns what the server shall know; the results lie in ``task.out``.
+    """Do one task: segment, draw, pack. Returns what the page shows; the results lie in ``task.out``.
 
     Raises Stopped soon after ``stop()`` is True, and DeixisError for what the visitor can set right.
     """
@@ -142,7 +142,7 @@ def run_task(
         if stop():
             raise Stopped
 
-    def looked(frames: int) -> None:
+    def segmented(frames: int) -> None:
         check()
         report("looking", frames, of)
 
@@ -150,7 +150,7 @@ def run_task(
         report("looking", 0, of)
         tracks = segment(
             film, task.sentences, model=model, device=task.device, precision=task.precision, folder=output.scratch,
-            progress=looked,
+            progress=segmented,
         )  # fmt: skip
         check()
         count = len(tracks[0])

@@ -33,7 +33,7 @@ MARK = ".deixis-serve"  # lies in a folder that may be emptied, and is locked by
 class Queue:
     """Jobs wait in one line for one worker process; ``folder`` holds what visitors brought and got.
 
-    models: names that may be asked for, and the name or checkpoint file behind each.
+    models: names that may be chosen, and the name or checkpoint file behind each.
     Every public function may be called from any thread. Use as a context: at its end the folder is emptied.
     """
 

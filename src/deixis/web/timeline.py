@@ -16,7 +16,7 @@ def row(track: MaskTrack, index: int, gap: float) -> dict[str, Any]:
     """What a table says of one sentence. gap: seconds from a frame to the next, for the last one.
 
     sentence, colour (CSS), present, verdict, presence 0..1, stretches [[from, to], ...] in seconds, seen: seconds in
-    all, share: of the picture, 0..1, mean over the frames in which it is seen.
+    all, share: of the picture, 0..1, mean over the frames in which it is shown.
     """
     areas = track.masks.areas()
     height, width = track.masks.size
@@ -36,9 +36,9 @@ def row(track: MaskTrack, index: int, gap: float) -> dict[str, Any]:
 def stretches(there: Iterable[bool], times: Sequence[float], gap: float) -> list[tuple[float, float]]:
     """[(from, to)] seconds in which an object is there; a frame lasts until the next one, the last one ``gap``."""
     found: list[tuple[float, float]] = []
-    for i, seen in enumerate(there):
+    for i, shown in enumerate(there):
         end = times[i + 1] if i + 1 < len(times) else times[i] + gap
-        if not seen:
+        if not shown:
             continue
         if found and found[-1][1] == times[i]:
             found[-1] = (found[-1][0], end)

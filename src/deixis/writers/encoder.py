@@ -41,7 +41,7 @@ class FilmWriter:
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width, stream.pix_fmt = height + self._below, width + self._right, pixels
         stream.codec_context.time_base = stream.time_base = Fraction(1, TICKS)
-        coded = film.colours.written(stream.height, full=codec != "prores_ks")  # ProRes knows the limited range only
+        coded = film.colours.written(stream.height, full=codec != "prores_ks")  # ProRes has the limited range only
         self._colours = coded
         coded.tag(stream.codec_context)
         if film.pixel_aspect != 1:

@@ -41,7 +41,7 @@ def _write_png(path: Path, masks: RleMasks, index: int, area: int, empty: bytes)
 
 
 def encode_png(mask: np.ndarray) -> bytes:
-    """A (H, W) bool mask as the bytes of an 8-bit grey PNG, 0/255 (a benchmark's reader may not know 1-bit files)."""
+    """A (H, W) bool mask as the bytes of an 8-bit grey PNG, 0/255 (a benchmark's reader may not take 1-bit files)."""
     done, data = cv2.imencode(".png", mask.astype(np.uint8) * 255, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     assert done, f"OpenCV could not encode a mask of {mask.shape}"
     return data.tobytes()

@@ -1,4 +1,4 @@
-"""Recipes: functions that return a whole ``Run``. The only file that knows both a system and a benchmark."""
+"""Recipes: functions that return a whole ``Run``. The only files that name both a system and a benchmark."""
 
 from __future__ import annotations
 

@@ -63,9 +63,9 @@ def mevis(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: str, 
     to come from the hub; ``start``, one of our checkpoints to go on from.
     """
     require_data(name, data, "mevis")
-    asked = apply_overrides({k: v for k, v in overrides.items() if k.startswith("data.")}, data=MevisData())["data"]
-    held = held_out_of((MEVIS,), data, asked)
-    (source,) = with_split((MEVIS,), asked)
+    made = apply_overrides({k: v for k, v in overrides.items() if k.startswith("data.")}, data=MevisData())["data"]
+    held = held_out_of((MEVIS,), data, made)
+    (source,) = with_split((MEVIS,), made)
     # 55,000 steps of 8 videos, each a tenth of the rate at 40,000 and 50,000; DsHmp took 17 hours on 8 RTX 3090.
     train = TrainConfig(
         steps=55_000, batch=1, global_batch=8, lr=5e-5, warmup_steps=10, schedule="multistep",

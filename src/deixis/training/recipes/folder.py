@@ -1,6 +1,6 @@
 """Recipes for your own data, ``deixis.benchmarks.folder``: fine-tune the bundled light, or train SOC.
 
-Both train on the labelled frames of the split ``train`` and are judged on those of ``valid``, if there is one, through
+Both train on the labelled frames of the split ``train`` and are validated on those of ``valid``, if any, through
 ``deixis.segment``. Labelled frames of film files are kept as pictures in the cache (DEIXIS_CACHE), so that no film is
 decoded twice. T frames of a clip, N objects, H W pixels.
 """
@@ -44,7 +44,7 @@ from deixis.training.clips import (
 from deixis.training.encoded_clips import Memory
 from deixis.training.labelled_frames import LabelledVideos, held_out_videos, labelled_video, labelled_videos
 from deixis.training.light_calibration import with_fitted_presence
-from deixis.training.measure import answers
+from deixis.training.measure import evaluate_films
 from deixis.training.optimizer import parameter_groups
 from deixis.training.recipes import soc
 from deixis.training.recipes.light import (
@@ -75,12 +75,14 @@ class LightFolderData:
     short_sides: tuple[int, ...] = (320, 320, 288)  # pixels, one for each of ``frames``
     stride: int = 3  # the frames of a clip lie up to so many labelled frames apart
     sentences: int = 8  # most of a clip
-    borrowed: float = 0.25  # chance that a clip is asked for another film's object too, and is to find nothing
+    borrowed: float = (
+        0.25  # chance that a clip also gets a sentence of another film's object, of which it shows nothing
+    )
     complete: bool = False  # everything that might be meant has a mask; else what lies away from masks is unknown
     margin: float = 0.08  # of the diagonal: so near a mask the background is known in any case
     pool: int = 120  # clips that take turns before new ones come; about 16 MB of memory each
     uses: int = 4  # times each of them is trained on
-    held_out_frames: int = 24  # labelled frames of each held-out film that are looked at while it trains
+    held_out_frames: int = 24  # labelled frames of each held-out film that a validation uses
     skip_bad: bool = False  # leave bad lines, masks and films out instead of refusing
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loss: ProposalWeights = field(default_factory=ProposalWeights)
@@ -129,7 +131,7 @@ def light_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> R
         collate=gather_clips,
         losses=partial(light_losses, films.loss, Memory(films.pool)),
         groups=partial(trained_groups, model),
-        validate=_judge(place, films.held_out_frames, films.skip_bad, threshold=None),
+        validate=_validation(place, films.held_out_frames, films.skip_bad, threshold=None),
         train=train,
         config=model,
         export=partial(export_light, place, films),
@@ -161,7 +163,7 @@ def soc_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run
         collate=partial(collate, model),
         losses=partial(soc_losses, films.loss),
         groups=parameter_groups if scratch else partial(_finetune_groups, scales),
-        validate=_judge(place, films.held_out_frames, films.skip_bad, threshold=ALWAYS),
+        validate=_validation(place, films.held_out_frames, films.skip_bad, threshold=ALWAYS),
         train=train,
         config=model,
     )
@@ -343,7 +345,7 @@ def _as_benchmark(place: str, skip_bad: bool) -> Any:
 # --- while it trains, and at the end ---------------------------------------------------------------------------------
 
 
-def _judge(
+def _validation(
     place: str, frames: int, skip_bad: bool, threshold: float | None
 ) -> Callable[[nn.Module], dict[str, float]] | None:
     """A validation on the split valid, or None where there is none."""
@@ -363,12 +365,12 @@ def validate_folder(
     """
     device = str(next(system.parameters()).device)
     hits: dict[str, list[float]] = defaultdict(list)
-    for answer in answers(system, held_out_videos(place, frames, skip_bad), threshold=threshold, device=device):
-        if threshold == ALWAYS and not answer.there:
+    for answer in evaluate_films(system, held_out_videos(place, frames, skip_bad), threshold=threshold, device=device):
+        if threshold == ALWAYS and not answer.present:
             continue
         hits["overlap"].append(answer.overlap)
-        hits["right" if answer.there else "absent"].append(float(answer.right))
-        if answer.there:
+        hits["right" if answer.present else "absent"].append(float(answer.right))
+        if answer.present:
             hits[f"right_{answer.kind}"].append(float(answer.right))
     if "right_written" in hits and len([name for name in hits if name.startswith("right_")]) == 1:
         del hits["right_written"]  # no kinds in the table: it would repeat "right"
@@ -382,10 +384,10 @@ def export_light(place: str, data: LightFolderData, system: nn.Module, path: Pat
     if "valid" in splits_of("folder", Path(place)):
         films = held_out_videos(place, data.held_out_frames, data.skip_bad)
         device = str(next(system.parameters()).device)
-        judged = list(answers(system, films, threshold=ALWAYS, device=device))
-        there = sum(answer.there for answer in judged)
-        if min(there, len(judged) - there) >= LEAST_TO_FIT:
-            system.config = with_fitted_presence(system.config, judged)
+        found = list(evaluate_films(system, films, threshold=ALWAYS, device=device))
+        present = sum(answer.present for answer in found)
+        if min(present, len(found) - present) >= LEAST_TO_FIT:
+            system.config = with_fitted_presence(system.config, found)
         else:
             log.info("presence stays as it was: too few held-out sentences of things that are and are not there")
     if system.config.train_vision:

@@ -139,7 +139,7 @@ def samples_of_benchmark(held: HeldOut, system: Any) -> list[PresenceSample]:
         with film_of(samples[0].video) as film:
             tracks = finish_tracks(follow_film(setup, film, [Expression(text) for text in texts]), setup)
         found += [
-            PresenceSample(presence=track.presence, there=i < len(samples), half=number % 2)
+            PresenceSample(presence=track.presence, present=i < len(samples), half=number % 2)
             for i, track in enumerate(tracks)
         ]
     return found

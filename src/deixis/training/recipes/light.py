@@ -32,7 +32,7 @@ from deixis.systems.light import FrameFeatures, Light, LightConfig, Namer, link
 from deixis.training.clips import ClipBatch, gather_clips
 from deixis.training.encoded_clips import Memory
 from deixis.training.light_calibration import calibrated
-from deixis.training.measure import Answer, answers
+from deixis.training.measure import SentenceScore, evaluate_films
 from deixis.training.optimizer import parameter_groups
 from deixis.training.pretrained import load_minilm, packaged_minilm
 from deixis.training.regions import (
@@ -381,14 +381,14 @@ def validate(pictures: str, data: LightData, system: nn.Module) -> dict[str, flo
     """Right-object shares on development films, by kind of sentence, and the mean overlap where the object is there."""
     films = composites(pictures, "development", films=data.development_films, size=(320, 576))
     device = str(next(system.parameters()).device)
-    return shares_of(list(answers(system, films, device=device)))
+    return shares_of(list(evaluate_films(system, films, device=device)))
 
 
-def shares_of(found: Sequence[Answer]) -> dict[str, float]:
+def shares_of(found: Sequence[SentenceScore]) -> dict[str, float]:
     """{"mean": over kinds, kind: share of right answers, "overlap": of present things}"""
     kinds = sorted({a.kind for a in found})
     scores = {kind: float(np.mean([a.right for a in found if a.kind == kind])) for kind in kinds}
-    overlap = float(np.mean([a.overlap for a in found if a.there]))
+    overlap = float(np.mean([a.overlap for a in found if a.present]))
     return {"mean": float(np.mean(list(scores.values()))), **scores, "overlap": overlap}
 
 

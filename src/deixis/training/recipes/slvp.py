@@ -80,17 +80,17 @@ def contrast(model: Any, clips: Tensor, sentences: Tensor, captions: Sequence[st
     """(): InfoNCE of unit vectors (B, E) against each other, those of the other processes and those of the queue, which
     then takes in those of all processes. Gradients are of a process's own rows."""
     own = torch.tensor([caption_number(text) for text in captions], device=clips.device)
-    seen = [rows_of_all(rows) for rows in (clips, sentences, own)]
-    rank = dist.get_rank() if len(seen[0]) > 1 else 0
+    gathered = [rows_of_all(rows) for rows in (clips, sentences, own)]
+    rank = dist.get_rank() if len(gathered[0]) > 1 else 0
     more = [torch.cat([rows[:0], *(r for i, r in enumerate(rows_of) if i != rank)])
-            for rows, rows_of in zip((clips, sentences, own), seen, strict=True)]  # fmt: skip
+            for rows, rows_of in zip((clips, sentences, own), gathered, strict=True)]  # fmt: skip
     queue = getattr(model, "queue", None)
     if queue is not None:
         more = [torch.cat(pair) for pair in zip(more, queue.kept(), strict=True)]
     same = own[:, None] == torch.cat([own, more[2]])[None]
     loss = info_nce(clips, sentences, same, temperature, (more[0], more[1]))
     if queue is not None and model.training:
-        queue.add(*(torch.cat(rows) for rows in seen))
+        queue.add(*(torch.cat(rows) for rows in gathered))
     return loss
 
 
@@ -100,7 +100,7 @@ def caption_number(text: str) -> int:
 
 
 def found_everywhere(flow: Tensor, found: Tensor) -> Tensor:
-    """The flow with its last frame, whose next nobody has seen, moving as the frame before does."""
+    """The flow with its last frame, which has no successor, moving as the frame before does."""
     return torch.cat([found, found[:, -1:]], dim=1) if found.shape[1] else flow
 
 

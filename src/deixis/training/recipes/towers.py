@@ -72,7 +72,7 @@ def validate_tower(data: TowerData, system: nn.Module) -> dict[str, float]:
     """On held-out pictures, by the likeness of regions and phrases: the share of objects whose "the COLOUR SHAPE" is
     found among all such phrases (``retrieval``), whose "the SHAPE" is, and whose "the COLOUR object" is, each with its
     chance; and the share of phrases whose most similar cell lies in their object (``pointing``), against the objects'
-    share of the picture. Training never paired these colours and shapes, which tells most against ``retrieval``.
+    share of the picture. Training never paired these colours and shapes, which weighs most on ``retrieval``.
     ``named``: the share of the words of motion phrases that are read off their own features."""
     assert isinstance(system, LearningTower)
     pairs = [PlacedShape(colour, shape) for colour in COLOUR_NAMES for shape in KNOWN_SHAPES]
@@ -91,7 +91,7 @@ def validate_tower(data: TowerData, system: nn.Module) -> dict[str, float]:
             [replace(p, phrases=tuple(Phrase(f"the {t.colour} {t.shape}", "", "") for t in p.things)) for p in pictures]
         ).to(device)
         things = [thing for picture in pictures for thing in picture.things]
-        maps, _ = system.look(batch.frames)
+        maps, _ = system.encode_image(batch.frames)
         regions = [regions_of(x, batch) for x in maps]
         for name, (_, right) in tables.items():
             best = torch.stack([x @ embedded[name].t() for x in regions]).mean(0).argmax(1).tolist()
