@@ -7,11 +7,15 @@ not list.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 os.environ.setdefault("DEIXIS_FAST", "0")  # tests of OpenVINO switch it on; a trace for each tiny system costs seconds
 SKIPPED: dict[str, str] = {}  # test -> reason, in this run
@@ -36,6 +40,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if DEAR & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have left stays to the end: the garbage collector need not walk through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _commands_are_built_once() -> Iterator[None]:
+    """The test runner builds all commands anew at every call, which takes longer than many a command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", cache(get_command))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the curves of a training takes longer than the small trainings do; tests of them are marked."""
+    if request.node.get_closest_marker("curves") is None:
+        monkeypatch.setattr("deixis.training.record.draw_curves", lambda lines, path: None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

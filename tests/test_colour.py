@@ -90,17 +90,17 @@ def film_of_patches(
 
 
 FILMS = {  # (height, width), pixel format, matrix, range, tagged
-    "SD tagged": ((360, 640), "yuv420p", SMPTE170M, 1, True),
-    "SD untagged": ((360, 640), "yuv420p", SMPTE170M, 1, False),
-    "HD tagged": ((720, 1280), "yuv420p", BT709, 1, True),
-    "HD untagged": ((720, 1280), "yuv420p", BT709, 1, False),
-    "full range": ((360, 640), "yuvj420p", SMPTE170M, 2, True),
-    "10 bit": ((720, 1280), "yuv420p10le", BT709, 1, True),
-    "4:4:4": ((360, 640), "yuv444p", SMPTE170M, 1, True),
-    "SD in BT.709": ((360, 640), "yuv420p", BT709, 1, True),
-    "HD in BT.601": ((720, 1280), "yuv420p", SMPTE170M, 1, True),
-    "HD in BT.2020": ((720, 1280), "yuv422p10le", 9, 1, True),
-    "HD full range": ((720, 1280), "yuvj420p", BT709, 2, True),
+    "SD tagged": ((360, 320), "yuv420p", SMPTE170M, 1, True),
+    "SD untagged": ((360, 320), "yuv420p", SMPTE170M, 1, False),
+    "HD tagged": ((720, 320), "yuv420p", BT709, 1, True),
+    "HD untagged": ((720, 320), "yuv420p", BT709, 1, False),
+    "full range": ((360, 320), "yuvj420p", SMPTE170M, 2, True),
+    "10 bit": ((720, 320), "yuv420p10le", BT709, 1, True),
+    "4:4:4": ((360, 320), "yuv444p", SMPTE170M, 1, True),
+    "SD in BT.709": ((360, 320), "yuv420p", BT709, 1, True),
+    "HD in BT.601": ((720, 320), "yuv420p", SMPTE170M, 1, True),
+    "HD in BT.2020": ((720, 320), "yuv422p10le", 9, 1, True),
+    "HD full range": ((720, 320), "yuvj420p", BT709, 2, True),
 }
 
 

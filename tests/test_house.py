@@ -83,6 +83,7 @@ def as_file(module: str) -> str | None:
     return None
 
 
+@cache
 def imports(file: str) -> list[str]:
     """The modules of deixis that a file imports anywhere, also inside functions."""
     found = []

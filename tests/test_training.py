@@ -191,6 +191,7 @@ def test_metrics_have_a_line_every_n_steps_and_a_resumed_run_repeats_none(tmp_pa
     assert lines[0]["total"] == pytest.approx(sum(lines[0]["losses"].values()))
 
 
+@pytest.mark.curves
 def test_the_best_checkpoint_is_that_of_the_best_validation_and_curves_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     answers = iter([0.3, 0.7, 0.5])

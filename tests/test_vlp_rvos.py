@@ -409,12 +409,6 @@ def tower_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than these trainings."""
-    monkeypatch.setattr("deixis.training.record.Record.draw", lambda self: None)
-
-
 def train(*words: str) -> str:
     result = CliRunner().invoke(app, ["train", *words])
     assert result.exit_code == 0, result.output
@@ -426,7 +420,6 @@ TINY = ["--set", "data.films=4", "--set", "data.held_out_films=1", "--set", "dat
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_curves")
 def test_the_world_recipe_trains_on_a_tower_file_and_its_model_segments(tower_file: Path, tmp_path: Path) -> None:
     train("vlp_rvos_world", "-o", str(tmp_path / "run"), "--data", f"tower={tower_file}", *TINY)
     model = tmp_path / "run" / "model.safetensors"
@@ -458,7 +451,6 @@ def test_the_world_recipe_trains_on_a_tower_file_and_its_model_segments(tower_fi
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_curves")
 def test_the_world_recipe_goes_without_a_tower_file_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
     changes = ["--set", "model.dropout=0.1", "--set", "train.steps=3"]
     train("vlp_rvos_world", "-o", str(tmp_path / "whole"), *TINY, *changes)

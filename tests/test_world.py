@@ -85,10 +85,10 @@ def test_masks_cover_what_was_painted(films: dict[str, list[SyntheticVideo]]) ->
         for s in film.sentences:
             colour = next((c for c in COLOUR_NAMES if c in s.text.split()), None)
             if s.kind == "colour" and colour is not None:
-                seen = film.frames[film.masks[:, s.objects[0]]].astype(float)
-                paint = np.array(PAINTS[colour], float)
-                others = {c: np.abs(seen.mean(axis=0) - p).sum() for c, p in PAINTS.items()}
-                assert np.abs(np.median(seen, axis=0) - paint).sum() < 120
+                pixels = film.frames[film.masks[:, s.objects[0]]].astype(np.float32)
+                mean, paint = pixels.mean(axis=0), np.array(PAINTS[colour], float)
+                others = {c: np.abs(mean - p).sum() for c, p in PAINTS.items()}
+                assert np.abs(np.median(pixels, axis=0) - paint).sum() < 120
                 assert sorted(others, key=others.get).index(colour) <= 2  # type: ignore[arg-type]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 _FUSED = r"^(fuse(?:\.levels\.\d+\.\d+|\.layers\.\d+))"  # SLVP's fusion blocks and language query layers
@@ -62,10 +63,14 @@ RENAMED_FIELDS = {
 _FIRST = {"vision": "eyes", "text_model": "ears"}  # parts of a ConvNeXt CLIP, as the first files name them
 
 
+_PATTERNS = tuple((re.compile(old), new) for old, new in RENAMED)
+
+
+@lru_cache(maxsize=1 << 14)  # keys of some dozen files
 def key_of_today(key: str) -> str:
     """The key that a tensor of a checkpoint or of a tower's file has today."""
-    for old, new in RENAMED:
-        key = re.sub(old, new, key)
+    for old, new in _PATTERNS:
+        key = old.sub(new, key)
     return key
 
 
