@@ -129,7 +129,7 @@ def _segment_to_disk(
                 screen.warn(note)
             for remark in remarks_on(expressions, model):
                 screen.warn(remark)
-            system = load(model)
+            system: Any = load(model)
             model_size(film.source_size, system.config, size)  # refuses a size below what a preset takes
             screen.note(run_words(run_facts(system, device, precision), about["name"]))
             with screen.frames_bar("segmenting", film.length) as progress, _ctrl_c_once() as stop:

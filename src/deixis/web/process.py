@@ -98,10 +98,10 @@ def work(pipe: Connection, stop: Event) -> None:
 def of_the_server(error: BaseException) -> str:
     """What a visitor reads of an error that the visitor did not cause; the log has it whole."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the server's disk is full; try again later, or tell who runs this page"
+        return "the server's disk is full; try again later, or write to those who run this page"
     if isinstance(error, MemoryError) or "out of memory" in str(error):
         return "the server has too little memory for this film; give a smaller or shorter one"
-    return "the work broke off on the server; try again, or tell who runs this page"
+    return "the work broke off on the server; try again, or write to those who run this page"
 
 
 def load_model(model: str) -> Any:

@@ -232,7 +232,7 @@ class Queue:
             message = str(error)
         except Exception as error:  # nothing that a job meets may end the queue
             log.error("job %s: %s", job.token, error)
-            message = "the server could not do it; try again, or tell who runs this page"
+            message = "the server could not do it; try again, or write to those who run this page"
             self._end_worker()
         if state != "done":
             try:
