@@ -139,12 +139,26 @@ def copies(folder: Path) -> None:
     assert len(list(Video(folder / "OUT.mp4").frames())) == 6
 
 
+def segments(folder: Path) -> None:
+    film = write_film(folder / "VIDEO.mp4", moving(4))
+    works("segment", film, "WORDS", "-o", folder / "OUT", "--model", "light_debug")
+
+
+def batches(folder: Path) -> None:
+    write_film(folder / "VIDEO.mp4", moving(4))
+    (folder / "list.csv").write_text("film,sentences\nVIDEO.mp4,red\n")
+    words = ["--model", "light_debug", "--as", "rle", "--device", "cpu", "--workers", "1"]
+    works("batch", folder / "list.csv", "-o", folder / "OUT", *words)
+
+
 def checks(folder: Path) -> None:
     write_fixture("mevis", folder / "mevis")
     works("data", "check", "mevis", folder / "mevis")
 
 
 DONE: dict[str, Callable[[Path], object]] = {
+    "deixis segment VIDEO WORDS -o OUT": segments,
+    "deixis batch": batches,
     "deixis models": lambda folder: works("models"),
     "deixis recipes": lambda folder: works("recipes"),
     "deixis predict": predicts,
@@ -164,7 +178,7 @@ DONE: dict[str, Callable[[Path], object]] = {
 }
 
 
-LONG = (trains, transfers)
+LONG = (trains, transfers, batches)
 
 
 @pytest.mark.parametrize(

@@ -330,6 +330,8 @@ def test_a_film_of_any_name_is_read_by_its_relative_name(
         ("frames/*.jpg", "a folder of frames is given by its own name: frames"),
         ("-", "cannot come through a pipe"),
         ("nowhere.mp4", "no such file or folder: nowhere.mp4"),
+        ("", "the name of the film is empty"),
+        ("  ", "the name of the film is empty"),
     ],
 )
 def test_what_is_no_file_is_told_for_what_it_is(path: str, words: str) -> None:

@@ -230,6 +230,10 @@ def test_bytes_that_the_system_cannot_read_are_refused(tmp_path: Path, monkeypat
         ("nonesuch", "unknown model 'nonesuch'; expected light or a .safetensors file; `deixis models` lists"),
         ("folder/nonesuch.safetensors", "no such checkpoint file: folder/nonesuch.safetensors"),
         ("nonesuch.pt", "no such checkpoint file"),
+        ("soc_swin_t", "'soc_swin_t' has no weights here; import the authors' with `deixis weights import FILE.pth"),
+        ("soc_plus_plus_swin_t", "--system soc_plus_plus -o soc_plus_plus_swin_t.safetensors` and give --model"),
+        ("vlp_rvos", "'vlp_rvos' has no weights here; train them with `deixis train RECIPE -o OUT`"),
+        ("slvp_swin_b", r"unknown model 'slvp_swin_b' \(did you mean 'soc_swin_b'\?\)"),
     ],
 )
 def test_an_unknown_model_is_said_with_what_is_known(name: str, words: str) -> None:

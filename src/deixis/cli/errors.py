@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ class OneLineErrors(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         words = [*ctx._protected_args, *ctx.args]
+        if (empty := empty_option(words)) is not None:
+            typer.echo(f"deixis: {empty} is given nothing; is a variable of the shell not set?", err=True)
+            raise typer.Exit(2)
         try:
             return super().invoke(ctx)
         except UsageError as error:
-            dashed = next((word for word in words if word.startswith("-") and Path(word).exists()), None)
-            if dashed is None:
+            line = meant(words)
+            if line is None:
                 raise
-            line = f"{dashed} is taken for an option, since it begins with a dash; write ./{dashed}"
             typer.echo(f"deixis: {line}", err=True)
             raise typer.Exit(2) from error
         except ValueError as error:
@@ -38,3 +41,29 @@ class OneLineErrors(TyperGroup):
         except KeyboardInterrupt as error:
             typer.echo("deixis: stopped", err=True)
             raise typer.Exit(130) from error
+
+
+def meant(words: list[str]) -> str | None:
+    """What to say of words that are no command line, where it is plain what was meant."""
+    dashed = next((word for word in words if word.startswith("-") and Path(word).exists()), None)
+    if dashed is not None:
+        return f"{dashed} is taken for an option, since it begins with a dash; write ./{dashed}"
+    if words and Path(words[0]).exists():
+        return f"{words[0]} is no command; to segment it, write `deixis segment VIDEO WORDS -o OUT`"
+    spoken = next((word for word in words if word.startswith("-") and " " in word and "=" not in word), None)
+    if spoken is not None:
+        return f"{spoken!r} is taken for an option, since it begins with a dash; leave the dash out"
+    return None
+
+
+def empty_option(words: list[str]) -> str | None:
+    """The first option whose value is empty or blank: as a path that would be the folder one is in."""
+    for word, after in zip(words, [*words[1:], "value"], strict=True):
+        name, equals, value = word.partition("=")
+        if word == "--":
+            return None
+        if word.startswith("--") and equals and not value.strip():
+            return name
+        if re.fullmatch(r"--?[a-z][a-z-]*", word) and not after.strip():
+            return word
+    return None

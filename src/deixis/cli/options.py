@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,29 @@ ModelOption = Annotated[str, typer.Option(help="A name that `deixis models` list
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 FormatOption = Annotated[str, typer.Option("--as", help=f"Of {', '.join(FORMAT_FILES)}; commas between.")]
-StartOption = Annotated[float | None, typer.Option(help="Begin at this second.")]
-EndOption = Annotated[float | None, typer.Option(help="End before this second.")]
+
+
+def seconds_of(text: str) -> float:
+    """Seconds, or minutes and seconds, or hours too: 90, 90.5, 1:30, 0:01:30. Raises ValueError for anything else."""
+    if isinstance(text, float | int):
+        return float(text)
+    parts = text.strip().removesuffix("s").split(":")
+    whole = all(part.isdecimal() for part in parts[:-1])
+    if len(parts) > 3 or not whole or (len(parts) > 1 and not re.fullmatch(r"\d{1,2}(\.\d*)?", parts[-1])):
+        raise ValueError(f"expected seconds or H:MM:SS, got {text!r}")
+    try:
+        last = float(parts[-1])
+    except ValueError:
+        raise ValueError(f"expected seconds or H:MM:SS, got {text!r}") from None
+    return last + sum(60 ** (place + 1) * int(part) for place, part in enumerate(reversed(parts[:-1])))
+
+
+StartOption = Annotated[
+    float | None, typer.Option(help="Begin at this second, or H:MM:SS.", parser=seconds_of, metavar="SECONDS")
+]
+EndOption = Annotated[
+    float | None, typer.Option(help="End before this second, or H:MM:SS.", parser=seconds_of, metavar="SECONDS")
+]
 EveryOption = Annotated[int, typer.Option(help="Read each Nth frame.")]
 ThresholdOption = Annotated[
     float | None,

@@ -29,6 +29,8 @@ from deixis.progress import Screen, counting_bar
 if TYPE_CHECKING:
     from deixis.out_folder import Output
 
+FILE_NAMES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif", ".png", ".jpg", ".json", ".zip"})
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print each verdict as a line of JSON, and nothing else.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdicts and what went wrong only.")]
 
@@ -66,6 +68,7 @@ def segment(
 
     kinds = check_formats(formats)
     as_expressions(expressions)
+    _check_words(film, expressions)
     check_choices(
         device=device, precision=precision, threshold=threshold, selection=selection, size=size, model=model
     )  # fmt: skip
@@ -75,7 +78,24 @@ def segment(
     if source.path.is_dir() and source.path.resolve() == output.out.resolve():
         raise DeixisError(f"{out} is the folder of the frames themselves; give another one with -o")
     screen = Screen(as_json=as_json, quiet=quiet or as_json)
+    if out.suffix.lower() in FILE_NAMES and not out.is_dir():
+        screen.warn(f"{out} will be a folder, for there are several results; a film in it is overlay.mp4")
     _segment_to_disk(source, expressions, output, kinds, model, device, precision, size, threshold, screen, selection)
+
+
+def _check_words(film: str, expressions: Sequence[str]) -> None:
+    """Refuse a second file where words belong, and a film that stands behind its words."""
+    from deixis.types import DeixisError
+    from deixis.video.paths import is_file, is_there
+
+    files = [words for words in expressions if " " not in words and "." in words and is_file(Path(words))]
+    if files and not is_there(Path(film)):
+        raise DeixisError(f"{film!r} is no file and {files[0]!r} is one; the film comes first, then the words")
+    if files:
+        raise DeixisError(
+            f"{files[0]!r} is a file, where words belong; segment takes one film and then what to look for, and"
+            " `deixis batch` a list of films"
+        )
 
 
 def demo(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import queue
-import re
 import threading
 import warnings
 from collections import deque
@@ -28,6 +27,7 @@ from deixis.files import natural
 from deixis.types import Clip, DeixisError, Size
 from deixis.video.colour import Colours
 from deixis.video.frames import MAX_PIXELS, Frame, Notes, resize
+from deixis.video.paths import is_there, no_such
 from deixis.video.pictures import PICTURES, Pictures
 from deixis.video.stream import PLAYLISTS, Stream
 
@@ -101,7 +101,9 @@ class Video:
         self._notes = Notes(self.path)
         check_stretch(self.start, self.end, every, fps)
         check_max_pixels(max_pixels)
-        if not _exists(self.path):
+        if not str(path).strip():
+            raise DeixisError("the name of the film is empty; give a film, or a folder of frames")
+        if not is_there(self.path):
             raise DeixisError(no_such(str(path)))
         if self.path.is_dir() or (self.path.suffix.lower() in PICTURES and self.path.is_file()):
             self._source: Pictures | Stream = Pictures(self.path, max_pixels, fps, self.warn)
@@ -275,30 +277,6 @@ def __getattr__(name: str) -> Any:
         warnings.warn("deixis.video.Film is now called deixis.video.Video", DeprecationWarning, stacklevel=2)
         return Video
     raise AttributeError(f"module 'deixis.video' has no attribute {name!r}")
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name that is too long, or a folder that may not be read
-        return False
-
-
-def no_such(path: str) -> str:
-    """What to say of a path at which nothing lies: what it is, if it is none of this machine's files."""
-    name = Path(path).name
-    if re.match(r"[A-Za-z][A-Za-z0-9+.\-]*:/", path):
-        scheme, _, rest = path.partition(":")
-        if scheme.lower() == "file":
-            return f"films are given by their path, not as a URL: {'/' + rest.lstrip('/')}"
-        return f"{scheme}://{rest.lstrip('/')} is a URL; films are read from disk: download it first"
-    if path == "-":
-        return "a film is read twice, so it cannot come through a pipe; save it to a file and give that"
-    if path.isdecimal() or re.fullmatch(r"(/dev/)?video\d+", path):
-        return f"no such file or folder: {path}; cameras are not read: record a film first, and give that"
-    if re.search(r"%0?\d*d", name) or any(sign in name for sign in "*?["):
-        return f"no such file or folder: {path}; a folder of frames is given by its own name: {Path(path).parent}"
-    return f"no such file or folder: {path}"
 
 
 def _gone() -> np.ndarray:

@@ -35,6 +35,7 @@ PICTURE_KINDS = {  # suffix -> what it is called, one name for the spellings of 
     ".jp2": "JPEG 2000", ".j2k": "JPEG 2000", ".tga": "TGA",
 }  # fmt: skip
 PICTURES = frozenset(PICTURE_KINDS)
+FILM_NAMES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".wmv", ".gif"})
 MOVING = frozenset({"WEBP", "PNG", "AVIF", "TIFF"})  # Pillow's formats whose many pictures are frames
 ONLY_PILLOW = frozenset({"AVIF", "HEIC", "TGA"})
 BESIDE = re.compile(  # what tools append to a frame's name for what belongs to it
@@ -325,7 +326,11 @@ def belongs_to_another(stem: str, stems: set[str]) -> bool:
 
 
 def nested(path: Path, found: Sequence[Path]) -> str:
-    """Where the frames lie, if they lie one or two folders further down."""
+    """What lies there instead: films; or the frames, one or two folders further down."""
+    films = sorted(f.name for f in found if f.suffix.lower() in FILM_NAMES and f.is_file())
+    if films:
+        many = f"{films[0]} and {len(films) - 1} more films lie" if len(films) > 1 else f"{films[0]} lies"
+        return f"; {many} in it: give one of them, or list them for `deixis batch`"
     for below in sorted(f for f in found if f.is_dir() and not f.name.startswith(".")):
         try:
             inside = list(below.iterdir())
