@@ -60,7 +60,7 @@ def film(frames: int, size: tuple[int, int]) -> Any:
 
 def run_film(model: Any, clip: Any, device: torch.device) -> None:
     """All windows of a film, asked one sentence."""
-    from deixis.inference import film_answers
+    from deixis.inference import predict_video
     from deixis.linking import Presence
     from deixis.selection import choose_queries
     from deixis.types import Clip, Expression, Prediction
@@ -78,7 +78,7 @@ def run_film(model: Any, clip: Any, device: torch.device) -> None:
     def read(prediction: Prediction, size: Any, padded: Any, _: int) -> list[Any]:
         return choose_queries(prediction, Presence.of(model.config), size, padded, several=model.config.several)
 
-    for _ in film_answers(model, windows, [Expression(WORDS)], read, device):
+    for _ in predict_video(model, windows, [Expression(WORDS)], read, device):
         pass
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -54,7 +54,7 @@ from deixis.waiting import check_room, require_room
 
 LARGEST_SIZE = 4096  # pixels of the short side that a model may get (our choice)
 AT_ONCE = 16  # expressions decoded together (our choice: bounds the memory of their masks)
-Read = Callable[[Prediction, Size, Size, int], Sequence[Any]]  # see ``film_answers``
+Read = Callable[[Prediction, Size, Size, int], Sequence[Any]]  # see ``predict_video``
 
 
 def segment(
@@ -237,7 +237,7 @@ def follow_film(
         return choose_queries(prediction, setup.presence_rule, size, padded, several=setup.several, queries=queries)
 
     context = nullcontext() if ranked is None else every_query(setup.system)
-    answers = film_answers(setup.system, windows, expressions, read, setup.device, setup.reduced, stop,
+    answers = predict_video(setup.system, windows, expressions, read, setup.device, setup.reduced, stop,
                            overlap=setup.linking.overlap if setup.linking else 0)  # fmt: skip
     with context, ThreadPoolExecutor(1, "deixis-store") as memory, closing(answers):
         pending: deque[Future] = deque()
@@ -276,7 +276,7 @@ def rank_over_film(
         return list(probabilities(prediction).cpu().double().sum(1).numpy())  # (Q,) each
 
     with every_query(setup.system):
-        clips = film_answers(setup.system, windows, expressions, read, setup.device, setup.reduced)
+        clips = predict_video(setup.system, windows, expressions, read, setup.device, setup.reduced)
         with closing(clips):
             for _, found in clips:
                 if len(found[0]) == 1:
@@ -297,7 +297,7 @@ def every_query(system: System) -> Iterator[None]:
         system.config = config
 
 
-def film_answers(
+def predict_video(
     system: System,
     windows: Callable[[int], Iterator[Clip]],
     expressions: Sequence[Expression],
@@ -319,7 +319,7 @@ def film_answers(
         done = 0  # frames; a film's last window may be filled up with some that are done, which must not count twice
         with closing(ahead(windows(0))) as clips:
             for clip in clips:
-                carried = _gather(system, without_first(clip, done - clip.start), groups, carried, device, reduced)
+                carried = _collect(system, without_first(clip, done - clip.start), groups, carried, device, reduced)
                 done = clip.start + len(clip)
                 if stop is not None and stop():
                     break
@@ -327,7 +327,7 @@ def film_answers(
             carried = [system.finalize(memory, group) for group, memory in zip(groups, carried, strict=True)]
     with closing(ahead(windows(overlap))) as clips:
         for clip in clips:
-            found, carried = _follow(system, clip, groups, carried, read, device, reduced)
+            found, carried = _step(system, clip, groups, carried, read, device, reduced)
             yield clip, found
 
 
@@ -366,7 +366,7 @@ def frames_of(maps: Any) -> int | None:
 
 
 @torch.inference_mode()
-def _follow(
+def _step(
     system: System, clip: Clip, groups: Sequence[Sequence[Expression]], carried: Sequence[Any], read: Read,
     device: torch.device, reduced: bool,
 ) -> tuple[list[Any], list[Any]]:  # fmt: skip
@@ -384,7 +384,7 @@ def _follow(
 
 
 @torch.inference_mode()
-def _gather(
+def _collect(
     system: TwoPassSystem, clip: Clip, groups: Sequence[Sequence[Expression]], carried: Sequence[Any],
     device: torch.device, reduced: bool,
 ) -> list[Any]:  # fmt: skip
