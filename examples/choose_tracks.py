@@ -1,6 +1,6 @@
 """Words choose among the tracks of another tool: a film and its COCO or YouTube-VIS JSON in, a line a sentence out.
 
-python examples/choose_tracks.py film.mp4 labels.json "a woman in a black dress" "a brown dog"
+python examples/choose_tracks.py film.mp4 labels.json "the woman" "a brown dog"
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One film, one sentence: where the object is, frame by frame, and the object cut out as a PNG.
 
-python examples/one_film.py film.mp4 "a woman in a black dress"
+python examples/one_film.py film.mp4 "the woman"
 """
 
 from __future__ import annotations
