@@ -2,12 +2,16 @@
 
 Trap: the valid expression file lists 507 videos, 202 of validation and 305 of test; those of the test file are taken
 out. The frames that count are those listed, every fifth of the film.
+
+Training videos have categories in ``train/meta.json`` (65 in the whole download). Their order is nowhere given: here
+they are sorted by name, over the whole training set, whatever the split.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +20,7 @@ from deixis.benchmarks.fixtures import WORDS, tiny_videos, write_jpegs
 from deixis.benchmarks.opening import checked_benchmark, choose_split
 from deixis.benchmarks.pngs import read_ids, write_ids
 from deixis.benchmarks.samples import Benchmark, FrameTruth, Problem, Sample, VideoEntry
-from deixis.files import Missing
+from deixis.files import Missing, field_of, read_json
 from deixis.types import DeixisError
 
 NAME = "ref-youtube-vos"
@@ -51,12 +55,14 @@ def open_split(root: Path, split: str | None = None, skip_bad: bool = False) -> 
             p for folder in {e.video.id: e.video for e in entries}.values() for p in _missing_truth(root, folder)
         ]
     bad = {problem.path.parent.name for problem in problems}
-    samples = tuple(_sample(entry, file, public) for entry in entries if entry.video.id not in bad)
+    kinds = read_categories(root / "train" / "meta.json") if public else {}
+    samples = tuple(_sample(entry, file, public, kinds) for entry in entries if entry.video.id not in bad)
     counts = {"videos": len({s.video.id for s in samples}), "expressions": len(samples)}
     return checked_benchmark(
         Benchmark(
             name=NAME, split=split, root=root, protocol="expressions", folder="Annotations", samples=samples,
             truth=partial(truth, root / source / "Annotations") if public else None,
+            categories=tuple(sorted(set(kinds.values()))),
             counts=counts, expected=EXPECTED[split], problems=tuple(problems), notes=notes,
         ),
         skip_bad,
@@ -93,11 +99,24 @@ def holdout_ids(ids: frozenset[str]) -> frozenset[str]:
     return frozenset(sorted(ids, key=lambda video: hashlib.sha1(video.encode()).hexdigest())[:count])
 
 
-def _sample(entry: ExpressionEntry, file: Path, public: bool) -> Sample:
+def read_categories(file: Path) -> dict[tuple[str, str], str]:
+    """The category of each object, by the ids of video and object; empty where the file is not there."""
+    if not file.is_file():
+        return {}
+    return {
+        (video, key): field_of(one, "category", str, file)
+        for video, content in field_of(read_json(file, WHERE), "videos", dict, file).items()
+        for key, one in field_of(content, "objects", dict, file).items()
+    }
+
+
+def _sample(entry: ExpressionEntry, file: Path, public: bool, kinds: Mapping[tuple[str, str], str]) -> Sample:
     objects = id_list(entry.raw, "obj_id", file) if public else None
     if public and objects is None:
         raise DeixisError(f"{file}: expression {entry.id} of {entry.video.id} has no obj_id")
-    return Sample(video=entry.video, id=entry.id, text=entry.text, objects=objects)
+    found = {kinds.get((entry.video.id, key)) for key in objects or ()}
+    category = found.pop() if len(found) == 1 else None
+    return Sample(video=entry.video, id=entry.id, text=entry.text, objects=objects, category=category)
 
 
 def _missing_truth(root: Path, video: VideoEntry) -> list[Problem]:
@@ -128,7 +147,8 @@ def write_fixture(out: Path) -> None:
         expressions["valid"].setdefault(video.id, expressions["test"].get(video.id))  # the trap: valid lists test too
         for name, ids in zip(names, video.ids, strict=True):
             write_ids(out / "train" / "Annotations" / video.id / f"{name}.png", ids)
-        objects[video.id] = {"objects": {str(i): {"category": "box", "frames": names} for i in (1, 2)}}
+        kinds = {"1": "red_box", "2": "green_box"}
+        objects[video.id] = {"objects": {key: {"category": kind, "frames": names} for key, kind in kinds.items()}}
     (out / "train" / "meta.json").write_text(json.dumps({"videos": objects}))
     for split, videos in expressions.items():
         file = expression_file(out, split)

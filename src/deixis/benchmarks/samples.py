@@ -36,6 +36,7 @@ class Sample:
     objects: ids of the true objects it names; () says it names nothing there, None that the truth is not public.
     scored: which of the video's frames are scored, as indices; None means all of them.
     tags: kinds the expression belongs to; summaries are given for each.
+    category: what kind of thing the objects are, to train on; None where the benchmark does not say, or says several.
     """
 
     video: VideoEntry
@@ -44,6 +45,7 @@ class Sample:
     objects: tuple[str, ...] | None
     scored: tuple[int, ...] | None = None
     tags: tuple[str, ...] = ()
+    category: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +95,7 @@ class Benchmark:
     truth: (video, frame index) -> FrameTruth, or None where the truth is not public.
     absent_possible: whether an expression may name nothing (else published code always answers, and so does predict).
     several: whether an expression may name several objects.
+    categories: all that samples of any split may have; the place in this order is the number of the class.
     counts and expected: what was found, and what the complete benchmark holds (empty for generated ones).
     """
 
@@ -105,6 +108,7 @@ class Benchmark:
     folder: str = ""
     absent_possible: bool = False
     several: bool = False
+    categories: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     expected: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[Problem, ...] = ()

@@ -60,7 +60,8 @@ class QueryHeads(nn.Module):
         queries: (B, T, Q, D), with the clip's context.  clip_queries: (B, Q, D).  sentence: (B, D).
         size_xy: (B, 1, 1, 2) pixels.  kept: how many queries to keep, best first; None keeps all, in their order.
         """
-        scores = score_logits(self.score[layer](queries))  # (B, T, Q)
+        classes = self.score[layer](queries)  # (B, T, Q, K)
+        scores = score_logits(classes)  # (B, T, Q)
         references, centres = frames.references[layer], frames.boxes[layer][..., :2]
         similarity = torch.einsum("bqd,bd->bq", clip_queries, sentence) / sentence.shape[-1]  # the scale as published
         if kept is not None and kept < scores.shape[2]:
@@ -70,6 +71,8 @@ class QueryHeads(nn.Module):
         boxes = refine_box(self.box[layer](queries), references)  # (B, T, Q, 4)
         masks = predict_masks(frames.pixels, self.kernel(queries), centres * size_xy, 4, self.mask_channels)
         extras = {"clip_queries": clip_queries, "sentence": sentence}
+        if self.training and classes.shape[-1] > 1:
+            extras["classes"] = classes  # the loss reads them all
         return Prediction(masks, scores, boxes, similarity, extras=extras)
 
 

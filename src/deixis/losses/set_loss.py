@@ -1,8 +1,10 @@
 """Set prediction losses: match a query a clip and decoder level, weigh the terms, repeat for the auxiliary levels.
 
-``set_loss`` is SOC's, with boxes and contrast; ``mask_loss`` that of systems without either.
+``set_loss`` is SOC's, with boxes and contrast; ``mask_loss`` that of systems without either. Where a prediction carries
+the logits of K > 1 classes (``extras["classes"]``) and every target its category, all of them are supervised: the
+matched query is positive at its object's class alone (read: ReferFormer). Else the one score of a query is.
 
-B clips, T frames, Q queries, N objects, H W pixels; h w cells of the masks.
+B clips, T frames, Q queries, K classes, N objects, H W pixels; h w cells of the masks.
 (arXiv:2305.17011, section 3.5; the terms' exact form is that of the released code.)
 """
 
@@ -47,12 +49,13 @@ class SetLossConfig(MaskLossConfig):
 class Track:
     """The one object, or the several as one, that an expression names in a clip.
 
-    masks: (T, H, W) bool.  boxes_cxcywh: (T, 4) in 0..1.  visible: (T,) bool.
+    masks: (T, H, W) bool.  boxes_cxcywh: (T, 4) in 0..1.  visible: (T,) bool.  category: number of its class, or None.
     """
 
     masks: Tensor
     boxes_cxcywh: Tensor
     visible: Tensor
+    category: int | None = None
 
 
 def set_loss(prediction: Prediction, targets: Sequence[Target], config: SetLossConfig) -> dict[str, Tensor]:
@@ -108,12 +111,14 @@ def matched_sums(prediction: Prediction, tracks: Sequence[Track | None], config:
         assert prediction.similarity is not None
         nothing = nothing + boxes.sum() + prediction.similarity.sum()
         names = ["box_l1", "box_giou", *names, "contrastive"]
-    positive, sums = torch.zeros_like(scores), {name: (nothing * 0.0).clone() for name in names}
+    classes = class_logits(prediction, tracks)
+    positive, sums = torch.zeros_like(classes), {name: (nothing * 0.0).clone() for name in names}
     for i, track in enumerate(tracks):
         if track is None:
             continue
-        query = match_query(scores[i], masks[i], None if boxes is None else boxes[i], track, config)
-        positive[i, :, query] = track.visible.float()
+        own = track.category if track.category is not None and classes.shape[-1] > 1 else 0
+        query = match_query(classes[i, ..., own], masks[i], None if boxes is None else boxes[i], track, config)
+        positive[i, :, query, own] = track.visible.float()
         if boxes is not None:
             framed = boxed_frames(track, config)
             sums["box_l1"] += (terms.box_l1(boxes[i, :, query], track.boxes_cxcywh) * framed).sum()
@@ -123,7 +128,23 @@ def matched_sums(prediction: Prediction, tracks: Sequence[Track | None], config:
         sums["dice"] += terms.dice(logits[:, 0], truth).sum()
         if prediction.similarity is not None and boxes is not None:
             sums["contrastive"] += terms.cross_entropy(prediction.similarity[i, None].float(), query[None]).sum()
-    return {"score": terms.sigmoid_focal(scores, positive).sum(), **sums}
+    return {"score": terms.sigmoid_focal(classes, positive).sum(), **sums}
+
+
+def class_logits(prediction: Prediction, tracks: Sequence[Track | None]) -> Tensor:
+    """(B, T, Q, K): what the focal loss supervises. K is 1, a query's score, where there is one class or a clip names
+    something of no known category.
+
+    Raises DeixisError for a category that the system has no class for.
+    """
+    classes = prediction.extras.get("classes")
+    known = [track.category for track in tracks if track is not None]
+    if classes is None or None in known:
+        return prediction.scores.float()[..., None]
+    most = max((number for number in known if number is not None), default=0)
+    if most >= classes.shape[-1]:
+        raise DeixisError(f"a target has category {most}, but the system has {classes.shape[-1]} classes")
+    return classes.float()
 
 
 def boxed_frames(track: Track, config: MaskLossConfig) -> Tensor:
@@ -173,13 +194,13 @@ def referred_track(target: Target) -> Track | None:
         return None
     masks, boxes, visible = target.masks[:, index], target.boxes[:, index], target.visible[:, index]
     if len(index) == 1:
-        return Track(masks[:, 0], boxes[:, 0].float(), visible[:, 0])
+        return Track(masks[:, 0], boxes[:, 0].float(), visible[:, 0], target.category)
     corners = terms.cxcywh_to_xyxy(boxes.float())
     low = corners[..., :2].masked_fill(~visible[..., None], 1.0).amin(1)
     high = corners[..., 2:].masked_fill(~visible[..., None], 0.0).amax(1)
     shown = visible.any(1)
     joint = torch.cat([(low + high) / 2, high - low], dim=-1) * shown[:, None]
-    return Track(masks.any(1), joint, shown)
+    return Track(masks.any(1), joint, shown, target.category)
 
 
 def object_count(tracks: Sequence[Track | None], device: torch.device) -> Tensor:

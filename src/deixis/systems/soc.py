@@ -42,7 +42,7 @@ class SocConfig(SystemConfig):
     mask_channels: int = 8  # of the features the kernels read, and inside the kernels
     norm_groups: int = 32  # of the projections' GroupNorm
     pixel_groups: int = 8  # of the pyramid's GroupNorm
-    classes: int = 1  # outputs of the class head; one published checkpoint may have 65
+    classes: int = 1  # outputs of the class head; the authors' README has 65 for Ref-YouTube-VOS from scratch
     cluster: bool = True  # False leaves the video-level cluster out (our ablation)
     # The authors' evaluation adds the clip queries of the last level to the frame queries of the first, and applies
     # the first level's heads: a pair that training never makes. "official" reproduces that, and with it published

@@ -72,12 +72,14 @@ def consecutive_windows(length: int, count: int) -> list[list[int]]:
 
 @dataclass(frozen=True, eq=False)
 class TrainingClip:
-    """One item to train on. frames: (T, 3, H, W) uint8.  target: of the ``wanted`` frames only, where not None."""
+    """One item to train on. frames: (T, 3, H, W) uint8.  target: of the ``wanted`` frames only, where not None.
+    category: the number of the class of what is named, or None; ``collate`` gives it to the target."""
 
     frames: Tensor
     expression: Expression
     target: Target
     wanted: tuple[int, ...] | None = None
+    category: int | None = None
 
 
 def training_clip(benchmark: Benchmark, sample: Sample, indices: Sequence[int]) -> TrainingClip:
@@ -107,7 +109,8 @@ def training_clip(benchmark: Benchmark, sample: Sample, indices: Sequence[int]) 
                 masks[t, n] = truth.masks[key]
     frames = torch.from_numpy(read_frames(sample.video, shown)).permute(0, 3, 1, 2)
     referred = np.array([key in sample.objects for key in ids], bool)
-    return TrainingClip(frames, Expression(sample.text, sample.id), make_target(masks, referred), wanted)
+    category = None if sample.category is None else benchmark.categories.index(sample.category)
+    return TrainingClip(frames, Expression(sample.text, sample.id), make_target(masks, referred), wanted, category)
 
 
 def make_target(masks: np.ndarray, referred: np.ndarray) -> Target:
@@ -243,7 +246,7 @@ def mirrored(clip: TrainingClip) -> TrainingClip:
     """The clip in a mirror, its words too."""
     target = make_target(clip.target.masks.flip(-1).numpy(), clip.target.referred.numpy())
     words = replace(clip.expression, text=mirror_words(clip.expression.text))
-    return TrainingClip(clip.frames.flip(-1), words, target, clip.wanted)
+    return replace(clip, frames=clip.frames.flip(-1), expression=words, target=target)
 
 
 def cut(clip: TrainingClip, sides: tuple[int, int], rng: np.random.Generator) -> TrainingClip:
@@ -285,7 +288,7 @@ def shrink(clip: TrainingClip, model: SystemConfig) -> tuple[TrainingClip, tuple
             clip.target.masks[i, j].numpy().view(np.uint8), (w, h), interpolation=cv2.INTER_NEAREST
         )
     target = make_target(masks, clip.target.referred.numpy())
-    return TrainingClip(torch.from_numpy(frames).permute(0, 3, 1, 2), clip.expression, target, clip.wanted), (h, w)
+    return replace(clip, frames=torch.from_numpy(frames).permute(0, 3, 1, 2), target=target), (h, w)
 
 
 def collate(model: SystemConfig, items: Sequence[tuple[TrainingClip, tuple[int, int]]]) -> Batch:
@@ -299,5 +302,5 @@ def collate(model: SystemConfig, items: Sequence[tuple[TrainingClip, tuple[int, 
     for i, (clip, (h, w)) in enumerate(items):
         frames[i, :, :, :h, :w] = normalise_pixels(clip.frames, model.mean, model.std)
         padding[i, :, :h, :w] = False
-    expressions, targets = tuple(c.expression for c in clips), tuple(c.target for c in clips)
-    return Batch(frames, padding, expressions, sizes, clips[0].wanted, targets)
+    targets = tuple(replace(c.target, category=c.category) for c in clips)
+    return Batch(frames, padding, tuple(c.expression for c in clips), sizes, clips[0].wanted, targets)

@@ -146,7 +146,7 @@ def read_clip(
         image, masks = clip.frames[0].permute(1, 2, 0).numpy(), clip.target.masks[0].numpy()
         frames, moved = pseudo_clip(image, masks, config.frames, rng)
         target = make_target(moved.reshape(len(frames), *masks.shape), clip.target.referred.numpy())
-        clip = TrainingClip(torch.from_numpy(frames).permute(0, 3, 1, 2), clip.expression, target)
+        clip = replace(clip, frames=torch.from_numpy(frames).permute(0, 3, 1, 2), target=target, wanted=None)
     clip = mirrored(clip) if rng.random() < config.flip else clip
     if config.colours and rng.random() < config.colours:
         clip = distorted(clip, rng)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -92,12 +92,14 @@ class Target:
 
     masks: (T, N, H, W) bool.  boxes: (T, N, 4) float, cx cy w h as shares of the frame, 0 where not visible.
     visible: (T, N) bool.  referred: (N,) bool, the objects that the expression names (none: all False).
+    category: the number of the class of what it names, for systems with several class outputs; None: not known.
     """
 
     masks: Tensor
     boxes: Tensor
     visible: Tensor
     referred: Tensor
+    category: int | None = None
 
     def __post_init__(self) -> None:
         m = self.masks
@@ -108,7 +110,8 @@ class Target:
         require(tuple(self.referred.shape) == (n,), "Target.referred", f"({n},) bool", self.referred)
 
     def to(self, device: torch.device | str) -> Target:
-        return Target(*(getattr(self, f.name).to(device) for f in fields(self)))
+        tensors = (x.to(device) for x in (self.masks, self.boxes, self.visible, self.referred))
+        return Target(*tensors, self.category)
 
 
 @dataclass(frozen=True, eq=False)

@@ -152,6 +152,8 @@ def soc_folder(data: Mapping[str, Path], *, overrides: Mapping[str, str]) -> Run
     clips = len(soc_windows(place, films.frames, skip_bad))
     configs = apply_overrides(overrides, model=model, data=films, train=_scratch() if scratch else _finetune(clips))
     model, films, train = configs["model"], configs["data"], configs["train"]
+    if "start" not in data:
+        soc.require_categories(model.classes, ())
     plan = YTVOS_FINETUNE
     scales = {"vision.": plan.backbone / plan.lr, "text.encoder.": plan.text / plan.lr}
     return Run(

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from deixis.benchmarks.samples import Benchmark
 from deixis.config import apply_overrides, config_from
 from deixis.encoders.conv_clip import CONV_CLIP_STRIDES, ConvClipConfig
 from deixis.encoders.frozen import CLIP_MEAN, CLIP_STD, fill_towers, tower_facts
@@ -36,6 +37,7 @@ from deixis.training.sources import (
     STILLS,
     ClipSource,
     SocData,
+    opened_benchmark,
 )
 from deixis.types import Batch, DeixisError
 from deixis.weights import load_into
@@ -64,6 +66,8 @@ class Schedule:
 # other published from-scratch run has a rate of this order.
 A2D_SCRATCH = Schedule(lr=5e-4, backbone=5e-5, text=0.0, epochs=40, drops=(15,), gamma=0.2, batch=4)
 YTVOS_SCRATCH = Schedule(lr=1e-4, backbone=1e-5, text=0.0, epochs=30, drops=(20,), gamma=0.1, batch=8)
+# Class outputs: 65 in the README, one for each category of the training videos, 1 in the config file. 1 is taken, as in
+# every other run; ``model.classes=65`` is the README's.
 # Batch: 8 a GPU in the README, 7 in the config file; 8 GPUs.
 STILLS_PRETRAIN = Schedule(lr=1e-4, backbone=1e-5, text=5e-6, epochs=30, drops=(15, 20), gamma=0.1, batch=64)
 # Epochs: 25 in the README, 20 in the script; the script is what ran. Batch: the authors' matching only works with one
@@ -108,11 +112,31 @@ def published_soc(
         validate_every=clips.validate_every(steps // plan.epochs),
     )  # fmt: skip
     configs = apply_overrides(overrides, model=replace(model, text=text), train=train, data=clip)
+    require_categories(configs["model"].classes, [opened_benchmark(*place) for place in clips.places])
     scales = {"vision.": plan.backbone / plan.lr} | ({"text.encoder.": plan.text / plan.lr} if plan.text else {})
     return published_run(
         name, clips, model=configs["model"], train=configs["train"], sampling=configs["data"], build=build_soc,
         data=data, losses=partial(soc_losses, configs["data"].loss), groups=partial(soc_groups, scales),
     )  # fmt: skip
+
+
+def require_categories(classes: int, benchmarks: Sequence[Benchmark]) -> None:
+    """Raise DeixisError where a head of several classes has no categories to learn, or more than it has outputs."""
+    if classes == 1:
+        return
+    for one in benchmarks:
+        bare = next((sample for sample in one.samples if sample.category is None), None)
+        if bare is not None:
+            raise DeixisError(
+                f"model.classes is {classes}, but {one.name} {one.split} gives no category for expression {bare.id} of"
+                f" {bare.video.id}; Ref-YouTube-VOS alone has them, in train/meta.json; else leave model.classes at 1"
+            )
+        if len(one.categories) > classes:
+            raise DeixisError(
+                f"model.classes is {classes}, but {one.name} has {len(one.categories)} categories; set it to that"
+            )
+    if not benchmarks:
+        raise DeixisError(f"model.classes is {classes}, but these films have no categories; leave it at 1")
 
 
 def build_soc(config: Config, data: Mapping[str, Path]) -> nn.Module:
@@ -156,6 +180,7 @@ def soc_world(data: Mapping[str, Path], *, overrides: Mapping[str, str], name: s
         train=SMALL_TRAIN,
     )
     films: WorldData = configs["data"]
+    require_categories(configs["model"].classes, ())
     if "tower" in data and any(side % CONV_CLIP_STRIDES[-1] for side in films.size):
         raise DeixisError(f"data.size must be multiples of {CONV_CLIP_STRIDES[-1]} for this tower, got {films.size}")
     return small_run(
