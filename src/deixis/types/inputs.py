@@ -110,8 +110,8 @@ class Target:
         require(tuple(self.referred.shape) == (n,), "Target.referred", f"({n},) bool", self.referred)
 
     def to(self, device: torch.device | str) -> Target:
-        tensors = (x.to(device) for x in (self.masks, self.boxes, self.visible, self.referred))
-        return Target(*tensors, self.category)
+        masks, boxes, visible, referred = (x.to(device) for x in (self.masks, self.boxes, self.visible, self.referred))
+        return Target(masks, boxes, visible, referred, self.category)
 
 
 @dataclass(frozen=True, eq=False)
