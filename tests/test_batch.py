@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -540,16 +541,26 @@ def test_a_dry_run_counts_with_the_speed_of_earlier_results(few: Path, tmp_path:
 
 
 class Crowded(FilmWorker):
-    """There is room for one."""
+    """There is room for one, which needs a while to start."""
+
+    pause = 0.0
 
     def __init__(self, settings: Settings, number: int = 0) -> None:
         if number:
             os._exit(9)
+        time.sleep(self.pause)
         super().__init__(settings, number)
 
 
-def test_where_only_some_workers_can_start_those_do_all_the_films(few: Path, tmp_path: Path) -> None:
-    summary = batch(plan_of(few, tmp_path / "out", engine=QUICK, worker=Crowded))
+class CrowdedAndSlow(Crowded):
+    pause = 1.0  # seconds: the others die three times before the first has started
+
+
+@pytest.mark.parametrize("worker", [Crowded, CrowdedAndSlow])
+def test_where_only_some_workers_can_start_those_do_all_the_films(
+    few: Path, tmp_path: Path, worker: type[FilmWorker]
+) -> None:
+    summary = batch(plan_of(few, tmp_path / "out", engine=QUICK, worker=worker))
     assert (len(summary.now), summary.failed) == (4, [])
 
 

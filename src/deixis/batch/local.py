@@ -79,9 +79,9 @@ class Local:
                         how = worker.bury()
                         if worker.item is None:
                             stillborn += 1
-                            if stillborn >= tries and not any(w.ready for w in staff):
+                            if stillborn >= tries and not staff:
                                 raise DeixisError(f"workers die as they start ({how}); is there memory for the model?")
-                            if stillborn >= tries:  # there is room for those that live, and no more
+                            if stillborn >= tries:  # room for those that live or are still starting, and no more
                                 workers, stillborn = len(staff), 0
                             continue
                         deaths[worker.item] += 1
