@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,12 +103,13 @@ def predict(
     if pending:
         protocols = {"expressions": _predict_film, "davis": _predict_annotators, "answers": _predict_frames}
         predict_samples = protocols[benchmark.protocol]
-        groups: dict[str, list[Sample]] = {}
-        for sample in pending:
-            groups.setdefault(sample.video.id, []).append(sample)
+        due = {(sample.video.id, sample.id) for sample in pending}
         with _disk_errors_as_ours(results):
-            for samples in groups.values():
-                for finished in predict_samples(benchmark, samples, results, setup):
+            for video, samples in benchmark.by_video().items():
+                own = {sample.id for sample in samples if (video, sample.id) in due}
+                if not own:
+                    continue
+                for finished in predict_samples(benchmark, samples, own, results, setup):
                     done += finished
                     if progress is not None:
                         progress(done, total)
@@ -199,16 +200,19 @@ def film_of(video: VideoEntry) -> Iterator[Video]:
 # --- J and F per expression ------------------------------------------------------------------------------------------
 
 
-def _predict_film(benchmark: Benchmark, samples: Sequence[Sample], results: Path, setup: Setup) -> Iterator[int]:
+# Each protocol gets all samples of a film, and the ids of those that are due. What a cut-off run has finished is
+# predicted again with the others, but not written: a number's last digit depends on what is predicted together.
+
+
+def _predict_film(
+    benchmark: Benchmark, samples: Sequence[Sample], due: Set[str], results: Path, setup: Setup
+) -> Iterator[int]:
     """One film, all its expressions at once; a PNG for every frame of each."""
     video = samples[0].video
     with film_of(video) as film, tempfile.TemporaryDirectory(prefix="deixis-") as scratch:
-        # Those that a cut-off run has finished too: a number's last digit depends on what is predicted together.
-        everything = [s for s in benchmark.samples if s.video.id == video.id]
-        due = {sample.id for sample in samples}
-        wanted = [Expression(sample.text, sample.id) for sample in everything]
+        wanted = [Expression(sample.text, sample.id) for sample in samples]
         tracks = finish_tracks(follow_film(setup, film, wanted, folder=Path(scratch)), setup)
-        for sample, track in zip(everything, tracks, strict=True):
+        for sample, track in zip(samples, tracks, strict=True):
             if sample.id in due:
                 _check_length(video, len(track))
                 _write_track(benchmark, sample, track, results)
@@ -229,26 +233,26 @@ def _check_length(video: VideoEntry, frames: int) -> None:
 # --- Ref-DAVIS17: objects compete for pixels, annotator by annotator -------------------------------------------------
 
 
-def _predict_annotators(benchmark: Benchmark, samples: Sequence[Sample], results: Path, setup: Setup) -> Iterator[int]:
+def _predict_annotators(
+    benchmark: Benchmark, samples: Sequence[Sample], due: Set[str], results: Path, setup: Setup
+) -> Iterator[int]:
     """One film: for each annotator, the soft masks of all objects merged to a map of object numbers a frame."""
     video = samples[0].video
-    everything = [s for s in benchmark.samples if s.video.id == video.id]
-    due = {int(sample.id) % ANNOTATORS for sample in samples}
-    wanted = [s for a in range(ANNOTATORS) for s in everything if int(s.id) % ANNOTATORS == a]  # see above
+    wanted = [s for a in range(ANNOTATORS) for s in samples if int(s.id) % ANNOTATORS == a]
     with film_of(video) as film, tempfile.TemporaryDirectory(prefix="deixis-") as scratch:
         expressions = [Expression(s.text, s.id) for s in wanted]
         builder = follow_film(setup, film, expressions, folder=Path(scratch), soft=True)
         tracks = finish_tracks(builder, setup)
         soft = builder.soft(setup.presence_rule) if isinstance(builder, TrackBuilder) else builder.soft()
         _check_length(video, len(builder.names))
-        count = len(everything) // ANNOTATORS
-        for annotator in sorted(due):
+        count = len(samples) // ANNOTATORS
+        for annotator in sorted({int(sample) % ANNOTATORS for sample in due}):
             own = slice(annotator * count, (annotator + 1) * count)
             for index, planes in enumerate(zip(*soft[own], strict=True)):
                 write_ids(results / davis_path(annotator, video, index), merge_objects(planes))
             for sample, track in zip(wanted[own], tracks[own], strict=True):
                 _mark(results, sample, track.presence, track.scores.tolist())
-            yield sum(int(sample.id) % ANNOTATORS == annotator for sample in samples)
+            yield sum(int(sample) % ANNOTATORS == annotator for sample in due)
 
 
 # --- single frames: every query is an answer -------------------------------------------------------------------------
@@ -263,7 +267,9 @@ class Every:
     presence: float
 
 
-def _predict_frames(benchmark: Benchmark, samples: Sequence[Sample], results: Path, setup: Setup) -> Iterator[int]:
+def _predict_frames(
+    benchmark: Benchmark, samples: Sequence[Sample], due: Set[str], results: Path, setup: Setup
+) -> Iterator[int]:
     """A window around each labelled frame; the masks of all queries in that frame, with their scores there.
 
     The system gets the wanted frame, as in training: what comes after its backbone may then get that one alone.
@@ -274,6 +280,8 @@ def _predict_frames(benchmark: Benchmark, samples: Sequence[Sample], results: Pa
         assert sample.scored is not None
         by_frame.setdefault(film_index(sample, sample.scored[0]), []).append(sample)
     for centre, wanted in by_frame.items():
+        if not any(sample.id in due for sample in wanted):
+            continue
         still = isinstance(wanted[0].video.frames, tuple) and len(wanted[0].video.frames) == 1
         indices = [0] if still else centred_window(centre, system.config.window)
         frames = read_frames(wanted[0].video, indices)
@@ -294,6 +302,8 @@ def _predict_frames(benchmark: Benchmark, samples: Sequence[Sample], results: Pa
             expressions = [Expression(s.text, s.id) for s in wanted]
             found = predict_clip(system, clip, expressions, read, setup.device, setup.reduced, wanted=(at,))
         for sample, every in zip(wanted, found, strict=True):
+            if sample.id not in due:
+                continue
             probabilities = torch.from_numpy(every.scores).sigmoid().tolist()
             answers = [
                 {"segmentation": _plain(mask), "score": score}

@@ -151,7 +151,7 @@ class PublishedTracks:
         ]
         self._scores, self._presence = [array("f") for _ in expressions], [array("d") for _ in expressions]
         self._logits = DiskFile(folder) if soft else None
-        self._sizes = array("i")  # of every window, four numbers: no objects that live as long as the film
+        self._shape: tuple[Size, Size] | None = None  # of the picture that the model gets, and the same with padding
 
     @property
     def waiting(self) -> tuple[int, Path]:
@@ -169,7 +169,9 @@ class PublishedTracks:
         for name in names:
             self.names.append(name)
         self.times.extend(times)
-        self._sizes.extend((*window[0].size, *window[0].padded))
+        shape = window[0].size, window[0].padded
+        assert self._shape in (None, shape), "the windows of a film have one size"
+        self._shape = shape
         for i, shown in enumerate(window):
             self._presence[i].append(shown.presence)
             self._scores[i].extend(sigmoid(self.rule.calibrated(shown.frame_scores)).max(0).tolist())
@@ -213,10 +215,10 @@ class PublishedTracks:
     def _soft(self, number: int) -> Iterator[np.ndarray]:
         assert self._logits is not None
         _, shown = self._verdict(number)
-        for window in range(len(self._sizes) // 4):
-            height, width, *rest = self._sizes[4 * window : 4 * window + 4]
-            size, padded = (height, width), (rest[0], rest[1])
-            for frame in unpack_logits(self._logits[window * len(self.expressions) + number]):
+        for window in range(number, len(self._logits), len(self.expressions)):
+            assert self._shape is not None
+            size, padded = self._shape
+            for frame in unpack_logits(self._logits[window]):
                 if shown:
                     logits = enlarge(torch.from_numpy(frame)[None], size, padded, self.source_size, self.how)
                     yield logits[0].sigmoid().numpy()

@@ -75,9 +75,7 @@ class LightFolderData:
     short_sides: tuple[int, ...] = (320, 320, 288)  # pixels, one for each of ``frames``
     stride: int = 3  # the frames of a clip lie up to so many labelled frames apart
     sentences: int = 8  # most of a clip
-    borrowed: float = (
-        0.25  # chance that a clip also gets a sentence of another film's object, of which it shows nothing
-    )
+    borrowed: float = 0.25  # chance that a clip also gets a sentence of another film's object, which it does not show
     complete: bool = False  # everything that might be meant has a mask; else what lies away from masks is unknown
     margin: float = 0.08  # of the diagonal: so near a mask the background is known in any case
     pool: int = 120  # clips that take turns before new ones come; about 16 MB of memory each
