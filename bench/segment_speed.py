@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="fp32,bf16")
     parser.add_argument("--source", type=int, default=480, help="short side of the film, pixels")
+    parser.add_argument("--sides", type=int, nargs=2, help="what the model gets: short and longest side, pixels")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     device = choose_device(chosen.device)
     system: Any = load(chosen.model, device)
+    if chosen.sides:
+        short, longest = chosen.sides
+        system.config = replace(system.config, short_side=short, long_side=longest)
     with tempfile.TemporaryDirectory() as folder:
         film = Video(real_film(Path(folder) / "film.mp4", chosen.frames, chosen.source))
         size = model_size(film.source_size, system.config)
@@ -75,7 +80,7 @@ def main() -> None:
         (height, width), length = film.source_size, system.config.window
         print(
             f"{chosen.model} on {device}, {chosen.threads} threads, best of {chosen.repeats}: {chosen.frames} frames "
-            f"of {height}x{width}, seen at {size[0]}x{size[1]} in windows of {length}"
+            f"of {height}x{width}, encoded at {size[0]}x{size[1]} in windows of {length}"
         )
         print("precision | frames/s | network alone | whole / network | ms a frame per further sentence (network)")
         for precision in chosen.precision.split(","):

@@ -137,7 +137,7 @@ def fit(counts: list[int], values: list[float]) -> str:
 
 
 def systems(options: argparse.Namespace) -> None:
-    print("\n| system | seen at | trainable M | frozen M | frames | s | frames/s | peak GiB | model GiB |")
+    print("\n| system | encoded at | trainable M | frozen M | frames | s | frames/s | peak GiB | model GiB |")
     print("|---|---|---|---|---|---|---|---|---|")
     lines = []
     for name in options.models or (DEBUG if options.debug else MODELS):

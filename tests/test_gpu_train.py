@@ -117,9 +117,9 @@ def test_archives_hold_what_is_trained_on_at_the_models_size_and_nothing_that_is
 @pytest.mark.slow
 def test_a_run_goes_on_from_call_to_call_and_its_model_comes_back(place: Path, packed: Path) -> None:
     work, out = place / "work", place / "out"
-    train = ("train", "--archives", packed, "--work", work, "--device", "cpu", "--minutes", "0.3", "--workers", "0",
+    train = ("train", "--archives", packed, "--work", work, "--device", "cpu", "--minutes", "0.16", "--workers", "0",
              "--kinds", "pictures,films", "--films", "1", "--out", out)  # fmt: skip
-    first = run(*train, "--call-minutes", "0.15")
+    first = run(*train, "--call-minutes", "0.08")
     assert "not whole yet" in first
     assert (out / "state.json").exists()
     for _ in range(3):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MOMENTS = 3
+MOMENTS = 2
 
 pytestmark = [
     pytest.mark.slow,

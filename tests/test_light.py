@@ -101,7 +101,7 @@ def test_the_head_noun_is_found(text, head):
     assert head_phrase(text) == head
 
 
-def test_colour_words_are_heard_as_whole_words():
+def test_colour_words_are_matched_as_whole_words():
     rows = colours_named(["a grey cat", "the bored infrared camera", "black and white dog"])
     assert rows.sum(1).tolist() == [1, 0, 2]
 

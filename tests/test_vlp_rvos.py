@@ -415,8 +415,9 @@ def train(*words: str) -> str:
     return result.stdout
 
 
-TINY = ["--set", "data.films=4", "--set", "data.held_out_films=1", "--set", "data.frames=4", "--set", "train.steps=2",
-        "--set", "train.batch=2", "--set", "train.validate_every=2", "--device", "cpu"]  # fmt: skip
+TINY = ["--set", "data.films=4", "--set", "data.held_out_films=1", "--set", "data.calibration_films=2", "--set",
+        "data.frames=4", "--set", "train.steps=2", "--set", "train.batch=2", "--set", "train.validate_every=2",
+        "--device", "cpu"]  # fmt: skip
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ def train(
         >>> from pathlib import Path
         >>> from deixis.training.loop import train
         >>> from deixis.training.recipes import find_recipe
-        >>> tiny = {"train.steps": "2", "train.batch": "1", "train.workers": "0", "train.validate_every": "0"}
+        >>> tiny = {"train.steps": "2", "train.batch": "1", "train.workers": "0", "data.calibration_films": "2"}
         >>> outcome = train(find_recipe("soc_world")({}, overrides=tiny), Path("out"), device="cpu")
         >>> outcome.step, outcome.stopped, outcome.model.name
         (2, 'finished', 'model.safetensors')
