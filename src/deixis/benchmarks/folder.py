@@ -33,7 +33,7 @@ from deixis.files import (
     write_json,
 )
 from deixis.types import DeixisError, Expression
-from deixis.video import Video, natural
+from deixis.video import FILM_SUFFIXES, Video, natural
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ FOLDER_COLUMNS = ("film", "sentence", "objects")
 MORE_COLUMNS = ("split", "kind")
 NOTHING = "none"  # what stands under objects where a sentence names nothing in its film
 HELD_OUT = 5  # without a column split, about one film in so many is valid (our choice)
-FILM_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".gif")
 WHERE = "docs/train_on_your_data.md describes such a folder's layout; `deixis data fixture folder OUT` writes one"
 
 

@@ -29,7 +29,7 @@ from deixis.progress import Screen, counting_bar
 if TYPE_CHECKING:
     from deixis.out_folder import Output
 
-FILE_NAMES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".gif", ".png", ".jpg", ".json", ".zip"})
+FILE_SUFFIXES = frozenset({".png", ".jpg", ".json", ".zip"})  # and those of films: no folder of results is called so
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print each verdict as a line of JSON, and nothing else.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print the verdicts and what went wrong only.")]
@@ -63,7 +63,7 @@ def segment(
     from deixis.inference import as_expressions, check_choices
     from deixis.out_folder import Output
     from deixis.types import DeixisError
-    from deixis.video import Video
+    from deixis.video import FILM_SUFFIXES, Video
     from deixis.writers import check_formats
 
     kinds = check_formats(formats)
@@ -78,7 +78,7 @@ def segment(
     if source.path.is_dir() and source.path.resolve() == output.out.resolve():
         raise DeixisError(f"{out} is the folder of the frames themselves; give another one with -o")
     screen = Screen(as_json=as_json, quiet=quiet or as_json)
-    if out.suffix.lower() in FILE_NAMES and not out.is_dir():
+    if out.suffix.lower() in FILM_SUFFIXES | FILE_SUFFIXES and not out.is_dir():
         screen.warn(f"{out} will be a folder, for there are several results; a film in it is overlay.mp4")
     _segment_to_disk(source, expressions, output, kinds, model, device, precision, size, threshold, screen, selection)
 

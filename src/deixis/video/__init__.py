@@ -28,10 +28,11 @@ from deixis.types import Clip, DeixisError, Size
 from deixis.video.colour import Colours
 from deixis.video.frames import MAX_PIXELS, Frame, Notes, resize
 from deixis.video.paths import is_there, no_such
-from deixis.video.pictures import PICTURES, Pictures
+from deixis.video.pictures import FILM_SUFFIXES, PICTURES, Pictures
 from deixis.video.stream import PLAYLISTS, Stream
 
 __all__ = [
+    "FILM_SUFFIXES",
     "FOLDER_FPS",
     "MAX_PIXELS",
     "PICTURES",

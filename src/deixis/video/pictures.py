@@ -35,7 +35,9 @@ PICTURE_KINDS = {  # suffix -> what it is called, one name for the spellings of 
     ".jp2": "JPEG 2000", ".j2k": "JPEG 2000", ".tga": "TGA",
 }  # fmt: skip
 PICTURES = frozenset(PICTURE_KINDS)
-FILM_NAMES = frozenset({".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".wmv", ".gif"})
+FILM_SUFFIXES = frozenset(  # what files of films are mostly called; any name is read
+    {".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".gif"}
+)
 MOVING = frozenset({"WEBP", "PNG", "AVIF", "TIFF"})  # Pillow's formats whose many pictures are frames
 ONLY_PILLOW = frozenset({"AVIF", "HEIC", "TGA"})
 BESIDE = re.compile(  # what tools append to a frame's name for what belongs to it
@@ -327,7 +329,7 @@ def belongs_to_another(stem: str, stems: set[str]) -> bool:
 
 def nested(path: Path, found: Sequence[Path]) -> str:
     """What lies there instead: films; or the frames, one or two folders further down."""
-    films = sorted(f.name for f in found if f.suffix.lower() in FILM_NAMES and f.is_file())
+    films = sorted(f.name for f in found if f.suffix.lower() in FILM_SUFFIXES and f.is_file())
     if films:
         many = f"{films[0]} and {len(films) - 1} more films lie" if len(films) > 1 else f"{films[0]} lies"
         return f"; {many} in it: give one of them, or list them for `deixis batch`"
