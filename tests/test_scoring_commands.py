@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -184,7 +185,31 @@ def test_a_frame_that_cannot_be_read_stops_the_run_by_name(made, tmp_path):
     file = root / "valid_u/JPEGImages/video00/00001.jpg"
     file.write_bytes(file.read_bytes()[:200])
     line = refused("predict", "mevis", root, "-o", tmp_path / "out", "--model", "light_debug", "--device", "cpu")
-    assert "video00" in line
+    assert "video00: 3 frames could be read, 4 are listed (00001.jpg is not a picture that decodes" in line
+
+
+@pytest.mark.parametrize("name", ["mevis", "ref-davis17"])
+def test_a_frame_of_another_size_stops_the_run_by_name_before_anything_of_its_video_counts_as_finished(
+    made, tmp_path, name
+):
+    root, out = made(name), tmp_path / "out"
+    video = open_benchmark(name, root).samples[0].video
+    cv2.imwrite(str(video.frames[2]), np.zeros((20, 30, 3), np.uint8))
+    words = ("predict", name, root, "-o", out, "--model", "light_debug", "--device", "cpu")
+    for _ in range(2):  # a second run does not take the first one's for finished
+        assert f"video {video.id}: frames change size" in refused(*words)
+    assert not list(out.rglob("*.png"))
+    assert [path.name for path in out.rglob("*.json")] == ["run.json"]
+
+
+def test_frames_of_different_sizes_around_a_labelled_one_are_refused_by_name(made, tmp_path):
+    root = made("jhmdb-sentences")
+    file = open_benchmark("jhmdb-sentences", root).samples[0].video.frames[1]
+    cv2.imwrite(str(file), np.zeros((20, 30, 3), np.uint8))
+    words = ("predict", "jhmdb-sentences", root, "-o", tmp_path / "out", "--model", "light_debug", "--device", "cpu")
+    line = refused(*words)
+    assert "the frames of a video must have one size" in line
+    assert file.name in line
 
 
 # --- protocols -------------------------------------------------------------------------------------------------------

@@ -193,8 +193,7 @@ def film_of(video: VideoEntry) -> Iterator[Video]:
             (Path(folder) / f"{index:08d}{frame.suffix}").symlink_to(frame.absolute())
         film = Video(folder)
         yield film
-        if film.warnings:  # a frame that cannot be read is filled in for people; a score must not rest on that
-            raise DeixisError(f"video {video.id}: {film.warnings[0]}")
+        _check_read(video, film)
 
 
 # --- J and F per expression ------------------------------------------------------------------------------------------
@@ -211,10 +210,10 @@ def _predict_film(
     video = samples[0].video
     with film_of(video) as film, tempfile.TemporaryDirectory(prefix="deixis-") as scratch:
         wanted = [Expression(sample.text, sample.id) for sample in samples]
-        tracks = finish_tracks(follow_film(setup, film, wanted, folder=Path(scratch)), setup)
-        for sample, track in zip(samples, tracks, strict=True):
+        builder = follow_film(setup, film, wanted, folder=Path(scratch))
+        _check_read(video, film, len(builder.names))
+        for sample, track in zip(samples, finish_tracks(builder, setup), strict=True):
             if sample.id in due:
-                _check_length(video, len(track))
                 _write_track(benchmark, sample, track, results)
                 yield 1
 
@@ -225,9 +224,20 @@ def _write_track(benchmark: Benchmark, sample: Sample, track: MaskTrack, results
     _mark(results, sample, track.presence, track.scores.tolist())
 
 
-def _check_length(video: VideoEntry, frames: int) -> None:
-    if frames != len(video.names):
-        raise DeixisError(f"video {video.id}: {frames} frames could be read, {len(video.names)} are listed")
+def _check_read(video: VideoEntry, film: Video, frames: int | None = None) -> None:
+    """Refuse a film of which a listed frame is left out or made to fit: that is for people, no score may rest on it.
+
+    Called when the film has been read, before anything of it is written. frames: how many were read, where known.
+    """
+    notes = "; ".join(film.warnings)
+    if isinstance(video.frames, tuple):  # the frames' own names mean more than those in the temporary folder
+        for index, frame in enumerate(video.frames):
+            notes = notes.replace(f"{index:08d}{frame.suffix}", frame.name)
+    if frames is not None and frames != len(video.names):
+        why = f" ({notes})" if notes else ""
+        raise DeixisError(f"video {video.id}: {frames} frames could be read, {len(video.names)} are listed{why}")
+    if notes and isinstance(video.frames, tuple):
+        raise DeixisError(f"video {video.id}: {notes}; mend its frames, or fetch them again")
 
 
 # --- Ref-DAVIS17: objects compete for pixels, annotator by annotator -------------------------------------------------
@@ -242,9 +252,9 @@ def _predict_annotators(
     with film_of(video) as film, tempfile.TemporaryDirectory(prefix="deixis-") as scratch:
         expressions = [Expression(s.text, s.id) for s in wanted]
         builder = follow_film(setup, film, expressions, folder=Path(scratch), soft=True)
+        _check_read(video, film, len(builder.names))
         tracks = finish_tracks(builder, setup)
         soft = builder.soft(setup.presence_rule) if isinstance(builder, TrackBuilder) else builder.soft()
-        _check_length(video, len(builder.names))
         count = len(samples) // ANNOTATORS
         for annotator in sorted({int(sample) % ANNOTATORS for sample in due}):
             own = slice(annotator * count, (annotator + 1) * count)

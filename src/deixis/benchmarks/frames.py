@@ -22,13 +22,22 @@ def centred_window(centre: int, count: int) -> list[int]:
 
 
 def read_frames(video: VideoEntry, indices: Sequence[int]) -> np.ndarray:
-    """(T, H, W, 3) uint8 RGB of frames by index; of a film file, indices outside the film are clamped to its ends.
+    """(T, H, W, 3) uint8 RGB of frames by index; indices outside the video are clamped to its ends.
 
-    Of a film file an index counts the film's own frames from 0. Raises DeixisError for what cannot be read.
+    Of a film file an index counts the film's own frames from 0. Raises DeixisError for what cannot be read, and for
+    frames of different sizes.
     """
     if isinstance(video.frames, tuple):
-        frames = video.frames
-        return np.stack([_read_image(str(frames[min(max(i, 0), len(frames) - 1)])) for i in indices])
+        files = [video.frames[min(max(i, 0), len(video.frames) - 1)] for i in indices]
+        pictures = [_read_image(str(file)) for file in files]
+        for file, picture in zip(files, pictures, strict=True):
+            if picture.shape != pictures[0].shape:
+                (height, width), first = picture.shape[:2], pictures[0].shape
+                raise DeixisError(
+                    f"{file} is {height}x{width} pixels, {files[0].name} of the same video {first[0]}x{first[1]}; the"
+                    " frames of a video must have one size"
+                )
+        return np.stack(pictures)
     wanted = {max(i, 0) for i in indices}
     found: dict[int, np.ndarray] = {}
     last = None
