@@ -52,6 +52,15 @@ def test_below_the_threshold_no_track_is_chosen(system, folder):
     assert choice.track is None
 
 
+def test_of_a_typed_question_the_phrase_alone_is_read_as_by_segment(system, folder):
+    asked = ["Where is the red one?", deixis.Expression("Where is the red one?"), "the red one"]
+    typed, as_it_stands, phrase = deixis.choose(folder, two_tracks(), asked, model=system, precision="fp32")
+    assert typed.expression.text == "Where is the red one?"
+    assert typed.presence == pytest.approx(phrase.presence, abs=1e-5)
+    assert typed.probabilities == pytest.approx(phrase.probabilities, abs=1e-5)
+    assert as_it_stands.presence != pytest.approx(phrase.presence, abs=1e-5)
+
+
 def test_the_order_of_the_tracks_changes_nothing_but_their_numbers(system, folder):
     tracks = two_tracks()
     (one,) = deixis.choose(folder, tracks, "the red one", model=system, precision="fp32")

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deixis.inference import Setup, as_expressions, model_size, prepare
+from deixis.inference import Setup, as_expressions, as_read, model_size, prepare
 from deixis.linking import sigmoid
 from deixis.systems.light import Light, TrackFeatures
-from deixis.types import DeixisError, Expression, MaskTrack, Verdict, verdict_of
+from deixis.types import DeixisError, Expression, MaskTrack, RleMasks, Verdict, verdict_of
 from deixis.video import Video, normalise
 
 MOST_FRAMES = 16  # frames that are used, evenly spread over the video (our choice: memory does not grow)
@@ -68,7 +67,8 @@ def choose(
     Args:
         video: Path of a video or of a folder of frames, or an open ``Video``.
         tracks: Q objects of the video, from any tool: a ``MaskTrack``, or (T, H, W) bool, one mask a frame.
-        expressions: One expression or several.
+        expressions: One expression or several. Of text the phrase alone is read, as by `segment`: "where is the dog?"
+            is "the dog"; an `Expression` is taken as it stands.
         model: The bundled model, or a checkpoint or system of its kind.
         device: auto, cpu, cuda or mps.
         precision: auto, fp32 or bf16.
@@ -90,6 +90,7 @@ def choose(
         True
     """
     wanted = as_expressions(expressions)
+    read = as_read(expressions, wanted)
     setup = prepare(model, device=device, precision=precision, threshold=threshold)
     system = setup.system
     if not isinstance(system, Light):
@@ -101,23 +102,25 @@ def choose(
     masks = [_masks_of(track, number) for number, track in enumerate(tracks)]
     _check(masks, source)
     tokens = _pool(setup, system, source, masks)
-    config = system.config
+    rule = setup.presence_rule
     with torch.inference_mode(), torch.autocast(setup.device.type, torch.bfloat16, enabled=setup.reduced):
         embedding = system.namer(tokens)
         which = torch.zeros(len(wanted), dtype=torch.long, device=setup.device)
-        similarity, none = system.score_texts(tokens, embedding, [e.text for e in wanted], which)
+        similarity, none = system.score_texts(tokens, embedding, [e.text for e in read], which)
     choices = []
     for expression, row, nothing in zip(wanted, similarity.float().cpu(), none.float().cpu(), strict=True):
         raw = float(row.logsumexp(0) - nothing)
-        presence = float(sigmoid(raw / config.presence_temperature + config.presence_shift))
+        presence = float(sigmoid(rule.calibrated(raw)))
         shares = row.softmax(0) * presence
-        there = setup.presence_rule.threshold is None or presence >= setup.presence_rule.threshold
-        track = int(row.argmax()) if there else None
-        choices.append(Choice(expression, track, presence, tuple(shares.tolist()), setup.presence_rule.sure))
+        track = int(row.argmax()) if rule.shows(presence) else None
+        choices.append(Choice(expression, track, presence, tuple(shares.tolist()), rule.sure))
     return choices
 
 
-def _masks_of(track: MaskTrack | np.ndarray, number: int) -> Any:
+Masks = RleMasks | np.ndarray  # of a track: (T, H, W) bool, or read one by one
+
+
+def _masks_of(track: MaskTrack | np.ndarray, number: int) -> Masks:
     if isinstance(track, MaskTrack):
         return track.masks
     masks = np.asarray(track)
@@ -128,7 +131,7 @@ def _masks_of(track: MaskTrack | np.ndarray, number: int) -> Any:
     return masks
 
 
-def _check(masks: Sequence[Any], source: Video) -> None:
+def _check(masks: Sequence[Masks], source: Video) -> None:
     if not masks:
         raise DeixisError("there are no tracks to choose among; give at least one")
     height, width = source.source_size
@@ -151,7 +154,7 @@ def _spread(length: int) -> list[int]:
 
 
 @torch.inference_mode()
-def _pool(setup: Setup, system: Light, source: Video, masks: Sequence[Any]) -> TrackFeatures:
+def _pool(setup: Setup, system: Light, source: Video, masks: Sequence[Masks]) -> TrackFeatures:
     """Track features of the video's frames that are used."""
     config, length = system.config, len(masks[0])
     used, size = set(_spread(length)), model_size(source.source_size, config)
