@@ -197,7 +197,7 @@ def test_a_run_that_was_cut_off_while_it_moved_its_results_is_completed_by_the_n
     assert tree(out) == WHOLE
 
 
-def test_a_run_that_was_cut_off_before_is_told_and_swept_by_the_next(tmp_path: Path) -> None:
+def test_a_run_that_was_cut_off_before_is_noted_and_swept_by_the_next(tmp_path: Path) -> None:
     for out in (tmp_path / "there", tmp_path / "new"):
         if out.name == "there":
             out.mkdir()
@@ -231,7 +231,7 @@ def test_a_run_that_was_cut_off_as_it_began_to_write_the_journal_is_no_results(t
     assert tree(tmp_path) == WHOLE
 
 
-def test_what_a_run_left_beside_an_out_that_came_to_be_since_is_told_and_swept(tmp_path: Path) -> None:
+def test_what_a_run_left_beside_an_out_that_came_to_be_since_is_noted_and_swept(tmp_path: Path) -> None:
     output = Output(tmp_path / "out")
     output.__enter__()
     os.close(output._lock)
@@ -316,14 +316,50 @@ def test_a_journal_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> Non
 
 
 def test_a_journal_whose_items_are_gone_says_so(tmp_path: Path) -> None:
-    (tmp_path / JOURNAL).write_text(json.dumps({"from": ".x", "aside": ".x/aside", "items": ["masks.json"]}))
-    (tmp_path / ".x").mkdir()
+    scratch = f"{INSIDE}x"
+    (tmp_path / JOURNAL).write_text(json.dumps({"from": scratch, "aside": f"{scratch}/aside", "items": ["masks.json"]}))
+    (tmp_path / scratch).mkdir()
     output = Output(tmp_path)
     output.check()
     assert output.notes == [
         f"{tmp_path}: a run was cut off while its results were moved here; done now, except masks.json, which cannot be"
         " found any more"
     ]
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        {"from": "../mine", "aside": "../mine/aside", "items": ["thesis.txt"]},
+        {"from": f"{INSIDE}x", "aside": "../mine/aside", "items": []},
+        {"from": "../mine", "aside": f"{INSIDE}x/aside", "items": ["thesis.txt"]},
+        {"from": f"{INSIDE}x", "aside": f"{INSIDE}x/aside", "items": ["../mine/thesis.txt"]},
+    ],
+)
+def test_a_journal_that_names_what_is_not_a_runs_own_moves_and_deletes_nothing(
+    tmp_path: Path, journal: dict[str, object]
+) -> None:
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    (out / f"{INSIDE}x").mkdir(parents=True)
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("dear")
+    (out / JOURNAL).write_text(json.dumps(journal))
+    with pytest.raises(DeixisError, match="it names places that no run makes"):
+        Output(out, overwrite=True).check()
+    assert (mine / "thesis.txt").read_text() == "dear"
+
+
+def test_what_another_run_had_made_but_not_locked_yet_is_not_deleted(tmp_path: Path) -> None:
+    begun = tmp_path / f"{INSIDE}begun"  # as after mkdtemp, and before its lock
+    begun.mkdir()
+    output = Output(tmp_path)
+    with output:
+        handle = lock(begun)
+        with output.item("masks.json") as place:
+            place.write_text("{}")
+    assert begun.is_dir()
+    assert handle is not None
+    os.close(handle)
 
 
 @pytest.mark.slow

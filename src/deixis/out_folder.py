@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from deixis.types import DeixisError
 
@@ -179,7 +179,8 @@ class Output(AbstractContextManager["Output"]):
         full = of_disk(error, self.scratch) if isinstance(error, Exception) else None  # while the scratch is there
         remove(self.scratch)
         for left in self._left if whole and self.finished else []:
-            remove(left)
+            if held(left) is False:  # it may have been another run's that had not locked it yet
+                remove(left)
         if not self.out.exists():
             self._remove_made()
         if full is not None:
@@ -234,9 +235,7 @@ class Output(AbstractContextManager["Output"]):
         journal = self.out / JOURNAL
         if journal.is_file():
             try:
-                noted = json.loads(journal.read_text(encoding="utf-8"))
-                source, aside = self.out / noted["from"], self.out / noted["aside"]
-                names = [str(name) for name in noted["items"]]
+                source, aside, names = noted_moves(self.out, json.loads(journal.read_text(encoding="utf-8")))
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise DeixisError(
                     f"{self.out} is incomplete, and {JOURNAL} in it cannot be read ({error}); move it away, and what"
@@ -395,6 +394,23 @@ def move_items(out: Path, source: Path, aside: Path, names: list[str]) -> None:
         if os.path.lexists(source / name):
             move_item(source / name, out / name, aside / name)
     journal.unlink()
+
+
+def noted_moves(out: Path, journal: Any) -> tuple[Path, Path, list[str]]:
+    """(source, aside, names) of a journal, as ``move_items`` wrote it.
+
+    Raises ValueError for a journal that names other places than a scratch folder in or beside OUT: its moves would take
+    what is not ours, and the folder is deleted after them.
+    """
+    source, aside = (Path(os.path.normpath(out / journal[key])) for key in ("from", "aside"))
+    names = [str(name) for name in journal["items"]]
+    scratch = aside.parent
+    ours = (scratch.parent == out and scratch.name.startswith(INSIDE)) or (
+        scratch.parent == out.parent and scratch.name.startswith(".") and ".part-" in scratch.name
+    )
+    if not ours or source not in (scratch, scratch / "whole") or any(Path(name).name != name for name in names):
+        raise ValueError("it names places that no run makes")
+    return source, aside, names
 
 
 def move_item(source: Path, target: Path, aside: Path) -> None:
