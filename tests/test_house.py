@@ -20,7 +20,7 @@ FILES = sorted(path.relative_to(PACKAGE).as_posix().removesuffix(".py") for path
 
 # Floors of docs/architecture.md. A folder's floor holds for its files; a file named here has its own.
 FLOORS = {
-    "types": 0, "tables": 0,
+    "types": 0, "tables": 0, "locks": 0,
     "config": 1, "devices": 1, "files": 1, "old_keys": 1, "out_folder": 1, "sentences": 1, "verdicts": 1, "blocks": 1,
     "metrics": 1,
     "encoders": 2, "losses": 2, "video": 2, "linking": 2, "waiting": 2, "selection": 2, "tracks": 2,

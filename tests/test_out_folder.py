@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from deixis.benchmarks import ref_davis17, write_fixture
 from deixis.cli import app
-from deixis.out_folder import INSIDE, JOURNAL, Output, lock
+from deixis.locks import lock
+from deixis.out_folder import INSIDE, JOURNAL, Output
 from deixis.synthetic.world import write_mevis
 from deixis.synthetic.world_config import WorldConfig
 from deixis.types import DeixisError
@@ -364,7 +365,7 @@ def test_what_another_run_had_made_but_not_locked_yet_is_not_deleted(tmp_path: P
 
 @pytest.mark.slow
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    code = f"from pathlib import Path; from deixis.out_folder import lock; lock(Path({str(tmp_path)!r}))"
+    code = f"from pathlib import Path; from deixis.locks import lock; lock(Path({str(tmp_path)!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(SOURCE)})
     assert lock(tmp_path) is not None
 

@@ -25,12 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from deixis.locks import held, lock
 from deixis.types import DeixisError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -342,41 +338,6 @@ def whole_items(scratch: Path) -> list[str]:
 def escaped(text: str) -> str:
     """A name as a glob that matches it alone."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in text)
-
-
-def lock(folder: Path) -> int | None:
-    """A lock on a folder that ends with this process; None where the system or the disk has none.
-
-    Raises BlockingIOError where another process holds it.
-    """
-    if fcntl is None:
-        return None
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return handle
-    except OSError as error:
-        os.close(handle)
-        if isinstance(error, BlockingIOError):
-            raise
-        return None
-
-
-def held(folder: Path) -> bool | None:
-    """Whether a process holds the lock on a folder; None where that cannot be found out."""
-    if not folder.is_dir():
-        return False
-    try:
-        handle = lock(folder)
-    except BlockingIOError:
-        return True
-    if handle is None:
-        return None
-    os.close(handle)
-    return False
 
 
 def move_items(out: Path, source: Path, aside: Path, names: list[str]) -> None:

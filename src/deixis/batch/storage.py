@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deixis import weights
+from deixis.locks import lock
 from deixis.out_folder import of_system
 from deixis.types import DeixisError
 from deixis.video import PICTURES
@@ -150,14 +151,14 @@ class Store:
 def claimed(store: Store) -> Iterator[None]:
     """OUT for one batch at a time; what holds other things is refused, and what stays empty is removed again."""
     made: list[Path] = []
-    lock: int | None = None
+    handle: int | None = None
     try:
         if store.local is not None:
             if store.local.exists() and not store.local.is_dir():
                 raise DeixisError(f"{store.local} is a file; give a folder with -o")
             made = [p for p in (store.local, *store.local.parents) if not p.exists()]
             store.local.mkdir(parents=True, exist_ok=True)
-            lock = _lock(store.local)
+            handle = _lock(store.local)
         names = _held(store)
         if names and RESULTS not in names:
             raise DeixisError(f"{store.root} is not empty and no batch of deixis; give another folder with -o")
@@ -171,8 +172,8 @@ def claimed(store: Store) -> Iterator[None]:
     except OSError as error:
         raise DeixisError(f"cannot write to {store.root}: {error.strerror or error}") from error
     finally:
-        if lock is not None:
-            os.close(lock)
+        if handle is not None:
+            os.close(handle)
         with suppress(OSError):  # the first that is not empty
             for folder in made:
                 folder.rmdir()
@@ -184,21 +185,17 @@ def _held(store: Store) -> list[str]:
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock on a folder that ends with this process and those forked from it. Raises DeixisError where another batch
-    holds it, and goes on holding it: what was killed a moment ago may not be gone yet."""
-    try:
-        import fcntl
-    except ImportError:
-        return None  # Windows has none
-    handle = os.open(folder, os.O_RDONLY)
+    """A lock on a folder that ends with this process and those forked from it; None where the disk has none.
+
+    Raises DeixisError where another batch holds it, and goes on holding it: what was killed a moment ago may not be
+    gone yet.
+    """
     patience = time.monotonic() + LET_GO
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return handle
+            return lock(folder)
         except BlockingIOError as error:
             if time.monotonic() > patience:
-                os.close(handle)
                 raise DeixisError(
                     f"another batch is writing to {folder}; wait for it, or give another folder"
                 ) from error
