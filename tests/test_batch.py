@@ -140,6 +140,7 @@ def test_a_film_that_kills_its_worker_once_is_done_and_one_that_always_does_is_g
 # --- films and runs that fail -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bad_films_are_named_with_their_reasons_and_do_not_stop_the_rest(few: Path, tmp_path: Path) -> None:
     noise(tmp_path / "films" / "noise.mp4")
     (tmp_path / "films" / "empty.mp4").touch()
@@ -556,7 +557,7 @@ class CrowdedAndSlow(Crowded):
     pause = 1.0  # seconds: the others die three times before the first has started
 
 
-@pytest.mark.parametrize("worker", [Crowded, CrowdedAndSlow])
+@pytest.mark.parametrize("worker", [Crowded, pytest.param(CrowdedAndSlow, marks=pytest.mark.slow)])
 def test_where_only_some_workers_can_start_those_do_all_the_films(
     few: Path, tmp_path: Path, worker: type[FilmWorker]
 ) -> None:

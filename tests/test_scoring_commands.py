@@ -336,6 +336,7 @@ def test_groups_are_summed_apart(made, tmp_path):
     assert scores.groups["unseen kitchens"]["J"] == 0.5
 
 
+@pytest.mark.slow
 def test_several_processes_find_what_one_finds(made, tmp_path):
     root = made("mevis")
     out = perfect("mevis", root, tmp_path / "out")

@@ -451,6 +451,7 @@ def test_whatever_fails_the_job_ends_with_a_line_and_the_next_one_has_its_turn(
         assert len(job.message.splitlines()) == (job.state == "failed")
 
 
+@pytest.mark.slow
 def test_films_that_cannot_be_deleted_do_not_end_the_sweeping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     swept: list[float] = []
 

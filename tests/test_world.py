@@ -80,6 +80,7 @@ def test_films_have_the_promised_shapes_and_sentences(films: dict[str, list[Synt
     assert seen >= {"class", "colour", "texture", "size", "place", "motion", "time", "relation", "several", "none"}
 
 
+@pytest.mark.slow
 def test_masks_cover_what_was_painted(films: dict[str, list[SyntheticVideo]]) -> None:
     for film in films["train"][:10]:
         for s in film.sentences:
@@ -199,6 +200,7 @@ def test_flow_carries_every_frame_to_the_next() -> None:
             assert (wrong > 25).mean() < 0.03
 
 
+@pytest.mark.slow
 def test_training_never_shows_or_names_held_out_shapes_and_pairs(films: dict[str, list[SyntheticVideo]]) -> None:
     for film in films["train"]:
         assert not set(film.classes) & set(HELD_OUT_SHAPES)
