@@ -312,6 +312,23 @@ def test_two_batches_may_not_write_to_one_out(few: Path, tmp_path: Path, monkeyp
     assert len(batch(plan_of(few, tmp_path / "out", engine=Here()), progress=other).now) == 4
 
 
+def test_a_run_that_is_stopped_at_once_keeps_the_lines_of_films_at_urls_that_are_finished(
+    few: Path, tmp_path: Path
+) -> None:
+    few.write_text(few.read_text().replace("films/", f"file://{few.parent}/films/"))
+    out = tmp_path / "out"
+    assert len(batch(plan_of(few, out, engine=Here())).now) == 4
+    lines = (out / RESULTS).read_text()
+
+    class Stopped(Here):
+        def results(self, *_: Any, **__: Any) -> Any:
+            raise KeyboardInterrupt
+
+    summary = batch(plan_of(few, out, engine=Stopped()))
+    assert (summary.stopped, summary.before, len(summary.now), len(summary.waiting)) == (True, 4, 0, 0)
+    assert (out / RESULTS).read_text() == lines
+
+
 def test_what_a_killed_batch_still_holds_for_a_moment_is_waited_for(few: Path, tmp_path: Path) -> None:
     fcntl = pytest.importorskip("fcntl")
     (tmp_path / "out").mkdir()

@@ -36,11 +36,8 @@ log = logging.getLogger(__name__)
 ENGINES = ("local", "ray")
 TRIES = 3  # workers that a film may kill before it is given up (our choice)
 NOTE_SECONDS = 10.0  # between two writings of results.jsonl while films are coming in (our choice)
-FOLDER = re.compile(r"[\w\-]+-[0-9a-f]{12}")  # what `Job.folder` makes
+FOLDER = re.compile(r"[\w\-]+-[0-9a-f]{12}")  # what `BatchJob.folder` makes
 PART = re.compile(r"\.[\w\-]+-[0-9a-f]{12}\.part-.*|results\.jsonl\.half")  # what a killed run leaves
-
-
-# --- the batch --------------------------------------------------------------------------------------------------------
 
 
 class Engine(Protocol):
@@ -217,7 +214,7 @@ def batch(
                 results |= finished_results(store, due, settings)
                 before, noted = len(results), time.perf_counter()
                 _report(progress, results, due)
-                for name, result in _results(planned, settings, {n: job for n, job in due.items() if n not in results}):
+                for name, result in _results(planned, settings, missing(due, results)):
                     cached = result.pop("cached", False)
                     results[name] = result
                     before += cached
@@ -235,13 +232,21 @@ def batch(
             stopped = True
         finally:  # the workers are gone; one may have finished a film whose answer did not come through
             sweep(store)
-            late = finished_results(store, {name: job for name, job in due.items() if name not in results}, settings)
+            late = finished_results(store, missing(due, results), settings)
             results |= late
+            # Of films at URLs that were not reached, whose contents are not compared: what earlier runs finished stays.
+            kept = finished_results(store, missing(due, results), settings, closely=False)
+            results |= kept
             lines = write_results(store, planned, results)
     return Summary(
-        lines=lines, now=[*now, *late], before=before, stopped=stopped, seconds=time.perf_counter() - began,
-        waiting=[job for name, job in due.items() if name not in results],
+        lines=lines, now=[*now, *late], before=before + len(kept), stopped=stopped,
+        waiting=list(missing(due, results).values()), seconds=time.perf_counter() - began,
     )  # fmt: skip
+
+
+def missing(due: Mapping[str, BatchJob], results: Mapping[str, Any]) -> dict[str, BatchJob]:
+    """The jobs by folder that have no result yet."""
+    return {name: job for name, job in due.items() if name not in results}
 
 
 def _results(
