@@ -394,6 +394,39 @@ def test_a_disk_that_refuses_a_training_run_is_one_line_and_the_checkpoint_stand
     assert ("go on from it with --resume" in done.stderr) == kept
 
 
+def test_data_of_a_training_that_is_not_there_is_named_and_not_called_an_error_of_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "data" / "picture.jpg"
+
+    def train(*arguments: object, **named: object) -> None:
+        gone.read_bytes()
+
+    monkeypatch.setattr("deixis.training.loop.train", train)
+    done = CliRunner().invoke(app, ["train", "soc_world", "-o", str(tmp_path / "out")])
+    assert done.exit_code == 2, done.exception
+    assert done.stderr == (
+        f"deixis: {gone}: No such file or directory; is it what --data should name? nothing was written\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data", "said"),
+    [
+        ("light", ["pictures", "weights"], "mobile_sam.fp16.safetensors is missing; --data weights names the folder"),
+        ("light_namer", ["features", "objects", "pictures", "weights"], "imagenet_names.json: No such file"),
+    ],
+)
+def test_a_folder_of_training_data_that_is_empty_is_one_line_before_anything_is_trained(
+    tmp_path: Path, recipe: str, data: list[str], said: str
+) -> None:
+    given = [f"--data={name}={tmp_path}" for name in data]
+    done = CliRunner().invoke(app, ["train", recipe, *given, "-o", str(tmp_path / "out"), "--device", "cpu"])
+    assert done.exit_code == 2, done.exception
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 # --- real mounts ------------------------------------------------------------------------------------------------------
 
 

@@ -47,9 +47,11 @@ def train(
     from deixis.training.recipes import find_recipe
 
     places = {name: Path(place) for name, place in named_values(data, "--data NAME=PATH").items()}
-    run = find_recipe(recipe)(places, overrides=named_values(settings, "--set FIELD=VALUE"))
-    with training_bar(run.train.steps) as report, _disk_errors_as_ours(out):  # under torchrun the first process reports
-        outcome = train_run(run, out, device=device, resume=resume, report=report)
+    overrides = named_values(settings, "--set FIELD=VALUE")
+    with _disk_errors_as_ours(out):
+        run = find_recipe(recipe)(places, overrides=overrides)
+        with training_bar(run.train.steps) as report:  # under torchrun the first process reports
+            outcome = train_run(run, out, device=device, resume=resume, report=report)
     if os.environ.get("RANK", "0") == "0":
         typer.echo(f"{outcome.stopped} at step {outcome.step} of {run.train.steps}; the model: {outcome.model}")
         for name, number in outcome.counts.items():
@@ -60,7 +62,8 @@ def train(
 
 @contextmanager
 def _disk_errors_as_ours(out: Path) -> Iterator[None]:
-    """What a disk refuses while a run is written, as one line; what stands in OUT is whole."""
+    """What a disk refuses while a run is written, and data that is not there, as one line; what stands in OUT is
+    whole."""
     from safetensors import SafetensorError
 
     from deixis.out_folder import disk_refuses
@@ -69,11 +72,14 @@ def _disk_errors_as_ours(out: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if not disk_refuses(error):
+        if not (disk_refuses(error) or isinstance(error, FileNotFoundError)):
             raise
         there = (out / "last.safetensors").is_file()
         kept = "the last checkpoint is whole, go on from it with --resume" if there else "nothing was written"
-        raise DeixisError(f"cannot write to {out} ({getattr(error, 'strerror', None) or error}); {kept}") from error
+        reason, file = getattr(error, "strerror", None) or error, getattr(error, "filename", None)
+        if file is not None and not Path(file).absolute().is_relative_to(out.absolute()):
+            raise DeixisError(f"{file}: {reason}; is it what --data should name? {kept}") from error
+        raise DeixisError(f"cannot write to {out} ({reason}); {kept}") from error
 
 
 def recipes(

@@ -6,9 +6,10 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from deixis.encoders.frozen import read_tensors
+from deixis.files import require_file
 from deixis.systems.light import Light
 from deixis.types import DeixisError
 
@@ -24,12 +25,16 @@ def packaged_minilm() -> Path:
 
 
 def load_minilm(system: Light, folder: Path) -> None:
-    """Strictly load MiniLM's published file; ``position_ids`` (a constant) and the pooler (not used) are left out."""
-    published = load_file(folder / "model.safetensors")
+    """Strictly load MiniLM's published file; ``position_ids`` (a constant) and the pooler (not used) are left out.
+
+    Raises DeixisError where the folder does not hold model.safetensors and tokenizer.json, or these are damaged.
+    """
+    where = "--data minilm names the folder of MiniLM's model.safetensors and tokenizer.json"
+    published = read_tensors(require_file(folder / "model.safetensors", where))
     ours: dict[str, Tensor] = {
         f"bert.{key}": value.float()
         for key, value in published.items()
         if not key.startswith("pooler.") and not key.endswith("position_ids")
     }
-    ours["_extra_state"] = torch.frombuffer(bytearray((folder / "tokenizer.json").read_bytes()), dtype=torch.uint8)
+    ours["_extra_state"] = torch.frombuffer(bytearray(require_file(folder / "tokenizer.json", where).read_bytes()), dtype=torch.uint8)
     system.text.load_state_dict(ours)

@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deixis.config import apply_overrides
 from deixis.encoders.efficientnet_lite import efficient_net_state
+from deixis.encoders.frozen import read_tensors
 from deixis.encoders.tiny_vit import tiny_vit_state
+from deixis.files import require_file
 from deixis.losses.proposals import ProposalWeights, choice_loss, labelled_frame, proposal_losses
 from deixis.synthetic.mixture import Mixture, composites
 from deixis.synthetic.scene import SyntheticVideo
@@ -295,11 +296,13 @@ def build(config: LightConfig, data: Mapping[str, Path]) -> Light:
     if "start" in data:
         return load_into(system, data["start"])
     _require(data, "light", "weights")
-    weights = data["weights"]
-    system.tiny_vit.load_state_dict(tiny_vit_state(load_file(weights / "mobile_sam.fp16.safetensors")))
-    system.efficient_net.load_state_dict(
-        efficient_net_state(load_file(weights / "efficientnet_lite2.fp16.safetensors"))
+    where = "--data weights names the folder of the pretrained encoders; docs/reproduce.md says what lies in it"
+    vit, net = (
+        read_tensors(require_file(data["weights"] / f"{name}.fp16.safetensors", where))
+        for name in ("mobile_sam", "efficientnet_lite2")
     )
+    system.tiny_vit.load_state_dict(tiny_vit_state(vit))
+    system.efficient_net.load_state_dict(efficient_net_state(net))
     load_minilm(system, data.get("minilm") or packaged_minilm())
     return system
 
