@@ -31,10 +31,11 @@ def load_minilm(system: Light, folder: Path) -> None:
     """
     where = "--data minilm names the folder of MiniLM's model.safetensors and tokenizer.json"
     published = read_tensors(require_file(folder / "model.safetensors", where))
+    tokenizer = require_file(folder / "tokenizer.json", where).read_bytes()
     ours: dict[str, Tensor] = {
         f"bert.{key}": value.float()
         for key, value in published.items()
         if not key.startswith("pooler.") and not key.endswith("position_ids")
     }
-    ours["_extra_state"] = torch.frombuffer(bytearray(require_file(folder / "tokenizer.json", where).read_bytes()), dtype=torch.uint8)
+    ours["_extra_state"] = torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)
     system.text.load_state_dict(ours)
