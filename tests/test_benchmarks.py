@@ -291,7 +291,7 @@ def test_the_label_index_is_kept_until_labels_change(made, monkeypatch):
     assert len(open_benchmark("a2d-sentences", root).samples) == 8
 
 
-def test_jhmdb_lists_are_told_apart_by_name(made):
+def test_jhmdb_lists_are_kept_apart_by_name(made):
     root = made("jhmdb-sentences")
     frames = {name: sorted({s.scored[0] + 1 for s in open_benchmark("jhmdb-sentences", root, name).samples})
               for name in ("mttr", "soc")}  # fmt: skip

@@ -61,7 +61,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (40, 24), (64, 48)])
 @torch.no_grad()
-def test_pictures_are_seen_exactly_as_transformers_sees_them(
+def test_pictures_are_prepared_exactly_as_by_transformers(
     published: tuple[Path, CLIPModel, ClipVitConfig], tower: ClipVit, size: tuple[int, int]
 ) -> None:
     model, pictures = published[1], torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
@@ -74,19 +74,19 @@ def test_pictures_are_seen_exactly_as_transformers_sees_them(
 
 
 @torch.no_grad()
-def test_texts_are_heard_exactly_as_transformers_hears_them(
+def test_texts_are_split_exactly_as_by_transformers(
     published: tuple[Path, CLIPModel, ClipVitConfig], tower: ClipVit
 ) -> None:
     folder, model, _ = published
     tokens = CLIPTokenizer.from_pretrained(folder)(TEXTS, padding=True, truncation=True, max_length=24,
                                                    return_tensors="pt")  # fmt: skip
     theirs = model.text_model(**tokens)
-    heard = tower.encode_text(TEXTS)
-    assert torch.equal(heard.padding, tokens["attention_mask"] == 0)
-    there = ~heard.padding
-    close(heard.words[there], theirs.last_hidden_state[there])
-    close(heard.sentence, theirs.pooler_output)
-    close(tower.project_text(heard.sentence), model.text_projection(theirs.pooler_output))
+    text_features = tower.encode_text(TEXTS)
+    assert torch.equal(text_features.padding, tokens["attention_mask"] == 0)
+    there = ~text_features.padding
+    close(text_features.words[there], theirs.last_hidden_state[there])
+    close(text_features.sentence, theirs.pooler_output)
+    close(tower.project_text(text_features.sentence), model.text_projection(theirs.pooler_output))
 
 
 def test_tokens_are_those_of_the_published_vocabulary(published: Any, tower: ClipVit) -> None:
@@ -99,7 +99,7 @@ def test_tokens_are_those_of_the_published_vocabulary(published: Any, tower: Cli
 
 
 @torch.no_grad()
-def test_prompts_are_heard_by_the_words_but_not_returned_and_take_room(tower: ClipVit) -> None:
+def test_words_attend_to_prompts_which_are_not_returned_and_take_room(tower: ClipVit) -> None:
     prompts = torch.randn(5, 24, generator=torch.Generator().manual_seed(2))
     plain, prompted = tower.encode_text(TEXTS), tower.encode_text(TEXTS, prompts)
     assert plain.words.shape == (3, 20, 24)
@@ -112,7 +112,7 @@ def test_prompts_are_heard_by_the_words_but_not_returned_and_take_room(tower: Cl
 
 
 @torch.no_grad()
-def test_a_text_is_heard_alike_alone_and_beside_a_longer_one(tower: ClipVit) -> None:
+def test_a_text_is_encoded_alike_alone_and_beside_a_longer_one(tower: ClipVit) -> None:
     together = tower.encode_text(TEXTS)
     for i, text in enumerate(TEXTS):
         close(tower.encode_text([text]).sentence[0], together.sentence[i], 1e-5)

@@ -173,7 +173,7 @@ def test_the_curve_leaves_the_dark_half_and_never_clips() -> None:
 
 
 @pytest.mark.parametrize(("transfer", "word"), [(HLG, "HLG"), (PQ, "PQ")])
-def test_hdr_is_brought_to_sdr_and_told_once(tmp_path: Path, transfer: int, word: str) -> None:
+def test_hdr_is_brought_to_sdr_and_noted_once(tmp_path: Path, transfer: int, word: str) -> None:
     table = light_of(transfer)
     sdr = np.array([(60, 60, 60), (20, 90, 30), (110, 40, 40), (128, 128, 128)], float)
     to_709 = [(1.660491, -0.587641, -0.07285), (-0.12455, 1.1329, -0.008349), (-0.018151, -0.100579, 1.11873)]
@@ -250,7 +250,7 @@ def test_all_eight_display_matrices_are_obeyed_as_ffmpeg_does(tmp_path: Path, na
     assert film.warnings == []
 
 
-def test_a_turn_by_no_right_angle_is_told() -> None:
+def test_a_turn_by_no_right_angle_is_noted() -> None:
     half = round(ONE * 0.7071)
     assert not turn_by((half, half, 0, -half, half, 0, 0, 0, 1 << 30)).exact
     assert turn_by((ONE, 0, 0, 0, ONE, 0, 0, 0, 1 << 30)).exact

@@ -102,9 +102,9 @@ def test_towers_give_open_clips_numbers_level_by_level(kind: str, form: str, tmp
     close(tower.picture(image), f"{kind}.image")
     text = tower.encode_text(SENTENCES[:4])
     close(text.sentence, f"{kind}.sentence")
-    heard = torch.from_numpy(STORED[f"{kind}.words"])[:, : text.words.shape[1]]
-    difference = (text.words - heard).abs().masked_fill(text.padding[..., None], 0)
-    assert float(difference.max()) <= 1e-5 * float(heard.abs().max())
+    stored = torch.from_numpy(STORED[f"{kind}.words"])[:, : text.words.shape[1]]
+    difference = (text.words - stored).abs().masked_fill(text.padding[..., None], 0)
+    assert float(difference.max()) <= 1e-5 * float(stored.abs().max())
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_longer_neighbour_does_not_change_what_is_heard() -> None:
+def test_a_longer_neighbour_does_not_change_what_is_encoded() -> None:
     tower = small_tower()
     alone, together = tower.encode_text(["dog"]), tower.encode_text(["dog", "the cat on the left"])
     assert torch.allclose(together.words[0, : alone.words.shape[1]], alone.words[0], atol=1e-6)

@@ -85,7 +85,7 @@ def test_two_different_clips_in_a_batch_give_what_each_gives_alone(changes: dict
 
 
 @torch.no_grad()
-def test_what_lies_in_the_padding_is_not_heard() -> None:
+def test_what_lies_in_the_padding_is_not_attended_to() -> None:
     model = make().eval()
     maps = model.encode(torch.cat([clip(1), clip(2)]), torch.zeros(2, 3, 64, 96, dtype=torch.bool))
     maps.padding[1, :, 32:] = True
@@ -688,6 +688,6 @@ def test_a_benchmark_is_predicted_and_scored_with_the_union_of_its_objects(tmp_p
     assert shown[0].any()
 
 
-def test_models_tells_what_each_preset_needs() -> None:
+def test_models_lists_what_each_preset_needs() -> None:
     assert "laion/CLIP-convnext_large_d_320" in systems.NEEDS["conv_clip_mevis_l"]
     assert "laion/CLIP-convnext_base_w_320" in systems.NEEDS["conv_clip_mevis_b"]

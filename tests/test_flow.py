@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import logging
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -278,7 +279,7 @@ def change(place: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut off", "empty", "a number is another", "no facts", "of another film"])
-def test_a_damaged_entry_is_told_and_made_anew(
+def test_a_damaged_entry_is_noted_and_made_anew(
     films: VideoCaptions, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = FlowCache(tmp_path / "flow", SETTINGS)
@@ -326,6 +327,18 @@ def test_two_processes_do_what_one_does(films: VideoCaptions, tmp_path: Path) ->
     files = [sorted(p.relative_to(c.folder) for p in c.folder.rglob("*.safetensors")) for c in (one, two)]
     assert files[0] == files[1]
     assert all((one.folder / p).read_bytes() == (two.folder / p).read_bytes() for p in files[0])
+
+
+def test_a_process_that_is_killed_while_flow_is_estimated_is_one_line(
+    films: VideoCaptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_turn(*_: Any) -> Any:
+        raise BrokenProcessPool("A process in the process pool was terminated abruptly")
+        yield
+
+    monkeypatch.setattr(flow_file, "_in_turn", in_turn)
+    with pytest.raises(DeixisError, match="one of 2 processes was killed; is there memory for so many"):
+        fill_cache(films, FlowCache(tmp_path / "flow", SETTINGS), workers=2)
 
 
 def test_a_cache_that_cannot_be_written_ends_the_run(films: VideoCaptions, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def perfect(root: Path, split: str, out: Path) -> Any:
 # --- reading and scoring ---------------------------------------------------------------------------------------------
 
 
-def test_the_tiny_copy_has_no_problem_and_its_counts_are_told(root: Path) -> None:
+def test_the_tiny_copy_has_no_problem_and_its_counts_are_given(root: Path) -> None:
     findings = check_benchmark("folder", root)
     assert findings.problems == 0
     assert findings.lines == (

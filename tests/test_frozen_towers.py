@@ -160,7 +160,7 @@ def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_tower_file_tells_its_kind_and_config(place: str, tmp_path: Path) -> None:
+def test_a_tower_file_states_its_kind_and_config(place: str, tmp_path: Path) -> None:
     facts = tower_facts(Path(place))
     assert facts is not None
     assert (facts["kind"], facts["config"]) == ("Eye", {"width": 4, "place": ""})

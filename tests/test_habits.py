@@ -66,7 +66,7 @@ def test_what_was_meant_is_said(place: Path, words: list[str], line: str) -> Non
     assert sorted(place.rglob("*")) == before
 
 
-def test_a_film_without_a_command_is_told_the_command(place: Path) -> None:
+def test_a_film_without_a_command_is_answered_with_the_command(place: Path) -> None:
     done = run("a.mp4", "red", "-o", "out")
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr == "deixis: a.mp4 is no command; to segment it, write `deixis segment VIDEO WORDS -o OUT`\n"

@@ -430,7 +430,7 @@ def test_a_mask_file_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> Non
         open_benchmark("mevis", tmp_path / "mevis", "train")
 
 
-def test_an_expression_without_annotations_among_others_is_told_of(tmp_path: Path, mevis: Path) -> None:
+def test_an_expression_without_annotations_among_others_is_named(tmp_path: Path, mevis: Path) -> None:
     root = tmp_path / "mevis"
     shutil.copytree(mevis, root)
     file = root / "valid_u" / "meta_expressions_v2.json"
@@ -502,7 +502,7 @@ def test_answers_that_predict_never_wrote_are_refused(tmp_path: Path, answers: o
 
 
 @pytest.mark.slow
-def test_an_out_whose_name_is_no_utf8_can_be_told_of(tmp_path: Path) -> None:
+def test_an_out_whose_name_is_no_utf8_can_be_named(tmp_path: Path) -> None:
     film = write_folder(tmp_path / "frames", moving(2))
     done = subprocess.run(
         [sys.executable, "-m", "deixis.cli", "segment", str(film), "🦏 والكلب", "-o", b"caf\xe9", "--model",

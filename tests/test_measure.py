@@ -58,7 +58,7 @@ def test_calibration_recovers_the_temperature_and_shift_that_made_the_facts():
     assert fit_presence(predicted, there, 1.0, 0.0) == pytest.approx((2.0, 0.7), abs=0.1)
 
 
-def test_calibration_starts_from_the_calibration_that_told():
+def test_calibration_starts_from_the_calibration_that_predicted():
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 4, 20_000)
     there = rng.random(20_000) < 1 / (1 + np.exp(-logits))

@@ -334,7 +334,7 @@ def test_a_film_of_any_name_is_read_by_its_relative_name(
         ("  ", "the name of the film is empty"),
     ],
 )
-def test_what_is_no_file_is_told_for_what_it_is(path: str, words: str) -> None:
+def test_what_is_no_file_is_called_what_it_is(path: str, words: str) -> None:
     with pytest.raises(DeixisError, match=re.escape(words)):
         Video(path)
 
@@ -436,11 +436,11 @@ def test_the_folder_of_the_frames_is_no_place_for_results(tmp_path: Path, run) -
     assert len(list(folder.iterdir())) == 2
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     assert re.fullmatch(r"deixis \d+\.\d+\.\d+\S*\n", CliRunner().invoke(app, ["--version"]).stdout)
 
 
-def test_a_name_that_begins_with_a_dash_is_told_for_what_it_is(
+def test_a_name_that_begins_with_a_dash_is_called_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run
 ) -> None:
     write_film(tmp_path / "plain.mp4", moving(3)).rename(tmp_path / "-film.mp4")

@@ -160,7 +160,7 @@ def test_the_faster_one_covers_clearly_more_way() -> None:
         ("leaves", [1, 1, 1, 0.8, 0.3, 0, 0, 0], TRUE), ("enters", [0.4, 0.5, 0.6, 0.8, 1, 1, 1, 1], UNCERTAIN),
     ],
 )  # fmt: skip
-def test_entering_and_leaving_are_told_from_the_share_within_the_picture(
+def test_entering_and_leaving_follow_from_the_share_within_the_picture(
     event: str, inside: list[float], answer: int
 ) -> None:
     assert judge(thing("dog", inside=np.array(inside, float))).timed(event).tolist() == [answer]
@@ -178,7 +178,7 @@ def test_the_one_that_stops_moved_before_and_stands_at_the_end() -> None:
     assert judge(backwards, goes).timed("starts").tolist() == [TRUE, FALSE]
 
 
-def test_behind_and_in_front_are_told_from_what_hides_what() -> None:
+def test_behind_and_in_front_follow_from_what_hides_what() -> None:
     hidden = np.array([[0.0, 0.4, 0.0], [0.0, 0.0, 0.0], [0.0, 0.05, 0.0]])
     scene = judge(thing("dog"), thing("car"), thing("cup"), hidden=hidden)
     assert scene.related("behind", 1).tolist() == [TRUE, FALSE, UNCERTAIN]

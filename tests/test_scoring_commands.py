@@ -23,6 +23,7 @@ from deixis.benchmarks.results import davis_path, mask_path
 from deixis.cli import app
 from deixis.metrics.evaluate import score_benchmark
 from deixis.metrics.folders import score_masks
+from deixis.metrics.parallel import mapper
 from deixis.types import DeixisError
 
 SPLITS = {"ref-youtube-vos": "holdout"}
@@ -210,6 +211,30 @@ def test_frames_of_different_sizes_around_a_labelled_one_are_refused_by_name(mad
     line = refused(*words)
     assert "the frames of a video must have one size" in line
     assert file.name in line
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_scores_is_one_line():
+    with pytest.raises(DeixisError, match="one of 2 processes was killed; is there memory"), mapper(2) as over:
+        list(over(os._exit, [1]))
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "scores.png"])
+def test_scores_that_cannot_be_written_are_one_line(made, tmp_path, name):
+    root, out = made("jhmdb-sentences"), tmp_path / "out"
+    out.mkdir()
+    perfect("jhmdb-sentences", root, out)
+    (out / name).mkdir()
+    assert f"{out / name}: cannot be written (Is a directory)" in refused("score", "jhmdb-sentences", root, out)
+
+
+def test_an_error_without_a_number_still_says_what_it_is(made, tmp_path, monkeypatch):
+    def follow_film(*_, **__):
+        raise OSError("the decoder gave up")
+
+    monkeypatch.setattr(predicting, "follow_film", follow_film)
+    line = refused("predict", "mevis", made("mevis"), "-o", tmp_path / "out", "--model", "light_debug")
+    assert "the decoder gave up; what was finished is kept" in line
 
 
 # --- protocols -------------------------------------------------------------------------------------------------------
@@ -687,7 +712,7 @@ def test_of_a_whole_ref_youtube_vos_a_part_of_the_frames_is_not_enough(made, mon
 
 
 @pytest.mark.parametrize("name", ["mevis", "ref-davis17", "ref-youtube-vos", "a2d-sentences"])
-def test_a_root_that_is_one_folder_off_or_a_zip_is_told(name, made, tmp_path):
+def test_a_root_that_is_one_folder_off_or_a_zip_is_named(name, made, tmp_path):
     root = made(name)
     outer = tmp_path / "outer"
     outer.mkdir()

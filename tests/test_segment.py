@@ -83,6 +83,28 @@ def test_the_film_may_begin_late_end_early_and_skip(film: Path) -> None:
     assert overlap(np.asarray(track.masks), red(moving(23, colours=("red", "green")))[6:18:2]) > 0.97
 
 
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"candidates": 0}, "1 or more candidates and an overlap of 0 or more frames, got 0 and 0"),
+        ({"overlap": -1}, "got 6 and -1"),
+        ({"keep": 1.5}, "keep must lie between 0 and 1, got 1.5"),
+        ({"presence_share": 0.0}, "presence_share must lie above 0 and up to 1, got 0.0"),
+        ({"floor": 0.0}, "floor must lie above 0 and up to 1, got 0.0"),
+    ],
+)
+def test_numbers_of_the_linking_that_cannot_be_are_refused(numbers: dict[str, float], said: str) -> None:
+    with pytest.raises(DeixisError, match=said):
+        Linking(**numbers)  # type: ignore[arg-type]
+
+
+def test_expressions_may_come_from_a_generator_and_nothing_is_refused_by_type(film: Path) -> None:
+    tracks = segment(film, (words for words in ("red", "where is the green one?")), model=colours())
+    assert [track.expression.text for track in tracks] == ["red", "where is the green one?"]
+    with pytest.raises(DeixisError, match="text or a list of texts, got NoneType"):
+        segment(film, None, model=colours())  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("shared", [0, 1, 3])
 def test_windows_that_share_frames_answer_each_frame_once(film: Path, shared: int) -> None:
     (track,) = segment(film, "red", model=colours(), linking=Linking(overlap=shared))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -77,7 +78,7 @@ def test_the_table_marks_a_guess() -> None:
     assert "<td>unsure: a guess is shown</td>" in made
 
 
-def test_a_message_tells_no_path_and_no_advice_for_the_owner() -> None:
+def test_a_message_names_no_path_and_no_advice_for_the_owner() -> None:
     task = a_task(Path("/srv/uploads/abc/film.mp4"), Path("/srv/results/xyz"))
     said = "/srv/uploads/abc/film.mp4: a frame holds 9 pixels, more than 8; if you trust the file, raise it with --max"
     assert process.scrub_paths(said, task) == "film.mp4: a frame holds 9 pixels, more than 8"
@@ -357,6 +358,7 @@ def test_a_folder_of_other_things_is_never_emptied(tmp_path: Path) -> None:
         (["--model", "light_debug", "--model", "light_debug"], "two models are called 'light_debug'"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--host", "203.0.113.7"], "cannot listen at 203.0.113.7"),
+        (["--host", "a..b"], "cannot listen at a..b"),
     ],
 )
 def test_an_option_of_serve_that_cannot_be_is_refused(tmp_path: Path, options: list[str], said: str) -> None:
@@ -366,6 +368,18 @@ def test_an_option_of_serve_that_cannot_be_is_refused(tmp_path: Path, options: l
     assert len(result.stderr.splitlines()) == 1
     assert said in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_emptied_is_refused_in_a_line_and_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "serve"
+    (folder / "uploads").mkdir(parents=True)
+    (folder / queue_module.MARK).touch()
+    monkeypatch.setattr(queue_module, "empty", lambda place: None)
+    for _ in range(2):  # the lock is not held after the first
+        with pytest.raises(DeixisError, match="cannot use .*: File exists; give another --folder"):
+            Queue(folder, {"light": "light"}).__enter__()
 
 
 def test_what_is_loopback() -> None:
@@ -510,6 +524,23 @@ def test_what_a_visitor_did_not_cause_is_one_line_and_the_log_has_the_rest(
     assert [(report["state"], report["ends"]) for report in pipe.sent[:1]] == [("failed", not goes_on)]
     assert pipe.sent[0]["message"].startswith(said)
     assert str(tmp_path) not in pipe.sent[0]["message"]
+
+
+def test_a_worker_that_ended_just_before_it_got_a_job_is_lost_and_not_the_jobs_failure(tmp_path: Path) -> None:
+    class Ended:
+        exitcode = 1
+
+        def kill(self) -> None: ...
+        def join(self, seconds: float) -> None: ...
+
+    gone = worker.Worker.__new__(worker.Worker)
+    gone._pipe, theirs = multiprocessing.Pipe()
+    gone._stop, gone._process = threading.Event(), Ended()  # type: ignore[assignment]
+    theirs.close()
+    job = Job("token", "owner", a_task(tmp_path / "film.mp4", tmp_path / "out"))
+    with pytest.raises(worker.WorkerLost, match=r"film\.mp4: the work broke off \(status 1\); try again"):
+        gone.do(job, 10.0)
+    assert gone._pipe.closed
 
 
 def test_a_model_that_cannot_be_warmed_ends_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from helpers.clips import (
     batch,
     check_another_number_of_expressions_is_refused,
     check_many_questions_are_answered_as_each_alone,
-    check_wanted_frames_are_answered_alone_but_seen_in_their_window,
+    check_wanted_frames_are_answered_alone_but_encoded_in_their_window,
     clip,
     close,
     target,
@@ -87,7 +87,7 @@ def test_two_different_clips_in_a_batch_give_what_each_gives_alone(name: str) ->
 @torch.no_grad()
 def test_one_clip_asked_many_things_answers_as_if_asked_each_alone(name: str) -> None:
     together = check_many_questions_are_answered_as_each_alone(make(name).eval())
-    assert not torch.allclose(together.masks[0], together.masks[1])  # the words are heard
+    assert not torch.allclose(together.masks[0], together.masks[1])  # the words are attended to
 
 
 @torch.no_grad()
@@ -106,8 +106,8 @@ def test_any_number_of_frames_is_answered(name: str, frames: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_wanted_frames_are_answered_alone_but_seen_in_their_window(name: str) -> None:
-    check_wanted_frames_are_answered_alone_but_seen_in_their_window(make(name).eval())
+def test_wanted_frames_are_answered_alone_but_encoded_in_their_window(name: str) -> None:
+    check_wanted_frames_are_answered_alone_but_encoded_in_their_window(make(name).eval())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -255,7 +255,7 @@ def test_terms_of_weight_nothing_are_left_out() -> None:
 
 
 @torch.no_grad()
-def test_clips_are_compared_before_they_heard_any_words() -> None:
+def test_clips_are_compared_before_they_attend_to_any_words() -> None:
     """What stands for a clip may not hold its caption: else the contrast would be won by reading."""
     model = Slvp(TINY).eval()
     x = flow_batch(model.config, 2)
@@ -267,16 +267,16 @@ def test_clips_are_compared_before_they_heard_any_words() -> None:
     assert not torch.allclose(one, moved)  # but where it moves counts
 
 
-def test_the_pixels_hear_the_caption_without_its_hidden_words(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pixels_attend_to_the_caption_without_its_hidden_words(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Slvp(TINY).train()
     x = flow_batch(model.config)
     tokens, padding = model.text.tokens(x.captions)
-    heard = []
+    encoded_tokens = []
     plain = model.text.encode_tokens
-    monkeypatch.setattr(model.text, "encode_tokens", lambda t, p: (heard.append(t), plain(t, p))[1])
+    monkeypatch.setattr(model.text, "encode_tokens", lambda t, p: (encoded_tokens.append(t), plain(t, p))[1])
     pretrain_losses(PretrainLoss(contrast=0.0), model, x)
-    assert len(heard) == 1
-    hidden = heard[0] != tokens
+    assert len(encoded_tokens) == 1
+    hidden = encoded_tokens[0] != tokens
     assert hidden.any(1).all()
     assert not (hidden & padding).any()
 
@@ -296,7 +296,7 @@ def test_a_cell_is_most_alike_where_it_went_and_where_it_came_from(down: int, ri
     assert not alike[0, 1, :25].any()  # after the last there is nothing
 
 
-def test_nothing_is_alike_to_padding_and_what_lies_there_is_not_heard() -> None:
+def test_nothing_is_alike_to_padding_and_what_lies_there_is_not_attended_to() -> None:
     level = torch.randn(1, 3, 6, 7, 12, generator=torch.Generator().manual_seed(0))
     hidden = torch.zeros(1, 3, 7, 12, dtype=torch.bool)
     hidden[..., 8:] = True
@@ -310,7 +310,7 @@ def test_nothing_is_alike_to_padding_and_what_lies_there_is_not_heard() -> None:
 
 
 @torch.no_grad()
-def test_where_language_asks_each_kernel_adds_flow_to_its_share_of_the_pixels() -> None:
+def test_where_language_is_the_query_each_kernel_adds_flow_to_its_share_of_the_pixels() -> None:
     model = Slvp(replace(TINY, fusion="language")).eval()
     channels = TINY.pixel_channels
     reads = torch.zeros(2, channels + 1)
@@ -468,7 +468,7 @@ def test_pre_training_on_a_list_resumes_to_the_same_bits_and_counts_on(
     assert '"skipped_films"' in (tmp_path / "cut" / "metrics.jsonl").read_text()
 
 
-def test_the_command_tells_how_many_films_were_skipped(
+def test_the_command_says_how_many_films_were_skipped(
     films: VideoCaptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from deixis.training.recipes import RECIPES

@@ -15,7 +15,7 @@ from helpers.clips import (
     batch,
     check_another_number_of_expressions_is_refused,
     check_many_questions_are_answered_as_each_alone,
-    check_wanted_frames_are_answered_alone_but_seen_in_their_window,
+    check_wanted_frames_are_answered_alone_but_encoded_in_their_window,
     clip,
     close,
     target,
@@ -117,8 +117,8 @@ def test_where_every_query_is_ranked_all_are_returned_in_their_order(name: str) 
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_wanted_frames_are_answered_alone_but_seen_in_their_window(name: str) -> None:
-    check_wanted_frames_are_answered_alone_but_seen_in_their_window(make(name).eval())
+def test_wanted_frames_are_answered_alone_but_encoded_in_their_window(name: str) -> None:
+    check_wanted_frames_are_answered_alone_but_encoded_in_their_window(make(name).eval())
 
 
 @torch.no_grad()

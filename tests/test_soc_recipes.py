@@ -117,7 +117,7 @@ def test_a_word_tokenizer_gives_known_words_a_token_each_and_unknown_ones_none()
     assert tokenizer.get_vocab_size() <= 10
 
 
-def test_roberta_files_start_the_ears_but_for_the_pooler(tmp_path: Path) -> None:
+def test_roberta_files_start_the_text_encoder_but_for_the_pooler(tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
     config = TextConfig(vocabulary=64, width=32, layers=1, heads=2, hidden=64, positions=40, tokenizer="letters")

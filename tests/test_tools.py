@@ -76,7 +76,7 @@ def test_an_object_of_a_film_keeps_its_number_and_a_new_one_gets_another():
     assert [o.facts["track"] for objects in frames for o in objects] == [2, 3, 3, 2, 2, 4]
 
 
-def test_a_typed_phrase_is_used_where_something_tells_its_target_apart(tmp_path):
+def test_a_typed_phrase_is_used_where_something_sets_its_target_apart(tmp_path):
     from make_tokens import typed_scenes
 
     def row(text, *items):

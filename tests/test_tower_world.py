@@ -63,9 +63,9 @@ def test_what_is_written_is_a_frozen_tower_for_other_systems(trained: tuple[str,
     tower = tower_at(kind, path)
     assert not any(p.requires_grad for p in tower.parameters())
     texts = ["the red circle", "a blue star moving to the left"]
-    heard = tower.encode_text(texts)  # type: ignore[attr-defined]
-    assert heard.words.isfinite().all()
-    assert not torch.allclose(heard.sentence[0], heard.sentence[1])
+    text_features = tower.encode_text(texts)  # type: ignore[attr-defined]
+    assert text_features.words.isfinite().all()
+    assert not torch.allclose(text_features.sentence[0], text_features.sentence[1])
     assert tower.tokenizer is not None
     assert tower.tokenizer.encode("the red circle").tokens == ["<s>", "the", "red", "circle", "</s>"]
 

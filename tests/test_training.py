@@ -243,7 +243,7 @@ def test_parameters_left_out_of_the_groups_stay_as_they_are(tmp_path):
     assert not torch.equal(one["last.weight"], two["last.weight"])
 
 
-def test_the_clipped_gradient_and_unclipped_differ_and_the_norm_told_is_the_unclipped(tmp_path):
+def test_the_clipped_gradient_and_unclipped_differ_and_the_norm_reported_is_the_unclipped(tmp_path):
     for clip in (0.0, 1e-3):
         train(toy(steps=1, clip_norm=clip, log_every=1), tmp_path / str(clip), device="cpu")
     lines = [read_metrics(tmp_path / str(clip) / "metrics.jsonl")[0] for clip in (0.0, 1e-3)]

@@ -177,7 +177,7 @@ def test_a_film_cut_off_in_the_middle_gives_what_decodes_and_says_so(
     assert any("cut off" in w or "damaged" in w for w in film.warnings)
 
 
-def test_a_damaged_middle_is_passed_over_and_told(tmp_path: Path) -> None:
+def test_a_damaged_middle_is_passed_over_and_noted(tmp_path: Path) -> None:
     path = write_film(tmp_path / "hurt.avi", moving(40), codec="mjpeg", pixels="yuvj420p")
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
@@ -188,7 +188,7 @@ def test_a_damaged_middle_is_passed_over_and_told(tmp_path: Path) -> None:
     assert film.warnings
 
 
-def test_a_frame_of_a_folder_that_does_not_decode_is_left_out_and_told(tmp_path: Path) -> None:
+def test_a_frame_of_a_folder_that_does_not_decode_is_left_out_and_noted(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "frames", moving(4))
     (folder / "00002.png").write_bytes(b"no picture")
     film = Video(folder)

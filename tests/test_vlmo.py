@@ -34,12 +34,12 @@ def plain_block(block: Any, x: Tensor, bias: Tensor, kind: str, heads: int) -> T
     qkv_bias = torch.cat([block.attn.q_bias, torch.zeros_like(block.attn.q_bias), block.attn.v_bias])
     q, k, v = F.linear(y, block.attn.qkv.weight, qkv_bias).chunk(3, -1)
     d = x.shape[-1] // heads
-    heard = []
+    attended = []
     for head in range(heads):
         part = slice(head * d, (head + 1) * d)
         logits = q[..., part] @ k[..., part].mT / math.sqrt(d) + bias[head]
-        heard.append(logits.softmax(-1) @ v[..., part])
-    x = x + block.gamma_1 * block.attn.proj(torch.cat(heard, -1))
+        attended.append(logits.softmax(-1) @ v[..., part])
+    x = x + block.gamma_1 * block.attn.proj(torch.cat(attended, -1))
     norm, mlp = getattr(block, f"norm2_{kind}"), getattr(block, f"mlp_{kind}")
     y = F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, 1e-6)
     return x + block.gamma_2 * mlp.fc2(F.gelu(mlp.fc1(y)))
@@ -95,13 +95,13 @@ def test_texts_go_through_the_same_attention_and_their_own_networks(tower: Vlmo)
                 bias[:, a, b] = table[row, i]
         x = plain_block(block, x, bias, "text", 2)
     x = F.layer_norm(x, (16,), body.transformer.norm.weight, body.transformer.norm.bias, 1e-6)
-    heard = tower.encode_text(TEXTS[:1])
-    close(heard.words, x, 2e-6)
-    close(heard.sentence, x[:, 0], 2e-6)
+    text_features = tower.encode_text(TEXTS[:1])
+    close(text_features.words, x, 2e-6)
+    close(text_features.sentence, x[:, 0], 2e-6)
 
 
 @torch.no_grad()
-def test_a_text_is_heard_alike_alone_and_beside_a_longer_one_with_prompts_or_without(tower: Vlmo) -> None:
+def test_a_text_is_encoded_alike_alone_and_beside_a_longer_one_with_prompts_or_without(tower: Vlmo) -> None:
     for prompts in (None, torch.randn(3, 16)):
         together = tower.encode_text(TEXTS, prompts)
         alone = tower.encode_text(TEXTS[:1], prompts)

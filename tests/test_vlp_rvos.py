@@ -144,7 +144,7 @@ def test_a_saved_system_answers_alike(changes: dict[str, Any], tmp_path: Path) -
 
 
 @torch.no_grad()
-def test_wanted_frames_are_answered_alone_but_seen_in_their_clip() -> None:
+def test_wanted_frames_are_answered_alone_but_encoded_in_their_clip() -> None:
     model = make().eval()
     x = batch(clip(7), "dog")
     whole, part = model(x), model(replace(x, wanted=(2,)))
@@ -206,7 +206,7 @@ def test_new_systems_have_their_gates_shut() -> None:
     ("capture", "keys", "gets_words"), [(True, "all", True), (True, "temporal", True), (False, "all", False)]
 )
 @torch.no_grad()
-def test_frames_hear_of_each_other_inside_the_tower_through_temporal_prompts_alone(
+def test_frames_attend_to_each_other_inside_the_tower_through_temporal_prompts_alone(
     capture: bool, keys: str, gets_words: bool
 ) -> None:
     model = make(capture=capture, capture_keys=keys).eval()
@@ -231,14 +231,14 @@ def test_capture_runs_the_layers_own_frozen_weights_and_knows_the_order_of_frame
     code = model.capture.time * frame_code(3, 32, torch.device("cpu"))
     x = torch.cat([torch.cat([temporal[t], tokens[t]]) + code[t] for t in range(3)])  # all frames in one row
     asked = torch.cat([temporal[t] + code[t] for t in range(3)])
-    heard = layer.attend(layer.norm(asked)[None], layer.norm(x)[None])[0]
-    moved = temporal.flatten(0, 1) + heard
+    attended = layer.attend(layer.norm(asked)[None], layer.norm(x)[None])[0]
+    moved = temporal.flatten(0, 1) + attended
     close(found.flatten(0, 1), moved + layer.feed(moved))
     turned = model.capture(layer, temporal.flip(0), tokens.flip(0), 3).flip(0)
     assert not torch.allclose(found, turned)
 
 
-def test_the_second_clip_hears_what_the_first_told_but_sends_no_gradient_back() -> None:
+def test_the_second_clip_reads_what_the_first_passed_on_but_sends_no_gradient_back() -> None:
     model = make().eval()
     x = batch(clip(1), "dog")
     maps = model.encode(x.frames, x.padding)
@@ -256,7 +256,7 @@ def test_the_second_clip_hears_what_the_first_told_but_sends_no_gradient_back() 
 
 
 @torch.no_grad()
-def test_what_is_told_is_the_mean_of_the_cells_under_the_mask() -> None:
+def test_what_is_passed_on_is_the_mean_of_the_cells_under_the_mask() -> None:
     cells = torch.randn(1, 1, 2, 3, 4)
     masks = torch.full((1, 1, 8, 12), -30.0)
     masks[..., 4:8, 8:12] = 30.0
@@ -282,8 +282,8 @@ def test_attention_in_cubes_is_full_attention_with_everything_outside_the_cube_f
                 dz = max(-2, min(2, a - d)) + 2
                 row = (dz * (2 * side - 1) + b - e + side - 1) * (2 * side - 1) + c - f + side - 1
                 bias[:, i, j] = cubes.bias[row]
-    heard = ((q @ k.mT) / 2 + bias).softmax(-1) @ v
-    close(cubes(x).flatten(1, 3), cubes.out(heard.transpose(1, 2).flatten(2)), 2e-5)
+    attended = ((q @ k.mT) / 2 + bias).softmax(-1) @ v
+    close(cubes(x).flatten(1, 3), cubes.out(attended.transpose(1, 2).flatten(2)), 2e-5)
 
 
 def test_offsets_further_apart_than_known_count_as_the_furthest_known() -> None:
@@ -376,7 +376,7 @@ def test_several_referred_objects_are_one_mask_and_nothing_referred_is_an_empty_
 # --- films, commands, recipes ----------------------------------------------------------------------------------------
 
 
-def test_a_film_is_answered_in_clips_each_told_by_the_one_before(
+def test_a_film_is_answered_in_clips_each_with_what_the_one_before_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_folder(tmp_path / "frames", moving(11))
@@ -475,7 +475,7 @@ def test_a_benchmark_is_predicted_and_scored(name: str, tmp_path: Path) -> None:
     assert scored.exit_code == 0, scored.output
 
 
-def test_models_tells_what_each_tower_needs() -> None:
+def test_models_lists_what_each_tower_needs() -> None:
     listed = CliRunner().invoke(app, ["models"]).stdout
     for words in ("vlp_rvos_debug", "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14",
                   "vlmo_base_patch16_384_coco.pt", "may not be obtainable any more"):  # fmt: skip

@@ -176,6 +176,19 @@ def test_the_command_writes_a_file_that_segment_takes_and_names_what_it_left_out
     assert json.loads(out.with_suffix(".json").read_text())["left_out"]
 
 
+def test_an_output_of_import_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = weights_import.Imported(weights.load("soc_debug"), {})
+    monkeypatch.setattr(weights_import, "import_checkpoint", lambda *_, **__: done)
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "o.safetensors"
+    result = CliRunner().invoke(app, ["weights", "import", "a.pth", "--system", "soc", "-o", str(out)])
+    assert result.exit_code == 2, result.exception
+    assert result.stderr.startswith(f"deixis: {out}: cannot be written (")
+    assert result.stderr.count("\n") == 1
+
+
 def test_the_command_refuses_a_bad_file_in_one_line(tmp_path: Path) -> None:
     bad = tmp_path / "bad.pth"
     bad.write_text("quota exceeded")
@@ -215,7 +228,7 @@ def test_sizes_are_read_from_shapes() -> None:
 
 
 @pytest.mark.parametrize("merge", ["downsamples.{}.", "layers.{}.downsample."])
-def test_kinetics_weights_start_the_eyes_with_their_patches_summed_over_time(merge: str, tmp_path: Path) -> None:
+def test_kinetics_weights_start_the_vision_with_patches_summed_over_time(merge: str, tmp_path: Path) -> None:
     config = VideoSwinConfig(dim=8, depths=(1, 1), heads=(1, 2), window=(2, 3, 3))
     source = VideoSwin(config)
     state = {}

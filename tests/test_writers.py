@@ -168,8 +168,8 @@ def test_sound_that_mp4_does_not_take_is_encoded_again(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "out" / "overlay.mp4")) as container:
         sound = container.streams.audio[0]
         assert sound.codec_context.name == "aac"
-        heard = sum(f.samples for f in container.decode(sound)) / sound.codec_context.sample_rate
-    assert heard == pytest.approx(1.0, abs=0.1)
+        sounding = sum(f.samples for f in container.decode(sound)) / sound.codec_context.sample_rate
+    assert sounding == pytest.approx(1.0, abs=0.1)
 
 
 def test_the_matte_is_a_film_with_the_mask_as_its_alpha_channel(out: Path, tracks: list[MaskTrack]) -> None:
@@ -211,7 +211,7 @@ def test_the_smallest_film_is_written_too(tmp_path: Path) -> None:
     assert len(decode(tmp_path / "out" / "overlay.mp4")) == 2
 
 
-def test_names_of_files_are_safe_and_tell_expressions_apart() -> None:
+def test_names_of_files_are_safe_and_keep_expressions_apart() -> None:
     assert slug(Expression("../../The Man's hat?"), 3) == "03_the_man_s_hat"
     assert slug(Expression("红色的车"), 0) == "00_红色的车"
     assert len(slug(Expression("long " * 199), 0).encode()) <= 83

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deixis.inference import Setup, as_expressions, as_read, model_size, prepare
+from deixis.inference import Setup, as_expressions, as_list, as_read, model_size, prepare
 from deixis.linking import sigmoid
 from deixis.systems.light import Light, TrackFeatures
 from deixis.types import DeixisError, Expression, MaskTrack, RleMasks, Verdict, verdict_of
@@ -89,8 +89,9 @@ def choose(
         >>> choices[0].track in (0, 1)
         True
     """
-    wanted = as_expressions(expressions)
-    read = as_read(expressions, wanted)
+    typed = as_list(expressions)
+    wanted = as_expressions(typed)
+    read = as_read(typed, wanted)
     setup = prepare(model, device=device, precision=precision, threshold=threshold)
     system = setup.system
     if not isinstance(system, Light):

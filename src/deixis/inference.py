@@ -4,7 +4,7 @@ film --video.windows--> Clip --encode--> features --decode(features, expressions
 
 Predictions become tracks by the rule of the system's paper (``selection``), or linked over the whole film (``tracks``).
 
-A thread decodes ahead, the network answers, another thread remembers; a window is encoded once, whatever the number
+A thread decodes ahead, the network predicts, another thread stores; a window is encoded once, whatever the number
 of expressions, and nothing but the tracks' RLE grows with the film's length.
 
 A system that carries something through a film has, beside ``decode``, one or three methods. Nothing is changed in
@@ -105,12 +105,13 @@ def segment(
         >>> tracks[0].masks[3].shape  # (H, W) bool, at source size
         (96, 160)
     """
-    wanted = as_expressions(expressions)
+    typed = as_list(expressions)
+    wanted = as_expressions(typed)
     source = video if isinstance(video, Video) else Video(video)
     setup = prepare(
         model, device=device, precision=precision, threshold=threshold, selection=selection, linking=linking, size=size
     )
-    tracks = follow_film(setup, source, as_read(expressions, wanted), folder=folder, progress=progress, stop=stop)
+    tracks = follow_film(setup, source, as_read(typed, wanted), folder=folder, progress=progress, stop=stop)
     return [replace(track, expression=e) for track, e in zip(finish_tracks(tracks, setup), wanted, strict=True)]
 
 
@@ -370,7 +371,7 @@ def _step(
     system: System, clip: Clip, groups: Sequence[Sequence[Expression]], carried: Sequence[Any], read: Read,
     device: torch.device, reduced: bool,
 ) -> tuple[list[Any], list[Any]]:  # fmt: skip
-    """As ``answer``, and what each group's memory has become, where the system has one."""
+    """As ``predict_clip``, and what each group's memory has become, where the system has one."""
     if not isinstance(system, RecurrentSystem):
         return predict_clip(system, clip, [e for group in groups for e in group], read, device, reduced), list(carried)
     found, kept = list[Any](), list[Any]()
@@ -404,14 +405,11 @@ def _encode(
     return maps, size, padded
 
 
-def as_read(
-    given: str | Expression | Sequence[str | Expression], expressions: Sequence[Expression]
-) -> list[Expression]:
+def as_read(given: Sequence[str | Expression], expressions: Sequence[Expression]) -> list[Expression]:
     """What the model reads: of text that a person typed the phrase alone; an Expression as it stands."""
-    many = [given] if isinstance(given, str | Expression) else list(given)
     return [
         replace(e, text=plain(e.text)) if isinstance(typed, str) else e
-        for typed, e in zip(many, expressions, strict=True)
+        for typed, e in zip(given, expressions, strict=True)
     ]
 
 
@@ -424,9 +422,18 @@ def remarks_on(sentences: Iterable[str], model: str | Path, several: bool = Fals
     return [line for text in sentences for line in remarks(text, language=language, several=several)]
 
 
+def as_list(expressions: str | Expression | Iterable[str | Expression]) -> list[str | Expression]:
+    """One or many as a list; what can be gone through once is gone through here. Raises DeixisError for neither."""
+    if isinstance(expressions, str | Expression):
+        return [expressions]
+    if not isinstance(expressions, Iterable):
+        raise DeixisError(f"expressions must be text or a list of texts, got {type(expressions).__name__}")
+    return list(expressions)
+
+
 def as_expressions(expressions: str | Expression | Sequence[str | Expression]) -> list[Expression]:
     """One or many, text or Expression, as a list of Expressions. Raises DeixisError when there is none."""
-    many = [expressions] if isinstance(expressions, str | Expression) else list(expressions)
+    many = as_list(expressions)
     if not many:
         raise DeixisError("at least one expression is needed; say what to look for")
     return [e if isinstance(e, Expression) else Expression(e) for e in many]

@@ -23,7 +23,7 @@ class Linking:
     change little.
     """
 
-    candidates: int = 6  # queries of an expression that are remembered of every window
+    candidates: int = 6  # queries of an expression that are kept of every window
     keep: float = 0.01  # of them, those whose probability is at least this share of the best one's
     several: bool = False  # True: no choice; every query above the presence threshold, together (MeViS's rule)
     overlap: int = 0  # frames that neighbouring windows share; 0: the seam is last frame against first frame
@@ -37,6 +37,19 @@ class Linking:
     leave: float = 1.5  # cost of becoming absent from one window to the next
     enter: float = 1.5  # cost of appearing
     presence_share: float = 1 / 3  # the film's presence is the mean logit over this share of its windows, the surest
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1 or self.overlap < 0:
+            raise DeixisError(
+                f"linking needs 1 or more candidates and an overlap of 0 or more frames, got {self.candidates} and"
+                f" {self.overlap}"
+            )
+        shares = {"keep": True, "blank": True, "same": False, "floor": False, "presence_share": False}  # may be 0
+        for name, may_be_0 in shares.items():
+            share = getattr(self, name)
+            if not (0 < share <= 1 or (may_be_0 and share == 0)):
+                where = "between 0 and 1" if may_be_0 else "above 0 and up to 1"
+                raise DeixisError(f"linking: {name} must lie {where}, got {share}")
 
 
 @dataclass(frozen=True, kw_only=True)

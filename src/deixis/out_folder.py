@@ -306,9 +306,11 @@ def whole_file(out: Path) -> Iterator[Path]:
                 copy_into(half, out)
             except OSError as last:
                 kept, half = half, Path(os.devnull)
-                raise DeixisError(f"{out}: cannot be written ({last.strerror}); it lies whole in {kept}") from last
+                raise DeixisError(
+                    f"{out}: cannot be written ({last.strerror or last}); it lies whole in {kept}"
+                ) from last
     except OSError as error:
-        raise DeixisError(f"{out}: cannot be written ({error.strerror})") from error
+        raise DeixisError(f"{out}: cannot be written ({error.strerror or error})") from error
     finally:
         if half != Path(os.devnull):
             remove(half)

@@ -125,7 +125,8 @@ def _disk_errors_as_ours(results: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename2 or error.filename or results
-        raise DeixisError(f"{where}: {error.strerror}; what was finished is kept, the run can be taken up") from error
+        reason = error.strerror or error
+        raise DeixisError(f"{where}: {reason}; what was finished is kept, the run can be taken up") from error
 
 
 def _about(
@@ -161,7 +162,7 @@ def _claim(results: Path, about: dict[str, Any]) -> None:
     try:
         write_json(run, about)
     except OSError as error:
-        raise DeixisError(f"{results}: cannot be written ({error.strerror})") from error
+        raise DeixisError(f"{results}: cannot be written ({error.strerror or error})") from error
 
 
 def begun(path: Path) -> bool:

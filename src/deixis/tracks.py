@@ -1,4 +1,4 @@
-"""From predictions of windows to mask tracks of a film: select, remember, link, decide, resize.
+"""From predictions of windows to mask tracks of a film: select, keep, link, decide, resize.
 
 A window is answered with many candidate objects. Which of them is *the* object, and whether it is there at all, is
 decided once, when the film has ended: one path through its frames (Viterbi) that keeps to one object where the masks of

@@ -68,8 +68,10 @@ class DiskFile:
             self._begins.append(len(self._ends))
             self._write(data)
         except OSError as last:
-            raise DeixisError(f"{self.folder}: masks that wait there cannot be kept ({last.strerror}); make room,"
-                              " or name another place in TMPDIR") from last  # fmt: skip
+            raise DeixisError(
+                f"{self.folder}: masks that wait there cannot be kept ({last.strerror or last}); make room, or name"
+                " another place in TMPDIR"
+            ) from last
         log.warning("%s takes no more (%s); masks wait in %s", self.folder, error.strerror, elsewhere)
         self.folder = elsewhere
 

@@ -269,7 +269,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
                 raise DeixisError(f"{path} is not a safetensors file, or is cut off within its header")
             header = json.loads(file.read(length))
     except OSError as error:
-        raise DeixisError(f"{path} cannot be read: {error.strerror}") from error
+        raise DeixisError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, DeixisError):
             raise

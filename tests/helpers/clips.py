@@ -64,7 +64,7 @@ def check_another_number_of_expressions_is_refused(model: Any) -> None:
         model.decode(model.encode(x.frames, x.padding), [Expression("dog")] * 3)
 
 
-def check_wanted_frames_are_answered_alone_but_seen_in_their_window(model: Any) -> None:
+def check_wanted_frames_are_answered_alone_but_encoded_in_their_window(model: Any) -> None:
     frames, other = clip(7, 4), clip(8, 4)
     other[:, 2] = frames[:, 2]
     x = batch(frames, "dog")

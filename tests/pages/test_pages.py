@@ -401,7 +401,7 @@ def template(node: ast.expr) -> str:
     return "…"
 
 
-def told_messages() -> dict[str, re.Pattern[str]]:
+def page_messages() -> dict[str, re.Pattern[str]]:
     """The first cells of the page's tables of messages, as patterns."""
     text = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").partition("## Films")[2]
     rows = re.findall(r"^\| `(.+?)` \|", text, flags=re.MULTILINE)
@@ -411,13 +411,13 @@ def told_messages() -> dict[str, re.Pattern[str]]:
 
 def test_every_error_on_the_page_is_one_that_deixis_raises() -> None:
     raised = [text for file in sorted((ROOT / "src/deixis").rglob("*.py")) for text in texts_of(file)]
-    stale = [cell for cell, pattern in told_messages().items() if not any(pattern.search(text) for text in raised)]
+    stale = [cell for cell, pattern in page_messages().items() if not any(pattern.search(text) for text in raised)]
     assert stale == []
 
 
 @pytest.mark.parametrize("file", NARRATED)
 def test_every_error_that_a_user_can_cause_is_on_the_page(file: str) -> None:
-    patterns = told_messages().values()
+    patterns = page_messages().values()
     lacking = [
         f"{file}.py:{line}: {text}"
         for line, text in messages_of(ROOT / f"src/deixis/{file}.py")

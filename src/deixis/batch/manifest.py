@@ -227,7 +227,7 @@ def read_text(place: str) -> str:
                 raise DeixisError(f"{place} is {wrong}; expected a manifest, a file of text")
             return read_table_text(path.read_bytes(), place)
     except OSError as error:
-        raise DeixisError(f"{place} cannot be read: {error.strerror}") from error
+        raise DeixisError(f"{place} cannot be read: {error.strerror or error}") from error
 
 
 def _beside(manifest: str, film: str) -> str:

@@ -192,7 +192,7 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
         text = read_table_text(path.read_bytes(), path)
     except OSError as error:
-        raise DeixisError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DeixisError(f"{path}: cannot be read ({error.strerror or error})") from error
     names, rows = read_cells(text, path)
     if not names:
         raise DeixisError(f"{path} is empty; its first line must be {','.join(FOLDER_COLUMNS)}")
@@ -326,7 +326,7 @@ def _known(
     try:
         facts = json.loads(kept.read_text())
     except (OSError, ValueError, RecursionError):
-        facts = _look(path, size, masks)
+        facts = _read_facts(path, size, masks)
         try:
             write_json(kept, facts)
         except OSError as error:
@@ -356,12 +356,12 @@ def _fingerprint(paths: Sequence[Path]) -> str:
         try:
             status = path.stat()
         except OSError as error:  # a link that leads nowhere, or to itself
-            raise DeixisError(f"{path}: cannot be read ({error.strerror})") from error
+            raise DeixisError(f"{path}: cannot be read ({error.strerror or error})") from error
         digest.update(f"{path.absolute()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:24]
 
 
-def _look(path: Path, size: tuple[int, int] | None, masks: Sequence[Path]) -> dict:
+def _read_facts(path: Path, size: tuple[int, int] | None, masks: Sequence[Path]) -> dict:
     frames = 0
     if size is None:
         film = Video(path)

@@ -134,8 +134,9 @@ def build_refcoco(source: Path, out: Path, images: Path | None = None) -> dict[s
         try:
             link.symlink_to(pictures.absolute(), target_is_directory=True)
         except OSError as error:
-            raise DeixisError(f"{link}: cannot be linked to {pictures} ({error.strerror}); copy the folder there"
-                              ) from error  # fmt: skip
+            raise DeixisError(
+                f"{link}: cannot be linked to {pictures} ({error.strerror or error}); copy the folder there"
+            ) from error
     return counts
 
 

@@ -123,7 +123,7 @@ def _files(root: Path, depth: int, top: str) -> Iterator[str]:
                     try:
                         is_folder = entry.is_dir()
                     except OSError as error:  # a symlink loop
-                        raise DeixisError(f"{entry.path}: cannot be read ({error.strerror})") from error
+                        raise DeixisError(f"{entry.path}: cannot be read ({error.strerror or error})") from error
                     if is_folder:
                         below.append(f"{folder}/{entry.name}" if folder else entry.name)
         folders = below

@@ -102,8 +102,8 @@ def _score_benchmark(
                 progress=progress,
             )  # fmt: skip
         where = out or (results if results.is_dir() else results.with_name(results.stem + "-scores"))
-        looks = worst_frames(benchmark, folder, report.worst_rows(scores))
-        return scores, report.write_all(scores, where, looks, __version__)
+        worst = worst_frames(benchmark, folder, report.worst_rows(scores))
+        return scores, report.write_all(scores, where, worst, __version__)
 
 
 def pack(

@@ -109,6 +109,8 @@ def import_weights(
     ] = None,
 ) -> None:
     """Turn a published checkpoint into one of ours, strictly; every key left out is listed with its reason."""
+    from safetensors import SafetensorError
+
     from deixis.types import DeixisError
     from deixis.weights import save
     from deixis.weights_import import import_checkpoint
@@ -116,8 +118,12 @@ def import_weights(
     if out.suffix != ".safetensors":
         raise DeixisError(f"the output must end in .safetensors, got {out}")
     done = import_checkpoint(file, system, tokenizer=tokenizer, settings=named_values(settings, "--set FIELD=VALUE"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save(done.system, out, card={"imported_from": file.name, "left_out": done.left_out})
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save(done.system, out, card={"imported_from": file.name, "left_out": done.left_out})
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DeixisError(f"{out}: cannot be written ({reason}); name another file with -o") from error
     for key, reason in done.left_out.items():
         typer.echo(f"left out {key}: {reason}")
     typer.echo(f"wrote {out} and {out.with_suffix('.json')}")

@@ -130,7 +130,7 @@ class FastNetwork:
             except Exception as error:
                 log.info("%s is no traced network of this OpenVINO (%s); it is made anew", place, first_line(error))
         network = self._trace(example)
-        self._remember(network, place)
+        self._keep_file(network, place)
         return core.compile_model(network, "CPU", options)
 
     def _trace(self, example: Tensor) -> Any:
@@ -155,7 +155,7 @@ class FastNetwork:
         made_by = hashlib.blake2b(f"{openvino_version()}|{torch.__version__}|1".encode(), digest_size=4).hexdigest()
         return f"{type(self.module).__name__}-{self.key}-{'x'.join(str(n) for n in example.shape[1:])}-{made_by}"
 
-    def _remember(self, network: Any, place: Path) -> None:
+    def _keep_file(self, network: Any, place: Path) -> None:
         import openvino as ov
 
         try:

@@ -67,7 +67,7 @@ class MiniLm(nn.Module):
         self.cache.clear()
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        self.cache.clear()  # what is remembered lies on the old device
+        self.cache.clear()  # what is kept lies on the old device
         return super()._apply(fn, recurse)
 
     def train(self, mode: bool = True) -> MiniLm:
@@ -77,7 +77,7 @@ class MiniLm(nn.Module):
     def forward(self, texts: Sequence[str]) -> TextFeatures:
         new = list(dict.fromkeys(t for t in texts if t not in self.cache))
         if new:
-            self._hear(new)
+            self._encode_new(new)
         for text in texts:
             self.cache.move_to_end(text)
         words = [self.cache[t][0] for t in texts]
@@ -89,7 +89,7 @@ class MiniLm(nn.Module):
             self.cache.popitem(last=False)
         return features
 
-    def _hear(self, texts: list[str]) -> None:
+    def _encode_new(self, texts: list[str]) -> None:
         device = self.bert.embeddings.word_embeddings.weight.device
         ids = [torch.tensor(e.ids) for e in self.tokenizer.encode_batch([t.lower() for t in texts])]
         tokens = nn.utils.rnn.pad_sequence(ids, batch_first=True).to(device)  # 0 is BERT's [PAD]

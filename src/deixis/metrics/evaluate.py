@@ -138,14 +138,14 @@ def score_opened(benchmark: Benchmark, results: Path) -> Scores:
     return summarise_davis(benchmark, rows) if benchmark.protocol == "davis" else summarise_expressions(benchmark, rows)
 
 
-Look = tuple[np.ndarray, np.ndarray, np.ndarray]  # frame (H, W, 3) uint8 RGB, answer and truth (H, W) bool
+WorstFrame = tuple[np.ndarray, np.ndarray, np.ndarray]  # frame (H, W, 3) uint8 RGB, answer and truth (H, W) bool
 
 
-def worst_frames(benchmark: Benchmark, results: Path, rows: Sequence[Row]) -> dict[tuple[str, str], Look]:
+def worst_frames(benchmark: Benchmark, results: Path, rows: Sequence[Row]) -> dict[tuple[str, str], WorstFrame]:
     """The worst frame of each row, with what was answered and what is true there."""
     samples = {(sample.video.id, sample.id): sample for sample in benchmark.samples}
     answers = read_answers(benchmark, results / ANSWERS) if benchmark.protocol == "answers" else {}
-    looks = {}
+    worst = {}
     for row in rows:
         sample = samples[row.video, row.id]
         assert benchmark.truth is not None
@@ -161,5 +161,5 @@ def worst_frames(benchmark: Benchmark, results: Path, rows: Sequence[Row]) -> di
             best = max(answers[sample.id], key=lambda answer: answer[0])
             shown = checked_mask(best[1], truth.size, str(results / ANSWERS))
         frame = read_frames(sample.video, [film_index(sample, row.worst)])[0]
-        looks[row.video, row.id] = frame, shown, truth.union(sample.objects)
-    return looks
+        worst[row.video, row.id] = frame, shown, truth.union(sample.objects)
+    return worst

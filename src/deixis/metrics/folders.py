@@ -75,7 +75,7 @@ def _videos(folder: Path) -> list[str]:
     try:
         names = [entry.name for entry in list_folder(folder) if not entry.name.startswith(".") and entry.is_dir()]
     except OSError as error:
-        raise DeixisError(f"{folder}: cannot be read ({error.strerror})") from error
+        raise DeixisError(f"{folder}: cannot be read ({error.strerror or error})") from error
     if not names:
         raise DeixisError(f"{folder} holds no folders of masks; <video>/<frame>.png is expected")
     return names

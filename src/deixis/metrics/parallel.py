@@ -6,6 +6,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -48,6 +49,13 @@ def mapper(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         try:
             yield pool.map
+        except BrokenProcessPool as error:
+            raise killed(workers) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def killed(workers: int) -> DeixisError:
+    """What to say where a process of several was killed."""
+    return DeixisError(f"one of {workers} processes was killed; is there memory for so many? take fewer --workers")

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from deixis.metrics.evaluate import Look
+from deixis.metrics.evaluate import WorstFrame
 from deixis.metrics.summary import BOOTSTRAP_SEED, DRAWS, Row, Scores
 from deixis.types import DeixisError
 
@@ -41,7 +41,7 @@ def write_scores_json(scores: Scores, path: Path, version: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(as_json(scores, version), indent=1, allow_nan=False) + "\n")
     except OSError as error:
-        raise DeixisError(f"{path}: cannot be written ({error.strerror})") from error
+        raise DeixisError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -79,24 +79,30 @@ def _interval(name: str, interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f"  ({_shown(name, interval[0]).strip()} to {_shown(name, interval[1]).strip()})"
 
 
-def write_all(scores: Scores, folder: Path, looks: Mapping[tuple[str, str], Look], version: str) -> list[Path]:
-    """Write scores.json, scores.csv and scores.png to a folder; returns their paths."""
+def write_all(scores: Scores, folder: Path, worst: Mapping[tuple[str, str], WorstFrame], version: str) -> list[Path]:
+    """Write scores.json, scores.csv and scores.png to a folder; returns their paths.
+
+    Raises DeixisError where one of them cannot be written.
+    """
     paths = [folder / name for name in ("scores.json", "scores.csv", "scores.png")]
     write_scores_json(scores, paths[0], version)
-    write_csv(scores.rows, paths[1])
-    write_png(draw_scores(scores, looks), paths[2])
+    try:
+        write_csv(scores.rows, paths[1])
+        write_png(draw_scores(scores, worst), paths[2])
+    except OSError as error:
+        raise DeixisError(f"{error.filename or folder}: cannot be written ({error.strerror or error})") from error
     return paths
 
 
-def draw_scores(scores: Scores, looks: Mapping[tuple[str, str], Look]) -> np.ndarray:
+def draw_scores(scores: Scores, worst: Mapping[tuple[str, str], WorstFrame]) -> np.ndarray:
     """The distribution of the rows' values and the ten worst rows, as an RGB picture.
 
-    looks: (video, id) of a row -> its worst frame with the answer (red outline) and the truth (green outline).
+    worst: (video, id) of a row -> its worst frame with the answer (red outline) and the truth (green outline).
     """
     key = scores.row_key
     values = np.array([row.number(key) or 0.0 for row in scores.rows])
     rows = [_histogram(values, f"{scores.benchmark} {scores.split}: {key} of {len(values)} rows")]
-    tiles = [_tile(row, key, looks.get((row.video, row.id))) for row in worst_rows(scores)]
+    tiles = [_tile(row, key, worst.get((row.video, row.id))) for row in worst_rows(scores)]
     for start in range(0, len(tiles), 5):
         line = tiles[start : start + 5]
         blank = np.full_like(line[0], 255)
@@ -126,12 +132,12 @@ def _histogram(values: np.ndarray, title: str) -> np.ndarray:
     return picture
 
 
-def _tile(row: Row, key: str, look: Look | None) -> np.ndarray:
+def _tile(row: Row, key: str, frame_of_row: WorstFrame | None) -> np.ndarray:
     picture = np.full((210, 200, 3), 255, np.uint8)
     _write(picture, f"{100 * (row.number(key) or 0):.1f}  {row.video[:16]} {row.id[:10]}", 4, 14, 0.36)
     _write(picture, row.text[:34], 4, 30, 0.33)
-    if look is not None:
-        frame, answer, truth = look
+    if frame_of_row is not None:
+        frame, answer, truth = frame_of_row
         scale = min(192 / frame.shape[1], 165 / frame.shape[0])
         size = max(1, round(frame.shape[1] * scale)), max(1, round(frame.shape[0] * scale))
         small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)

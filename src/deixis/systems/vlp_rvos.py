@@ -420,7 +420,7 @@ class DualFusion(nn.Module):
     def forward(self, patches_of_tower: Tensor, text: TextFeatures) -> tuple[Tensor, Tensor, Tensor]:
         """Fused cells (B, T, h, w, D), words and last the sentence (B, L + 1, D), their padding (B, L + 1).
 
-        seen: (B, T, h, w, C).
+        patches_of_tower: (B, T, h, w, C).
         """
         cells = self.reduce(patches_of_tower)
         patches = cells.flatten(1, 3)  # (B, T N, D)

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -30,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from deixis.files import cache_folder
+from deixis.metrics.parallel import killed
 from deixis.training.captions import CaptionedFilm, VideoCaptions
 from deixis.types import DeixisError
 from deixis.video import Frame, Video, fit
@@ -340,6 +342,8 @@ def fill_cache(
                     log.warning("left out: %s", reason)
                     tally.reasons = (*tally.reasons, reason)[:5]
                 progress(done, len(films))
+        except BrokenProcessPool as error:
+            raise killed(workers) from error
         except BaseException:
             if pool is not None:
                 pool.shutdown(cancel_futures=True)

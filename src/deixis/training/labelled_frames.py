@@ -79,7 +79,8 @@ def _unpack(film: Path, wanted: Mapping[int, str], folder: Path) -> None:
             half.rename(folder)
     except OSError as error:
         raise DeixisError(
-            f"frames of {film} cannot be kept in {folder.parent} ({error.strerror}); name another place in DEIXIS_CACHE"
+            f"frames of {film} cannot be kept in {folder.parent} ({error.strerror or error}); name another place in"
+            " DEIXIS_CACHE"
         ) from error
     finally:
         shutil.rmtree(half, ignore_errors=True)

@@ -187,22 +187,22 @@ class _Trainer:
         stopped = "finished"
         while self.step < config.steps and stopped == "finished":
             clock.step_begins()
-            losses, norm, anyone_asked, waited = self._one_step(batches, lambda: bool(received) or clock.over_limit())
+            losses, norm, stopping, waited = self._one_step(batches, lambda: bool(received) or clock.over_limit())
             pace = clock.step_ends(waited)
             self.seconds += pace.seconds
-            if anyone_asked:
+            if stopping:
                 stopped = received[0] if received else "time limit" if clock.over_limit() else "SIGTERM"
             every = config.validate_every
             due = every > 0 and (self.step % every == 0 or self.step == config.steps)
             scores = self._validate() if due else {}
             if world.first:
-                self._tell(losses, norm, pace, scores, report, last=stopped != "finished")
+                self._note_step(losses, norm, pace, scores, report, last=stopped != "finished")
                 if clock.checkpoint_due() and stopped == "finished":
                     self._save(self.last)
         return stopped
 
     def _one_step(
-        self, batches: Iterator[Any], asked_to_stop: Callable[[], bool]
+        self, batches: Iterator[Any], due_to_stop: Callable[[], bool]
     ) -> tuple[dict[str, float], float, bool, float]:
         """One optimiser step: loss parts (means over micro-batches and processes), gradient norm, whether any process
         shall stop, seconds without a batch."""
@@ -234,7 +234,7 @@ class _Trainer:
         limit = config.clip_norm or math.inf
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), limit)
         # One transfer a step: the numbers, and whether to stop, of all processes.
-        stop = torch.tensor(float(asked_to_stop()), device=world.device)
+        stop = torch.tensor(float(due_to_stop()), device=world.device)
         totals = torch.tensor(list(counted.values()), device=world.device)
         numbers = world.mean(torch.cat([torch.stack([stop, norm.float(), *sums.values()]), totals])).tolist()
         parts = dict(zip(sums, numbers[2 : 2 + len(sums)], strict=True))
@@ -277,7 +277,7 @@ class _Trainer:
         self.world.wait()
         return scores
 
-    def _tell(
+    def _note_step(
         self,
         losses: dict[str, float],
         norm: float,

@@ -1,4 +1,4 @@
-"""Stage 3 of light: the scorer, on remembered tokens. Words choose among tracks, or none of them.
+"""Stage 3 of light: the scorer, on stored tokens. Words choose among tracks, or none of them.
 
 B clips, K sentences of all clips together, Q tracks, N objects.
 """

@@ -48,7 +48,7 @@ BESIDE = re.compile(  # what tools append to a frame's name for what belongs to 
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_SHORT = 256, 257, 3  # TIFF's tags of a page's size, and the number of its kind of 16 bits
 MOST_PAGES = 20_000  # of a TIFF that Pillow does not open (our choice: the list of its pages is walked from the front)
 SUBSAMPLED = 254  # TIFF's tag NewSubfileType, whose lowest bit marks a smaller copy
-LOOKED_AT = 5  # pictures of a folder from which the range of deep values is taken (our choice)
+RANGE_SAMPLES = 5  # pictures of a folder from which the range of deep values is taken (our choice)
 DEPTHS = (8, 10, 12, 14, 16)  # bits a value that cameras and scanners use
 UNREADABLE = (  # what decoders raise for files that are damaged
     OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, AttributeError, ArithmeticError, struct.error,
@@ -86,8 +86,7 @@ class Pictures:
         self.pages: list[int] | None = None  # of one file that moves
         self._starts: list[float] | None = None
         if path.is_dir():
-            stems = [f.stem for f in self.files]
-            self.names = stems if len(set(stems)) == len(stems) else [f.name.replace(".", "_") for f in self.files]
+            self.names = [f.stem for f in self.files]  # each once: ``_without_beside`` refuses others
         else:
             self._find_pages()
             self.names = [path.stem] if self.pages is None else [f"{i:05d}" for i in range(len(self.pages))]
@@ -101,7 +100,7 @@ class Pictures:
         try:
             found = list(self.path.iterdir())
         except OSError as error:
-            raise DeixisError(f"{self.path} cannot be read: {error.strerror}") from error
+            raise DeixisError(f"{self.path} cannot be read: {error.strerror or error}") from error
         pictures = [f for f in found if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
         if not pictures:
             kinds = " ".join(sorted(PICTURES))
@@ -263,7 +262,7 @@ class Pictures:
 
     def _find_range(self, kind: str) -> tuple[float, float]:
         """(value shown black, value shown white) of deep pictures: from a few of them, spread over the film."""
-        wanted = np.unique(np.linspace(0, len(self.names) - 1, LOOKED_AT).round().astype(int)).tolist()
+        wanted = np.unique(np.linspace(0, len(self.names) - 1, RANGE_SAMPLES).round().astype(int)).tolist()
         low, high, whole = np.inf, -np.inf, True
         with Reader(self.path) as reader:
             for number in wanted:

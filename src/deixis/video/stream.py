@@ -62,7 +62,7 @@ class Stream:
         try:
             return av.open(str(self.path), options=options)
         except av.error.PermissionError as error:
-            raise DeixisError(f"{self.path} may not be read: {error.strerror}") from error
+            raise DeixisError(f"{self.path} may not be read: {error.strerror or error}") from error
         except (FFmpegError, ValueError) as error:
             if self.path.stat().st_size == 0:
                 raise DeixisError(f"{self.path} is not a film: the file is empty") from error

@@ -1,7 +1,8 @@
 """The web page: drop a film, write what to look for, and see where and when it is. Needs the extra ``web`` (Gradio).
 
 Three layers: ``Guard`` (which requests come through at all), the page and its API (``make_page``), and the queue
-(``deixis.jobs``) that does the work elsewhere. Nothing of a request is used as a path unless it lies in the uploads.
+(``deixis.web.queue``) that has the work done in another process. Nothing of a request is used as a path unless it
+lies in the uploads.
 """
 
 from __future__ import annotations
@@ -127,9 +128,10 @@ def listen(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
         sock.listen(128)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a host such as "a..b"
         sock.close()
-        raise DeixisError(f"cannot listen at {host}:{port} ({error.strerror}); give another --host, --port") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DeixisError(f"cannot listen at {host}:{port} ({reason}); give another --host, --port") from error
     return sock
 
 

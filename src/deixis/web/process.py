@@ -117,12 +117,12 @@ class Reporter:
     """Reports to the server how far a stage is, a few times a second."""
 
     def __init__(self, pipe: Connection) -> None:
-        self._pipe, self._told, self._stage = pipe, 0.0, ""
+        self._pipe, self._sent, self._stage = pipe, 0.0, ""
 
     def __call__(self, stage: str, frames: int, of: int) -> None:
         now = time.monotonic()
-        if stage != self._stage or now - self._told > REPORTS or frames == of:
-            self._stage, self._told = stage, now
+        if stage != self._stage or now - self._sent > REPORTS or frames == of:
+            self._stage, self._sent = stage, now
             send(self._pipe, {"stage": stage, "frames": frames, "of": of})
 
 

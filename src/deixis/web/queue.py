@@ -61,8 +61,12 @@ class Queue:
         self._lock = lock_folder(self.folder)
         self.folder = self.folder.resolve()
         self.uploads, self.results = self.folder / "uploads", self.folder / "results"
-        for place in (self.uploads, self.results):
-            place.mkdir(mode=0o700)
+        try:
+            for place in (self.uploads, self.results):
+                place.mkdir(mode=0o700)
+        except OSError as error:  # what lay there before cannot be deleted, say
+            self._lock.close()
+            raise DeixisError(f"cannot use {self.folder}: {error.strerror or error}; give another --folder") from error
         self._threads = [
             threading.Thread(target=self._serve, name="deixis-jobs", daemon=True),
             threading.Thread(target=self._sweep_now_and_then, name="deixis-sweep", daemon=True),
@@ -277,7 +281,7 @@ def lock_folder(folder: Path) -> Any:
         empty(folder)
         os.chmod(folder, 0o700)
     except OSError as error:
-        raise DeixisError(f"cannot use {folder}: {error.strerror}; give another --folder") from error
+        raise DeixisError(f"cannot use {folder}: {error.strerror or error}; give another --folder") from error
     return lock
 
 

@@ -45,7 +45,11 @@ class Worker:
     def do(self, job: Job, seconds: float) -> tuple[str, str]:
         """Have a job done, and write its progress into it. Returns (state, why it failed)."""
         self._stop.clear()
-        send(self._pipe, dataclasses.asdict(job.task))
+        try:
+            send(self._pipe, dataclasses.asdict(job.task))
+        except ConnectionError:  # it has just ended, of what it did before
+            self.end()
+            raise WorkerLost(f"{job.task.name}: the work broke off ({self._status()}); try again") from None
         began, stop_by = time.monotonic(), 0.0
         while True:
             try:

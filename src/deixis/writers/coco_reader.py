@@ -73,7 +73,7 @@ def read_coco(path: str | Path, video: int | str | None = None) -> list[MaskTrac
         read = _followed if of_videos or "images" not in found else _joined
         return read(found, categories, video, str(path))
     except OSError as error:
-        raise DeixisError(f"{path} cannot be read: {error.strerror}") from error
+        raise DeixisError(f"{path} cannot be read: {error.strerror or error}") from error
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, RecursionError) as error:
         if isinstance(error, DeixisError):
             raise

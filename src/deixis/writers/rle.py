@@ -125,7 +125,7 @@ def read_rle(path: str | Path) -> list[MaskTrack]:
             for track in found["tracks"]
         ]
     except OSError as error:
-        raise DeixisError(f"{path} cannot be read: {error.strerror}") from error
+        raise DeixisError(f"{path} cannot be read: {error.strerror or error}") from error
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, DeixisError):
             raise

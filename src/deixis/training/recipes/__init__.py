@@ -29,7 +29,7 @@ def find_recipe(name: str) -> Recipe:
     """Find a recipe by name.
 
     Args:
-        name: Name listed by `deixis train --help`.
+        name: Name listed by `deixis recipes`.
 
     Returns:
         A function of the data's places and the overrides that returns a `Run`.
