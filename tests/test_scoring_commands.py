@@ -222,7 +222,6 @@ def test_a_process_that_is_killed_while_it_scores_is_one_line():
 @pytest.mark.parametrize("name", ["scores.csv", "scores.png"])
 def test_scores_that_cannot_be_written_are_one_line(made, tmp_path, name):
     root, out = made("jhmdb-sentences"), tmp_path / "out"
-    out.mkdir()
     perfect("jhmdb-sentences", root, out)
     (out / name).mkdir()
     assert f"{out / name}: cannot be written (Is a directory)" in refused("score", "jhmdb-sentences", root, out)

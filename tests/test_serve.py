@@ -358,7 +358,7 @@ def test_a_folder_of_other_things_is_never_emptied(tmp_path: Path) -> None:
         (["--model", "light_debug", "--model", "light_debug"], "two models are called 'light_debug'"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--host", "203.0.113.7"], "cannot listen at 203.0.113.7"),
-        (["--host", "a..b"], "cannot listen at a..b"),
+        (["--host", "é.."], "cannot listen at é.."),
     ],
 )
 def test_an_option_of_serve_that_cannot_be_is_refused(tmp_path: Path, options: list[str], said: str) -> None:
@@ -378,7 +378,7 @@ def test_a_folder_that_cannot_be_emptied_is_refused_in_a_line_and_let_go(
     (folder / queue_module.MARK).touch()
     monkeypatch.setattr(queue_module, "empty", lambda place: None)
     for _ in range(2):  # the lock is not held after the first
-        with pytest.raises(DeixisError, match="cannot use .*: File exists; give another --folder"):
+        with pytest.raises(DeixisError, match=r"cannot use .*: File exists; give another --folder"):
             Queue(folder, {"light": "light"}).__enter__()
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deixis.inference import Setup, as_expressions, as_list, as_read, model_size, prepare
+from deixis.inference import Setup, model_size, prepare
 from deixis.linking import sigmoid
+from deixis.sentences import as_expressions, as_list, as_read
 from deixis.systems.light import Light, TrackFeatures
 from deixis.types import DeixisError, Expression, MaskTrack, RleMasks, Verdict, verdict_of
 from deixis.video import Video, normalise

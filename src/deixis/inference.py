@@ -33,7 +33,7 @@ from deixis import weights
 from deixis.devices import choose_device, choose_precision
 from deixis.linking import Linking, Presence
 from deixis.selection import SELECTIONS, Enlarge, PublishedTracks, choose_queries, probabilities
-from deixis.sentences import plain, remarks
+from deixis.sentences import as_expressions, as_list, as_read, remarks
 from deixis.tracks import TrackBuilder, select
 from deixis.types import (
     Accelerated,
@@ -405,14 +405,6 @@ def _encode(
     return maps, size, padded
 
 
-def as_read(given: Sequence[str | Expression], expressions: Sequence[Expression]) -> list[Expression]:
-    """What the model reads: of text that a person typed the phrase alone; an Expression as it stands."""
-    return [
-        replace(e, text=plain(e.text)) if isinstance(typed, str) else e
-        for typed, e in zip(given, expressions, strict=True)
-    ]
-
-
 def remarks_on(sentences: Iterable[str], model: str | Path, several: bool = False) -> list[str]:
     """How a model takes sentences, as notes for its user, a line each; see ``sentences.remarks``."""
     known, file = weights.KNOWN.get(str(model)), weights.find(model)
@@ -420,23 +412,6 @@ def remarks_on(sentences: Iterable[str], model: str | Path, several: bool = Fals
     if file is not None:
         several = several or bool(weights.read_header(file)[0].get("config", {}).get("several", False))
     return [line for text in sentences for line in remarks(text, language=language, several=several)]
-
-
-def as_list(expressions: str | Expression | Iterable[str | Expression]) -> list[str | Expression]:
-    """One or many as a list; what can be gone through once is gone through here. Raises DeixisError for neither."""
-    if isinstance(expressions, str | Expression):
-        return [expressions]
-    if not isinstance(expressions, Iterable):
-        raise DeixisError(f"expressions must be text or a list of texts, got {type(expressions).__name__}")
-    return list(expressions)
-
-
-def as_expressions(expressions: str | Expression | Sequence[str | Expression]) -> list[Expression]:
-    """One or many, text or Expression, as a list of Expressions. Raises DeixisError when there is none."""
-    many = as_list(expressions)
-    if not many:
-        raise DeixisError("at least one expression is needed; say what to look for")
-    return [e if isinstance(e, Expression) else Expression(e) for e in many]
 
 
 def model_size(source: Size, config: SystemConfig, short_side: int | None = None) -> Size:

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from deixis.types import DeixisError, Expression
 
 # What leads to the object, longest first where one begins another. Each must be followed by words.
 _POLITE = r"(?:(?:hey|hi|hello|ok|okay|well|so|now|please|pls|kindly|just)[,!]?\s+)*"
@@ -246,3 +250,28 @@ def _not_english(phrase: str) -> str | None:
 def _bare(word: str) -> str:
     """Without accents: niño, nino."""
     return "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c)).replace("ß", "ss")
+
+
+def as_list(expressions: str | Expression | Iterable[str | Expression]) -> list[str | Expression]:
+    """One or many as a list; what can be gone through once is gone through here. Raises DeixisError for neither."""
+    if isinstance(expressions, str | Expression):
+        return [expressions]
+    if not isinstance(expressions, Iterable):
+        raise DeixisError(f"expressions must be text or a list of texts, got {type(expressions).__name__}")
+    return list(expressions)
+
+
+def as_expressions(expressions: str | Expression | Sequence[str | Expression]) -> list[Expression]:
+    """One or many, text or Expression, as a list of Expressions. Raises DeixisError when there is none."""
+    many = as_list(expressions)
+    if not many:
+        raise DeixisError("at least one expression is needed; say what to look for")
+    return [e if isinstance(e, Expression) else Expression(e) for e in many]
+
+
+def as_read(given: Sequence[str | Expression], expressions: Sequence[Expression]) -> list[Expression]:
+    """What the model reads: of text that a person typed the phrase alone; an Expression as it stands."""
+    return [
+        replace(e, text=plain(e.text)) if isinstance(typed, str) else e
+        for typed, e in zip(given, expressions, strict=True)
+    ]

@@ -358,7 +358,7 @@ def test_an_api_page_lists_what_there_is(page: Path) -> None:
 # Files whose errors are all on the page. A new error in them wants a line there.
 NARRATED = (
     "config", "files", "video/__init__", "video/stream", "video/frames", "video/pictures",
-    "inference", "choosing", "tracks", "linking", "weights", "weights_import", "predict",
+    "inference", "sentences", "choosing", "tracks", "linking", "weights", "weights_import", "predict",
     "writers/__init__", "writers/output", "writers/rle", "writers/coco_reader", "writers/encoder",
     "benchmarks/__init__", "benchmarks/opening", "benchmarks/pngs", "benchmarks/results", "benchmarks/expressions",
     "benchmarks/folder", "benchmarks/mevis", "benchmarks/mevis_layout", "benchmarks/world",

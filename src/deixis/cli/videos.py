@@ -60,8 +60,9 @@ def segment(
     quiet: QuietOption = False,
 ) -> None:
     """Cut the object that each EXPRESSION names out of VIDEO."""
-    from deixis.inference import as_expressions, check_choices
+    from deixis.inference import check_choices
     from deixis.out_folder import Output
+    from deixis.sentences import as_expressions
     from deixis.types import DeixisError
     from deixis.video import FILM_SUFFIXES, Video
     from deixis.writers import check_formats

@@ -128,7 +128,7 @@ def listen(host: str, port: int) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
         sock.listen(128)
-    except (OSError, UnicodeError) as error:  # the latter of a host such as "a..b"
+    except (OSError, TypeError) as error:  # the latter of a host that no name can be made of, "é..", say
         sock.close()
         reason = getattr(error, "strerror", None) or error
         raise DeixisError(f"cannot listen at {host}:{port} ({reason}); give another --host, --port") from error

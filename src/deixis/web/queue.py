@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deixis.inference import as_expressions
+from deixis.sentences import as_expressions
 from deixis.types import DeixisError
 from deixis.web.jobs import RESULT_FILES, Job, Limits, Task
 from deixis.web.worker import GRACE, Worker, WorkerLost
