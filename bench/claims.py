@@ -16,9 +16,9 @@ import platform
 from pathlib import Path
 
 import torch
-from claim_studies import aligned, conv_clip, grid, soc, soc_plus_plus, verdicts, vlp_rvos
+from claim_studies import aligned, conv_clip, grid, motion, soc, soc_plus_plus, verdicts, vlp_rvos
 
-MODULES = soc, soc_plus_plus, vlp_rvos, conv_clip, aligned
+MODULES = soc, soc_plus_plus, vlp_rvos, conv_clip, aligned, motion
 STUDIES: dict[str, grid.Study] = {study.name: study for module in MODULES for study in module.STUDIES}
 
 

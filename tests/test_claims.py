@@ -62,7 +62,7 @@ def test_what_is_done_is_not_done_again(claims: Any, tmp_path: Path, capsys: pyt
 STUDIES = (
     "soc_cluster", "soc_contrast", "soc_plus_plus_frames", "soc_plus_plus_proxies", "vlp_rvos_prompts",
     "vlp_rvos_history", "vlp_rvos_cubes", "conv_clip_words", "conv_clip_words_hard", "conv_clip_queries",
-    "vlp_rvos_aligned", "conv_clip_aligned",
+    "vlp_rvos_aligned", "conv_clip_aligned", "motion_soc", "motion_soc_plus_plus", "motion_vlp_rvos", "motion_slvp",
 )  # fmt: skip
 
 
@@ -90,7 +90,12 @@ def test_every_arm_answers_and_what_it_trains_gets_a_gradient(
 
 # The token for a film's first clip, which no second clip needs; the gates that a control of the proxies leaves aside;
 # the heads of conv-CLIP for masks and embeddings, where only scores are read.
-UNUSED = ("history.nothing", "proxies", "proxy_gate.", "text_gate.", "heads.kernel.", "heads.embedding.")
+# In the studies of motion: the levels from stride 16 on, and what is read beside the masks.
+UNUSED = (
+    "history.nothing", "proxies", "proxy_gate.", "text_gate.", "heads.kernel.", "heads.embedding.",
+    "vision.layers.2.", "vision.layers.3.", "vision.merge.1.", "vision.merge.2.",
+    *(f"project.{part}.{level}." for part in ("conv", "norm") for level in (1, 2, 3)), "whole.mask_head.score.",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -145,6 +150,38 @@ def test_twins_are_alike_in_every_frame_and_part_in_opposite_directions(claims: 
     to_left = (films["goes"] == LEFT)[:, None]
     assert torch.equal(steps == SIDE - 1, to_left.expand_as(steps))
     assert torch.equal(films["goes"].gather(1, films["truth"][:, None])[:, 0], films["asked"])
+
+
+def test_motion_is_in_the_order_of_frames_alone(claims: Any) -> None:
+    """Pixels show the twins where the film says; in a random order both ways look the same; backwards they swap."""
+    from claim_studies.motion import PATCH, SIDE, backwards, motion_films
+    from claim_studies.twins import LEFT
+
+    films = motion_films(50, claims.grid.generator(0))
+    bright = torch.nn.functional.avg_pool2d(films["pixels"].mean(2), PATCH).flatten(2)
+    assert torch.equal(bright.topk(2).indices.sort(-1).values, films["at"].sort(-1).values)
+    steps = films["at"].diff(dim=1) % SIDE  # (B, T - 1, K)
+    to_left = (films["goes"] == LEFT)[:, None].expand_as(steps)
+    assert torch.equal(steps == SIDE - 1, to_left)
+    assert torch.equal(films["goes"].gather(1, films["truth"][:, None])[:, 0], films["asked"])
+    back = backwards(50, claims.grid.generator(0))
+    assert torch.equal(back["at"].flip(1), films["at"])
+    assert torch.equal(back["truth"], films["truth"])
+
+
+def test_the_control_of_motion_gets_the_frames_in_a_random_order(claims: Any) -> None:
+    """Its answer to a film and to the film in another order is the same where ``order`` undoes the change."""
+    from claim_studies.motion import ORDERED, SHUFFLED, motion_films, reordered
+
+    films, study = motion_films(4, claims.grid.generator(0)), claims.STUDIES["motion_slvp"]
+    inverse = films["order"].argsort(1)
+    for name, same in ((SHUFFLED, True), (ORDERED, False)):
+        torch.manual_seed(0)
+        arm = study.arms[name]().eval()
+        with torch.no_grad():
+            undone = arm(reordered(films, films["order"]) | {"order": inverse})
+            straight = arm(films | {"order": torch.arange(4).expand(4, -1)})
+        assert torch.allclose(undone, straight, atol=1e-6) == same
 
 
 def test_events_are_the_same_in_a_film_played_backwards(claims: Any) -> None:
