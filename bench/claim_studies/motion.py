@@ -82,6 +82,14 @@ def backwards(count: int, draw: torch.Generator) -> Films:
     return reordered(films, torch.arange(FRAMES).flip(0).expand(count, -1))
 
 
+def mostly_left(count: int, draw: torch.Generator, share: float = 0.85) -> Films:
+    """Films to train on where balanced ones are too hard to begin with: so many are asked for the one that goes left.
+    Who the sentence names is still one or the other of the twins alike."""
+    films = motion_films(count, draw)
+    asked = torch.where(torch.rand(count, generator=draw) < share, LEFT, RIGHT)
+    return films | {"asked": asked, "truth": (films["goes"] == asked[:, None]).int().argmax(1)}
+
+
 def sentences_of_others(count: int, draw: torch.Generator) -> Films:
     """Films asked with the sentence of the film before; the truth is their own."""
     films = motion_films(count, draw)
@@ -179,15 +187,21 @@ def logits_at(masks: Tensor, at: Tensor) -> Tensor:
     return masks.flatten(2).gather(2, at)
 
 
-ORDERED, SHUFFLED = "frames in order", "frames in random order"
+ORDERED, SHUFFLED, BALANCED = "frames in order", "frames in random order", "both asked alike"
 TESTS: dict[str, Draw] = {"played backwards": backwards, "sentence of another film": sentences_of_others}
 
 
-def study(name: str, whose: str, arm: partial[MotionArm]) -> Study:
+def study(name: str, whose: str, arm: partial[MotionArm], led: bool = False) -> Study:
+    """led: films to train on ask mostly for one direction, and balanced ones decide."""
     return Study(
-        name=name, batch=16, arms={ORDERED: arm, SHUFFLED: partial(arm, shuffled=True)}, draw=motion_films, tests=TESTS,
+        name=name, batch=16, arms={ORDERED: arm, SHUFFLED: partial(arm, shuffled=True)},
+        draw=mostly_left if led else motion_films, tests={BALANCED: motion_films, **TESTS} if led else TESTS,
+        rate=2e-3 if led else 1e-3,
         comparisons=(
-            Comparison(claim=f"{whose}: motion is above chance", arm=ORDERED, controls=(SHUFFLED,), chance=1 / TWINS),
+            Comparison(
+                claim=f"{whose}: motion is above chance", arm=ORDERED, controls=(SHUFFLED,), chance=1 / TWINS,
+                test=BALANCED if led else "",
+            ),
         ),
     )  # fmt: skip
 
@@ -195,6 +209,6 @@ def study(name: str, whose: str, arm: partial[MotionArm]) -> Study:
 STUDIES = (
     study("motion_soc", "SOC", partial(SocMotion, False)),
     study("motion_soc_plus_plus", "SOC++", partial(SocMotion, True)),
-    study("motion_vlp_rvos", "VLP-RVOS", partial(VlpMotion)),
+    study("motion_vlp_rvos", "VLP-RVOS", partial(VlpMotion), led=True),
     study("motion_slvp", "SLVP-style", partial(SlvpMotion)),
 )
