@@ -61,7 +61,7 @@ def test_what_is_done_is_not_done_again(claims: Any, tmp_path: Path, capsys: pyt
 
 STUDIES = (
     "soc_cluster", "soc_contrast", "soc_plus_plus_frames", "soc_plus_plus_proxies", "vlp_rvos_prompts",
-    "vlp_rvos_history", "vlp_rvos_cubes", "conv_clip_words", "conv_clip_words_hard", "conv_clip_queries",
+    "vlp_rvos_history", "vlp_rvos_cubes_led", "conv_clip_words", "conv_clip_words_hard", "conv_clip_queries",
     "vlp_rvos_aligned", "conv_clip_aligned", "motion_soc", "motion_soc_plus_plus", "motion_vlp_rvos", "motion_slvp",
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from claim_studies.grid import Chooser, Comparison, Films, Study, generator
-from claim_studies.twins import HAT, NOTHING, PLAIN, ROWS, SIDE, Cells, at_twins, told_before, twin_films
+from claim_studies.twins import HAT, LEFT, NOTHING, PLAIN, RIGHT, ROWS, SIDE, Cells, at_twins, told_before, twin_films
 from deixis.blocks.attention import Mlp
 from deixis.encoders.clip_vit import ClipVitConfig
 from deixis.systems.vlp_rvos import CubeFrameLayer, Prompts, VlpRvos, VlpRvosConfig, frame_code, pool_by_mask
@@ -105,6 +105,16 @@ class HistoryArm(TwinArm):
         memory = pool_by_mask(cells @ self.reasoned, masks)  # (B, T, D)
         memory = memory.mean(1, keepdim=True) if self.pooled else memory
         return self.choose(self.encode(films, self.history(memory, len(memory))), films)
+
+
+def jumping_twins(count: int, draw: torch.Generator, left: float | None = None) -> Films:
+    """Twins that leave their cube with every step. left: so many films ask for the one that goes left, to train on:
+    a direction is learned before it is learned which is asked."""
+    films = twin_films(count, draw, jump=2, height=WIDE, side=WIDE)
+    if left is None:
+        return films
+    asked = torch.where(torch.rand(count, generator=draw) < left, LEFT, RIGHT)
+    return films | {"asked": asked, "truth": (films["goes"] == asked[:, None]).int().argmax(1)}
 
 
 class CubeArm(Chooser):
@@ -221,21 +231,25 @@ HISTORY = Study(
     ),
 )  # fmt: skip
 CUBES = Study(
-    name="vlp_rvos_cubes",
+    name="vlp_rvos_cubes_led",
     arms={
         "cubes and frames": partial(CubeArm, True, True), "frames only": partial(CubeArm, False, True),
         "frames only, time code": partial(CubeArm, False, True, code=True), "cubes only": partial(CubeArm, True, False),
         "full attention": partial(CubeArm, True, False, WIDE),
     },
-    draw=partial(twin_films, jump=2, height=WIDE, side=WIDE),
+    draw=partial(jumping_twins, left=0.85),
+    tests={"both asked alike": jumping_twins},
+    batch=16,
+    rate=2e-3,
+    least=1000,
     comparisons=(
         Comparison(
             claim="VLP-RVOS: cube-frame attention follows a cue that crosses cubes", arm="cubes and frames",
-            controls=("frames only", "frames only, time code", "cubes only"), chance=0.5,
+            controls=("frames only", "frames only, time code", "cubes only"), chance=0.5, test="both asked alike",
         ),
         Comparison(
             claim="VLP-RVOS: cube-frame attention is as good as full attention (no more than 2 points below)",
-            arm="cubes and frames", controls=("full attention",), margin=-0.02, chance=0.5,
+            arm="cubes and frames", controls=("full attention",), margin=-0.02, chance=0.5, test="both asked alike",
         ),
     ),
 )  # fmt: skip
