@@ -51,6 +51,14 @@ def base(options: argparse.Namespace) -> Path:
     return options.out / ("world" if options.pictures is None else "real")
 
 
+def sizes(options: argparse.Namespace) -> dict[str, str]:
+    """Overrides for frames of another size than the recipes'."""
+    if options.size is None:
+        return {}
+    height, width = map(str, options.size)
+    return {"data.films.size": f"{height},{width}", "model.short_side": height, "model.long_side": width}
+
+
 def slow(options: argparse.Namespace) -> int:
     """How slowly things move in the films of the pre-training. Real ones move little: twice as fast there."""
     return 2 if options.pictures is None else 1
@@ -66,7 +74,7 @@ def pretrained(options: argparse.Namespace, fusion: str, start: str, seed: int) 
     assert changes is not None
     folder = base(options) / f"pre-{fusion}-{start}-{seed}"
     if not (folder / "scores.json").is_file():
-        overrides = changes | {
+        overrides = changes | sizes(options) | {
             "model.fusion": fusion, "train.seed": str(seed), "train.steps": str(options.pretrain_steps),
             "train.threads": str(options.threads), "data.films.count": str(options.pretrain_films),
             "data.films.slow": str(slow(options)),
@@ -99,7 +107,7 @@ def transfer(
     data = places(options)
     if STARTS[start] is not None:
         data["start"] = pretrained(options, fusion, start, seed)
-    overrides = {
+    overrides = sizes(options) | {
         "model.fusion": fusion, "train.seed": str(seed), "train.steps": str(options.steps),
         "train.threads": str(options.threads), "data.share": str(share), "data.films.count": str(options.films),
         "data.films.calibration": "0",  # J&F does not depend on presence
@@ -359,6 +367,7 @@ def main() -> None:
     parser.add_argument("--pretrain-steps", type=int, default=800, help="of a pre-training, 16 clips each")
     parser.add_argument("--pretrainings", type=int, default=3, help="of a kind; seed n starts from number n modulo it")
     parser.add_argument("--pretrain-films", type=int, default=2000)
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="pixels of the frames, if not 48 80")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--pretrain-only", action="store_true", help="no training for masks")
