@@ -240,7 +240,7 @@ class Light(nn.Module):
         similarity, none = self.score_texts(maps.tracks, maps.embedding, [e.text for e in expressions], which)
         # The choice among the tracks and "none of them" is one softmax of the clip; a track's logit says the same.
         chance = torch.cat([none[:, None], similarity], dim=1).log_softmax(1)[:, 1:].clamp(max=-1e-6)
-        masks = maps.masks[which]
+        masks = maps.masks[which] if b > 1 else maps.masks.expand(k, -1, -1, -1, -1)  # a view: they are large
         scores = (chance - torch.log(-torch.expm1(chance)))[:, None].expand(-1, masks.shape[1], -1)
         if wanted is not None:
             masks, scores = masks[:, list(wanted)], scores[:, list(wanted)]
