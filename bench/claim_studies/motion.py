@@ -77,13 +77,13 @@ def reordered(films: Films, order: Tensor) -> Films:
 
 
 def backwards(count: int, draw: torch.Generator) -> Films:
-    """Films played backwards, asked as if they had not been: who follows the order answers them wrongly."""
+    """Films played backwards, with the truth of before: who follows the order answers them wrongly."""
     films = motion_films(count, draw)
     return reordered(films, torch.arange(FRAMES).flip(0).expand(count, -1))
 
 
 def mostly_left(count: int, draw: torch.Generator, share: float = 0.85) -> Films:
-    """Films to train on where balanced ones are too hard to begin with: so many are asked for the one that goes left.
+    """Films to train on where balanced ones are too hard to begin with: so many sentences name the one that goes left.
     Who the sentence names is still one or the other of the twins alike."""
     films = motion_films(count, draw)
     asked = torch.where(torch.rand(count, generator=draw) < share, LEFT, RIGHT)
@@ -91,7 +91,7 @@ def mostly_left(count: int, draw: torch.Generator, share: float = 0.85) -> Films
 
 
 def sentences_of_others(count: int, draw: torch.Generator) -> Films:
-    """Films asked with the sentence of the film before; the truth is their own."""
+    """Films with the sentence of the film before; the truth is their own."""
     films = motion_films(count, draw)
     return films | {"asked": films["asked"].roll(1)}
 
@@ -187,12 +187,12 @@ def logits_at(masks: Tensor, at: Tensor) -> Tensor:
     return masks.flatten(2).gather(2, at)
 
 
-ORDERED, SHUFFLED, BALANCED = "frames in order", "frames in random order", "both asked alike"
+ORDERED, SHUFFLED, BALANCED = "frames in order", "frames in random order", "both named alike"
 TESTS: dict[str, Draw] = {"played backwards": backwards, "sentence of another film": sentences_of_others}
 
 
 def study(name: str, whose: str, arm: partial[MotionArm], led: bool = False) -> Study:
-    """led: films to train on ask mostly for one direction, and balanced ones decide."""
+    """led: most sentences to train on name one direction, and balanced films decide."""
     return Study(
         name=name, batch=16, arms={ORDERED: arm, SHUFFLED: partial(arm, shuffled=True)},
         draw=mostly_left if led else motion_films, tests={BALANCED: motion_films, **TESTS} if led else TESTS,

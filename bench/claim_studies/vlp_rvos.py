@@ -108,8 +108,8 @@ class HistoryArm(TwinArm):
 
 
 def jumping_twins(count: int, draw: torch.Generator, left: float | None = None) -> Films:
-    """Twins that leave their cube with every step. left: so many films ask for the one that goes left, to train on:
-    a direction is learned before it is learned which is asked."""
+    """Twins that leave their cube with every step. left: the share of sentences that name the one that goes left, to
+    train on: a direction is learned before it is learned which is named."""
     films = twin_films(count, draw, jump=2, height=WIDE, side=WIDE)
     if left is None:
         return films
@@ -238,18 +238,18 @@ CUBES = Study(
         "full attention": partial(CubeArm, True, False, WIDE),
     },
     draw=partial(jumping_twins, left=0.85),
-    tests={"both asked alike": jumping_twins},
+    tests={"both named alike": jumping_twins},
     batch=16,
     rate=2e-3,
     least=1000,
     comparisons=(
         Comparison(
             claim="VLP-RVOS: cube-frame attention follows a cue that crosses cubes", arm="cubes and frames",
-            controls=("frames only", "frames only, time code", "cubes only"), chance=0.5, test="both asked alike",
+            controls=("frames only", "frames only, time code", "cubes only"), chance=0.5, test="both named alike",
         ),
         Comparison(
             claim="VLP-RVOS: cube-frame attention is as good as full attention (no more than 2 points below)",
-            arm="cubes and frames", controls=("full attention",), margin=-0.02, chance=0.5, test="both asked alike",
+            arm="cubes and frames", controls=("full attention",), margin=-0.02, chance=0.5, test="both named alike",
         ),
     ),
 )  # fmt: skip
