@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from claim_studies.grid import Chooser, Comparison, Draw, Films, Study
-from claim_studies.twins import LEFT, RIGHT, TWINS, at_twins
+from claim_studies.twins import LED, LEFT, RIGHT, TWINS, at_twins, mostly_left, named
 from deixis.blocks.fusion import CrossGate
 from deixis.blocks.positions import word_positions
 from deixis.blocks.temporal import ResidualAttention
@@ -66,7 +66,7 @@ def motion_films(count: int, draw: torch.Generator) -> Films:
     return {
         "pixels": pixels + NOISE * torch.randn(pixels.shape, generator=draw), "at": at, "goes": goes, "asked": asked,
         "order": torch.rand(count, FRAMES, generator=draw).argsort(1),
-        "truth": (goes == asked[:, None]).int().argmax(1),
+        "truth": named(goes, asked),
     }  # fmt: skip
 
 
@@ -82,12 +82,9 @@ def backwards(count: int, draw: torch.Generator) -> Films:
     return reordered(films, torch.arange(FRAMES).flip(0).expand(count, -1))
 
 
-def mostly_left(count: int, draw: torch.Generator, share: float = 0.85) -> Films:
-    """Films to train on where balanced ones are too hard to begin with: so many sentences name the one that goes left.
-    Who the sentence names is still one or the other of the twins alike."""
-    films = motion_films(count, draw)
-    asked = torch.where(torch.rand(count, generator=draw) < share, LEFT, RIGHT)
-    return films | {"asked": asked, "truth": (films["goes"] == asked[:, None]).int().argmax(1)}
+def led_films(count: int, draw: torch.Generator) -> Films:
+    """Films to train on of which most sentences name the one that goes left."""
+    return mostly_left(motion_films(count, draw), draw, LED)
 
 
 def sentences_of_others(count: int, draw: torch.Generator) -> Films:
@@ -195,7 +192,7 @@ def study(name: str, whose: str, arm: partial[MotionArm], led: bool = False) -> 
     """led: most sentences to train on name one direction, and balanced films decide."""
     return Study(
         name=name, batch=16, arms={ORDERED: arm, SHUFFLED: partial(arm, shuffled=True)},
-        draw=mostly_left if led else motion_films, tests={BALANCED: motion_films, **TESTS} if led else TESTS,
+        draw=led_films if led else motion_films, tests={BALANCED: motion_films, **TESTS} if led else TESTS,
         rate=2e-3 if led else 1e-3,
         comparisons=(
             Comparison(

@@ -17,6 +17,7 @@ ROWS, SIDE = 2, 4  # h and w, where a film does not say others
 TWINS = 2
 NOTHING, PLAIN, HAT = range(3)  # what is in a cell
 LEFT, RIGHT = range(2)
+LED = 0.85  # share of the sentences that name the one that goes left, where most do
 
 
 def twin_films(
@@ -29,12 +30,19 @@ def twin_films(
     start = torch.randint(side, (count, 1, TWINS), generator=draw)
     columns = (start + step[:, None] * torch.arange(frames)[:, None]) % side  # (B, T, K)
     asked = torch.randint(2, (count,), generator=draw)
-    return {
-        "at": rows * side + columns,
-        "goes": goes,
-        "asked": asked,
-        "truth": (goes == asked[:, None]).int().argmax(1),
-    }
+    return {"at": rows * side + columns, "goes": goes, "asked": asked, "truth": named(goes, asked)}
+
+
+def named(kinds: Tensor, asked: Tensor) -> Tensor:
+    """(B,) which of the twins, of ``kinds`` (B, K), is of the kind that the sentence names, ``asked`` (B,)."""
+    return (kinds == asked[:, None]).int().argmax(1)
+
+
+def mostly_left(films: Films, draw: torch.Generator, share: float) -> Films:
+    """The films with other sentences: of them such a share names the one that goes left. To train on where balanced
+    films are too hard to begin with: a direction is learned before it is learned which is named."""
+    asked = torch.where(torch.rand(len(films["goes"]), generator=draw) < share, LEFT, RIGHT)
+    return films | {"asked": asked, "truth": named(films["goes"], asked)}
 
 
 def told_before(count: int, draw: torch.Generator, frames: int = 4) -> Films:
@@ -44,7 +52,7 @@ def told_before(count: int, draw: torch.Generator, frames: int = 4) -> Films:
     hats = torch.rand(count, TWINS, generator=draw).argsort(1)  # (B, K): 1 wears one
     return {
         "before": films["at"][:, :frames], "at": films["at"][:, frames:], "hats": hats, "asked": films["asked"],
-        "truth": (hats == films["asked"][:, None]).int().argmax(1),
+        "truth": named(hats, films["asked"]),
     }  # fmt: skip
 
 

@@ -15,7 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from claim_studies.grid import Chooser, Comparison, Films, Study, generator
-from claim_studies.twins import HAT, LEFT, NOTHING, PLAIN, RIGHT, ROWS, SIDE, Cells, at_twins, told_before, twin_films
+from claim_studies.twins import (
+    HAT,
+    LED,
+    NOTHING,
+    PLAIN,
+    ROWS,
+    SIDE,
+    Cells,
+    at_twins,
+    mostly_left,
+    told_before,
+    twin_films,
+)
 from deixis.blocks.attention import Mlp
 from deixis.encoders.clip_vit import ClipVitConfig
 from deixis.systems.vlp_rvos import CubeFrameLayer, Prompts, VlpRvos, VlpRvosConfig, frame_code, pool_by_mask
@@ -108,13 +120,9 @@ class HistoryArm(TwinArm):
 
 
 def jumping_twins(count: int, draw: torch.Generator, left: float | None = None) -> Films:
-    """Twins that leave their cube with every step. left: the share of sentences that name the one that goes left, to
-    train on: a direction is learned before it is learned which is named."""
+    """Twins that leave their cube with every step. left: the share of sentences that name the one that goes left."""
     films = twin_films(count, draw, jump=2, height=WIDE, side=WIDE)
-    if left is None:
-        return films
-    asked = torch.where(torch.rand(count, generator=draw) < left, LEFT, RIGHT)
-    return films | {"asked": asked, "truth": (films["goes"] == asked[:, None]).int().argmax(1)}
+    return films if left is None else mostly_left(films, draw, left)
 
 
 class CubeArm(Chooser):
@@ -237,7 +245,7 @@ CUBES = Study(
         "frames only, time code": partial(CubeArm, False, True, code=True), "cubes only": partial(CubeArm, True, False),
         "full attention": partial(CubeArm, True, False, WIDE),
     },
-    draw=partial(jumping_twins, left=0.85),
+    draw=partial(jumping_twins, left=LED),
     tests={"both named alike": jumping_twins},
     batch=16,
     rate=2e-3,

@@ -197,11 +197,10 @@ def film_of(video: VideoEntry) -> Iterator[Video]:
         _check_read(video, film)
 
 
-# --- J and F per expression ------------------------------------------------------------------------------------------
-
-
 # Each protocol gets all samples of a film, and the ids of those that are due. What a cut-off run has finished is
 # predicted again with the others, but not written: a number's last digit depends on what is predicted together.
+
+# --- J and F per expression ------------------------------------------------------------------------------------------
 
 
 def _predict_film(
