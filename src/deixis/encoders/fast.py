@@ -25,8 +25,8 @@ from deixis.files import cache_folder
 
 log = logging.getLogger(__name__)
 
-KEPT_SHAPES = 4  # compiled networks kept in memory, one a shape and precision (our choice: about 60 MB each)
-KEPT_FILES = 16  # traced networks kept on disk (our choice: about 25 MB each)
+KEPT_SHAPES = 4  # compiled networks kept in memory, one a shape and precision (our choice: about 30 MB each)
+KEPT_FILES = 32  # traced networks kept on disk (our choice: about 12 MB each)
 
 
 def openvino_version() -> str | None:
