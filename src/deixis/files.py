@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deixis.types import DeixisError
+from deixis.types import DeixisError, reason_of
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:
@@ -130,7 +130,7 @@ def list_folder(path: Path) -> list[os.DirEntry[str]]:
         with os.scandir(path) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        raise DeixisError(f"{path}: cannot be listed ({error.strerror or error})") from error
+        raise DeixisError(f"{path}: cannot be listed ({reason_of(error)})") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def read_json(path: Path, where: str = "") -> Any:
     try:
         text = require_file(path, where or "it belongs to the benchmark").read_bytes()
     except OSError as error:
-        raise DeixisError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DeixisError(f"{path}: cannot be read ({reason_of(error)})") from error
     return parse_json(text, path)
 
 
@@ -168,7 +168,7 @@ def read_words(path: Path, where: str = "", encoding: str = "utf-8") -> str:
     try:
         return require_file(path, where or "it belongs to the benchmark").read_text(encoding=encoding)
     except OSError as error:
-        raise DeixisError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DeixisError(f"{path}: cannot be read ({reason_of(error)})") from error
     except UnicodeDecodeError as error:
         raise DeixisError(f"{path}: not {encoding} text ({error.reason} at byte {error.start})") from error
 

@@ -32,6 +32,12 @@ def lock(folder: Path) -> int | None:
         return None
 
 
+def unlock(handle: int | None) -> None:
+    """Give a lock back before the process ends."""
+    if handle is not None:
+        os.close(handle)
+
+
 def held(folder: Path) -> bool | None:
     """Whether a process holds the lock on a folder; None where that cannot be found out."""
     if not folder.is_dir():
@@ -40,7 +46,5 @@ def held(folder: Path) -> bool | None:
         handle = lock(folder)
     except BlockingIOError:
         return True
-    if handle is None:
-        return None
-    os.close(handle)
-    return False
+    unlock(handle)
+    return None if handle is None else False

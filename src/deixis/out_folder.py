@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from deixis.locks import held, lock
-from deixis.types import DeixisError
+from deixis.types import DeixisError, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Output(AbstractContextManager["Output"]):
             self._lock = lock(self.scratch)
         except OSError as error:
             self._remove_made()
-            raise DeixisError(f"cannot write to {place}: {error.strerror or error}") from error
+            raise DeixisError(f"cannot write to {place}: {reason_of(error)}") from error
         return self
 
     @property
@@ -169,7 +169,7 @@ class Output(AbstractContextManager["Output"]):
             there = [name for name in self.finished if (self.scratch / name).exists()]
             where = f"{', '.join(there)} lie whole in {self.scratch}" if there else "nothing of it could be kept"
             raise DeixisError(
-                f"the results cannot be moved to {self.out}: {problem.strerror or problem}; {where}{self._elsewhere()}"
+                f"the results cannot be moved to {self.out}: {reason_of(problem)}; {where}{self._elsewhere()}"
             ) from problem
         self._unlock()
         full = of_disk(error, self.scratch) if isinstance(error, Exception) else None  # while the scratch is there
@@ -306,11 +306,9 @@ def whole_file(out: Path) -> Iterator[Path]:
                 copy_into(half, out)
             except OSError as last:
                 kept, half = half, Path(os.devnull)
-                raise DeixisError(
-                    f"{out}: cannot be written ({last.strerror or last}); it lies whole in {kept}"
-                ) from last
+                raise DeixisError(f"{out}: cannot be written ({reason_of(last)}); it lies whole in {kept}") from last
     except OSError as error:
-        raise DeixisError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise DeixisError(f"{out}: cannot be written ({reason_of(error)})") from error
     finally:
         if half != Path(os.devnull):
             remove(half)

@@ -32,7 +32,7 @@ from deixis.linking import sigmoid
 from deixis.out_folder import results_in
 from deixis.selection import threshold_at_input
 from deixis.tracks import TrackBuilder
-from deixis.types import Clip, DeixisError, Expression, MaskTrack, Prediction, Size, encode_rle
+from deixis.types import Clip, DeixisError, Expression, MaskTrack, Prediction, Size, encode_rle, reason_of
 from deixis.video import Video, resize
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def _disk_errors_as_ours(results: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename2 or error.filename or results
-        reason = error.strerror or error
+        reason = reason_of(error)
         raise DeixisError(f"{where}: {reason}; what was finished is kept, the run can be taken up") from error
 
 
@@ -162,7 +162,7 @@ def _claim(results: Path, about: dict[str, Any]) -> None:
     try:
         write_json(run, about)
     except OSError as error:
-        raise DeixisError(f"{results}: cannot be written ({error.strerror or error})") from error
+        raise DeixisError(f"{results}: cannot be written ({reason_of(error)})") from error
 
 
 def begun(path: Path) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from deixis.types import DeixisError, Rle, Size
+from deixis.types import DeixisError, Rle, Size, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class DiskFile:
             self._write(data)
         except OSError as last:
             raise DeixisError(
-                f"{self.folder}: masks that wait there cannot be kept ({last.strerror or last}); make room, or name"
+                f"{self.folder}: masks that wait there cannot be kept ({reason_of(last)}); make room, or name"
                 " another place in TMPDIR"
             ) from last
         log.warning("%s takes no more (%s); masks wait in %s", self.folder, error.strerror, elsewhere)

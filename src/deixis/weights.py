@@ -33,7 +33,7 @@ from deixis import systems
 from deixis.config import check_bounds, config_from, some_of
 from deixis.encoders.frozen import fill_towers
 from deixis.old_keys import fields_of_today, key_of_today
-from deixis.types import DeixisError
+from deixis.types import DeixisError, reason_of
 
 FORMAT = 1
 IMPORTED = ("soc", "soc_plus_plus")  # systems whose authors' checkpoints `deixis weights import` reads
@@ -269,7 +269,7 @@ def read_header(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
                 raise DeixisError(f"{path} is not a safetensors file, or is cut off within its header")
             header = json.loads(file.read(length))
     except OSError as error:
-        raise DeixisError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DeixisError(f"{path} cannot be read: {reason_of(error)}") from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, DeixisError):
             raise

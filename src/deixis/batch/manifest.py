@@ -14,7 +14,7 @@ from deixis.batch.storage import URL, fetched
 from deixis.files import read_cells, read_table_text
 from deixis.inference import check_size
 from deixis.linking import Presence
-from deixis.types import DeixisError, Expression
+from deixis.types import DeixisError, Expression, reason_of
 from deixis.video import FOLDER_FPS, MAX_PIXELS, Video, check_max_pixels, check_stretch
 from deixis.writers import check_formats
 
@@ -225,7 +225,7 @@ def read_text(place: str) -> str:
                 raise DeixisError(f"{place} is {wrong}; expected a manifest, a file of text")
             return read_table_text(path.read_bytes(), place)
     except OSError as error:
-        raise DeixisError(f"{place} cannot be read: {error.strerror or error}") from error
+        raise DeixisError(f"{place} cannot be read: {reason_of(error)}") from error
 
 
 def _beside(manifest: str, film: str) -> str:

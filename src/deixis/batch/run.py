@@ -29,7 +29,7 @@ from deixis.batch.storage import RESULT, RESULTS, URL, Store, claimed, fingerpri
 from deixis.batch.worker import FilmWorker, failed, finished_result
 from deixis.devices import DEVICES, PRECISIONS, run_words
 from deixis.inference import check_choices
-from deixis.types import DeixisError
+from deixis.types import DeixisError, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -315,7 +315,7 @@ def write_results(store: Store, planned: BatchPlan, results: Mapping[str, Mappin
     try:
         store.write(RESULTS, text.encode())
     except OSError as error:
-        raise DeixisError(f"{store.root}/{RESULTS} cannot be written: {error.strerror or error}") from error
+        raise DeixisError(f"{store.root}/{RESULTS} cannot be written: {reason_of(error)}") from error
     return lines
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from deixis import weights
 from deixis.locks import lock
 from deixis.out_folder import of_system
-from deixis.types import DeixisError
+from deixis.types import DeixisError, reason_of
 from deixis.video import PICTURES
 from deixis.writers.output import Output
 
@@ -170,7 +170,7 @@ def claimed(store: Store) -> Iterator[None]:
             if _held(store) == [RESULTS] and not store.read(RESULTS):
                 store.remove(RESULTS)
     except OSError as error:
-        raise DeixisError(f"cannot write to {store.root}: {error.strerror or error}") from error
+        raise DeixisError(f"cannot write to {store.root}: {reason_of(error)}") from error
     finally:
         if handle is not None:
             os.close(handle)

@@ -32,7 +32,7 @@ from deixis.files import (
     safe_name,
     write_json,
 )
-from deixis.types import DeixisError, Expression
+from deixis.types import DeixisError, Expression, reason_of
 from deixis.video import FILM_SUFFIXES, Video, natural
 
 log = logging.getLogger(__name__)
@@ -192,7 +192,7 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     try:
         text = read_table_text(path.read_bytes(), path)
     except OSError as error:
-        raise DeixisError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise DeixisError(f"{path}: cannot be read ({reason_of(error)})") from error
     names, rows = read_cells(text, path)
     if not names:
         raise DeixisError(f"{path} is empty; its first line must be {','.join(FOLDER_COLUMNS)}")
@@ -356,7 +356,7 @@ def _fingerprint(paths: Sequence[Path]) -> str:
         try:
             status = path.stat()
         except OSError as error:  # a link that leads nowhere, or to itself
-            raise DeixisError(f"{path}: cannot be read ({error.strerror or error})") from error
+            raise DeixisError(f"{path}: cannot be read ({reason_of(error)})") from error
         digest.update(f"{path.absolute()}|{status.st_size}|{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:24]
 

@@ -20,7 +20,7 @@ from pycocotools import mask as coco
 
 from deixis.benchmarks.fixtures import HEIGHT, WIDTH, WORDS, tiny_videos
 from deixis.files import field_of, list_folder, parse_json, require_file, require_folder
-from deixis.types import DeixisError
+from deixis.types import DeixisError, reason_of
 
 SETS: dict[str, tuple[str, ...]] = {
     "refcoco": ("unc", "google"),
@@ -135,7 +135,7 @@ def build_refcoco(source: Path, out: Path, images: Path | None = None) -> dict[s
             link.symlink_to(pictures.absolute(), target_is_directory=True)
         except OSError as error:
             raise DeixisError(
-                f"{link}: cannot be linked to {pictures} ({error.strerror or error}); copy the folder there"
+                f"{link}: cannot be linked to {pictures} ({reason_of(error)}); copy the folder there"
             ) from error
     return counts
 

@@ -23,7 +23,7 @@ from deixis.benchmarks.pngs import checked_mask, png_size, read_ids
 from deixis.benchmarks.samples import Benchmark, Sample, VideoEntry
 from deixis.files import field_of, list_folder, read_json, safe_name
 from deixis.out_folder import whole_file
-from deixis.types import DeixisError
+from deixis.types import DeixisError, reason_of
 
 SIDECAR = ".deixis"
 ANSWERS = "predictions.json"
@@ -123,7 +123,7 @@ def _files(root: Path, depth: int, top: str) -> Iterator[str]:
                     try:
                         is_folder = entry.is_dir()
                     except OSError as error:  # a symlink loop
-                        raise DeixisError(f"{entry.path}: cannot be read ({error.strerror or error})") from error
+                        raise DeixisError(f"{entry.path}: cannot be read ({reason_of(error)})") from error
                     if is_folder:
                         below.append(f"{folder}/{entry.name}" if folder else entry.name)
         folders = below

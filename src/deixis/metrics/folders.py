@@ -15,7 +15,7 @@ from deixis.files import list_folder
 from deixis.metrics.parallel import READERS, mapper, read_ahead
 from deixis.metrics.region_contour import recall_and_decay, score_frame
 from deixis.metrics.summary import SCORES_VERSION, Row, Scores, Value, bootstrap, mean_of, summarise
-from deixis.types import DeixisError
+from deixis.types import DeixisError, reason_of
 
 
 def score_masks(results: Path, truth: Path, *, drop_ends: bool = False, workers: int = 1) -> Scores:
@@ -75,7 +75,7 @@ def _videos(folder: Path) -> list[str]:
     try:
         names = [entry.name for entry in list_folder(folder) if not entry.name.startswith(".") and entry.is_dir()]
     except OSError as error:
-        raise DeixisError(f"{folder}: cannot be read ({error.strerror or error})") from error
+        raise DeixisError(f"{folder}: cannot be read ({reason_of(error)})") from error
     if not names:
         raise DeixisError(f"{folder} holds no folders of masks; <video>/<frame>.png is expected")
     return names

@@ -15,7 +15,7 @@ from PIL import Image
 
 from deixis.metrics.evaluate import WorstFrame
 from deixis.metrics.summary import BOOTSTRAP_SEED, DRAWS, Row, Scores
-from deixis.types import DeixisError
+from deixis.types import DeixisError, reason_of
 
 WORST = 10
 PLAIN = ("identity swaps",)  # counts, not shares
@@ -41,7 +41,7 @@ def write_scores_json(scores: Scores, path: Path, version: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(as_json(scores, version), indent=1, allow_nan=False) + "\n")
     except OSError as error:
-        raise DeixisError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise DeixisError(f"{path}: cannot be written ({reason_of(error)})") from error
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
@@ -90,7 +90,7 @@ def write_all(scores: Scores, folder: Path, worst: Mapping[tuple[str, str], Wors
         write_csv(scores.rows, paths[1])
         write_png(draw_scores(scores, worst), paths[2])
     except OSError as error:
-        raise DeixisError(f"{error.filename or folder}: cannot be written ({error.strerror or error})") from error
+        raise DeixisError(f"{error.filename or folder}: cannot be written ({reason_of(error)})") from error
     return paths
 
 

@@ -20,7 +20,7 @@ from deixis.benchmarks.samples import Sample, VideoEntry
 from deixis.files import cache_path
 from deixis.synthetic.scene import Sentence, SyntheticVideo
 from deixis.training.augment import resize_video
-from deixis.types import DeixisError
+from deixis.types import DeixisError, reason_of
 from deixis.video import Video
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _unpack(film: Path, wanted: Mapping[int, str], folder: Path) -> None:
             half.rename(folder)
     except OSError as error:
         raise DeixisError(
-            f"frames of {film} cannot be kept in {folder.parent} ({error.strerror or error}); name another place in"
+            f"frames of {film} cannot be kept in {folder.parent} ({reason_of(error)}); name another place in"
             " DEIXIS_CACHE"
         ) from error
     finally:

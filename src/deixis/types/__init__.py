@@ -5,7 +5,7 @@ h w cells of a feature map or mask. ``padding`` is True where there is nothing (
 """
 
 from deixis.types.config import SystemConfig, bounded
-from deixis.types.errors import DeixisError, require
+from deixis.types.errors import DeixisError, reason_of, require
 from deixis.types.inputs import MAX_EXPRESSION_CHARACTERS, Batch, Clip, Expression, Size, Target
 from deixis.types.masks import MaskTrack, Rle, RleMasks, Verdict, decode_rle, encode_rle, verdict_of
 from deixis.types.outputs import FeatureMaps, Prediction, TextFeatures
@@ -35,6 +35,7 @@ __all__ = [
     "bounded",
     "decode_rle",
     "encode_rle",
+    "reason_of",
     "require",
     "verdict_of",
 ]

@@ -18,6 +18,11 @@ class DeixisError(ValueError):
     """
 
 
+def reason_of(error: OSError) -> str:
+    """Why a file or folder could not be used, in the system's words."""
+    return str(error.strerror or error)
+
+
 def _shape(value: Any) -> str:
     return f"{tuple(value.shape)} {value.dtype}" if hasattr(value, "shape") else type(value).__name__
 

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from deixis.files import natural
-from deixis.types import DeixisError, Size
+from deixis.types import DeixisError, Size, reason_of
 from deixis.video.colour import PICTURE, Colours
 from deixis.video.frames import Frame, check_pixels
 
@@ -100,7 +100,7 @@ class Pictures:
         try:
             found = list(self.path.iterdir())
         except OSError as error:
-            raise DeixisError(f"{self.path} cannot be read: {error.strerror or error}") from error
+            raise DeixisError(f"{self.path} cannot be read: {reason_of(error)}") from error
         pictures = [f for f in found if f.suffix.lower() in PICTURES and not f.name.startswith(".")]
         if not pictures:
             kinds = " ".join(sorted(PICTURES))

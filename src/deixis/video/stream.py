@@ -14,7 +14,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.stream import Disposition
 
-from deixis.types import DeixisError
+from deixis.types import DeixisError, reason_of
 from deixis.video.colour import NO_CODES, Colours, Turn, colours_of, to_rgb, turn_of
 from deixis.video.frames import Frame, check_pixels
 
@@ -62,7 +62,7 @@ class Stream:
         try:
             return av.open(str(self.path), options=options)
         except av.error.PermissionError as error:
-            raise DeixisError(f"{self.path} may not be read: {error.strerror or error}") from error
+            raise DeixisError(f"{self.path} may not be read: {reason_of(error)}") from error
         except (FFmpegError, ValueError) as error:
             if self.path.stat().st_size == 0:
                 raise DeixisError(f"{self.path} is not a film: the file is empty") from error

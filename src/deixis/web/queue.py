@@ -7,7 +7,6 @@ down takes no server with it, and the page stays quick. Processes speak JSON. N 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
@@ -17,17 +16,17 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from deixis.locks import lock, unlock
 from deixis.sentences import as_expressions
-from deixis.types import DeixisError
+from deixis.types import DeixisError, reason_of
 from deixis.web.jobs import RESULT_FILES, Job, Limits, Task
 from deixis.web.worker import GRACE, Worker, WorkerLost
 from deixis.writers import FORMATS
 
 log = logging.getLogger(__name__)
 
-MARK = ".deixis-serve"  # lies in a folder that may be emptied, and is locked by the server that uses it
+MARK = ".deixis-serve"  # lies in a folder that may be emptied
 
 
 class Queue:
@@ -65,8 +64,8 @@ class Queue:
             for place in (self.uploads, self.results):
                 place.mkdir(mode=0o700)
         except OSError as error:  # what lay there before cannot be deleted, say
-            self._lock.close()
-            raise DeixisError(f"cannot use {self.folder}: {error.strerror or error}; give another --folder") from error
+            unlock(self._lock)
+            raise DeixisError(f"cannot use {self.folder}: {reason_of(error)}; give another --folder") from error
         self._threads = [
             threading.Thread(target=self._serve, name="deixis-jobs", daemon=True),
             threading.Thread(target=self._sweep_now_and_then, name="deixis-sweep", daemon=True),
@@ -86,7 +85,7 @@ class Queue:
         if self._worker is not None:
             self._worker.end()
         empty(self.folder)
-        self._lock.close()
+        unlock(self._lock)
 
     def submit(self, film: Path, text: str, model: str, formats: Sequence[str], owner: str = "") -> Job:
         """Put a job at the end of the line. text: one sentence a line.  Raises DeixisError beyond a limit."""
@@ -261,28 +260,31 @@ class Queue:
         job.state = state
 
 
-def lock_folder(folder: Path) -> Any:
-    """Make ``folder`` ours and empty. Returns a lock that is held until it is closed.
+def lock_folder(folder: Path) -> int | None:
+    """Make ``folder`` ours and empty. Returns its lock, as ``locks.lock`` does.
 
     Raises DeixisError for a folder that holds things of others, or that another server uses.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        ours = not hasattr(os, "getuid") or folder.stat().st_uid == os.getuid()
+        if folder.is_symlink() or not ours:
             raise DeixisError(f"{folder} belongs to someone else, or is a link; give another --folder")
         if any(folder.iterdir()) and not (folder / MARK).is_file():
             raise DeixisError(f"{folder} holds files that deixis serve did not put there; give another --folder")
-        lock = open(folder / MARK, "a")  # noqa: SIM115 (held as long as the server runs)
+        (folder / MARK).touch()
+        handle = lock(folder)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.close()
-            raise DeixisError(f"{folder} is used by another deixis serve; give another --folder") from error
-        empty(folder)
-        os.chmod(folder, 0o700)
+            empty(folder)
+            os.chmod(folder, 0o700)
+        except OSError:
+            unlock(handle)
+            raise
+    except BlockingIOError as error:
+        raise DeixisError(f"{folder} is used by another deixis serve; give another --folder") from error
     except OSError as error:
-        raise DeixisError(f"cannot use {folder}: {error.strerror or error}; give another --folder") from error
-    return lock
+        raise DeixisError(f"cannot use {folder}: {reason_of(error)}; give another --folder") from error
+    return handle
 
 
 def empty(folder: Path) -> None:

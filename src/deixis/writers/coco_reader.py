@@ -18,7 +18,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from deixis.files import natural
-from deixis.types import DeixisError, Expression, MaskTrack, Rle, RleMasks, Size
+from deixis.types import DeixisError, Expression, MaskTrack, Rle, RleMasks, Size, reason_of
 
 MOST_READ = 50_000_000  # of a frame; what a Video takes
 ORDER = ("frame", "frame_index", "frame_id")  # keys of an image that state its place in a video, by tool
@@ -73,7 +73,7 @@ def read_coco(path: str | Path, video: int | str | None = None) -> list[MaskTrac
         read = _followed if of_videos or "images" not in found else _joined
         return read(found, categories, video, str(path))
     except OSError as error:
-        raise DeixisError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DeixisError(f"{path} cannot be read: {reason_of(error)}") from error
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError, RecursionError) as error:
         if isinstance(error, DeixisError):
             raise

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from deixis.types import DeixisError, Expression, MaskTrack, RleMasks
+from deixis.types import DeixisError, Expression, MaskTrack, RleMasks, reason_of
 from deixis.writers.format import Format
 from deixis.writers.output import VideoSource
 
@@ -125,7 +125,7 @@ def read_rle(path: str | Path) -> list[MaskTrack]:
             for track in found["tracks"]
         ]
     except OSError as error:
-        raise DeixisError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DeixisError(f"{path} cannot be read: {reason_of(error)}") from error
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, DeixisError):
             raise
