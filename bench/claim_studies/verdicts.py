@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,29 +100,40 @@ def in_percent(values: tuple[float, float, float]) -> str:
 
 def plot(study: Study, out: Path, to: Path) -> None:
     """The validation curves of the arms, mean over seeds; a PNG of a few kB."""
+    found = read(study, out)
+    if found:
+        curves = {arm: [one["curve"] for one in found if one["arm"] == arm] for arm in study.arms}
+        draw_curves(curves, to / f"claims_{study.name}.png", title=study.name, chance=study.comparisons[0].chance)
+
+
+def draw_curves(
+    curves: Mapping[str, Sequence[Sequence[Any]]],
+    file: Path,
+    *,
+    title: str,
+    label: str = "right",
+    chance: float = 0.0,
+    top: float | None = 1.02,
+) -> None:
+    """Curves of (step, value) of every arm's seeds as their mean and span."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from PIL import Image
 
-    found = read(study, out)
-    if not found:
-        return
     figure, axis = pyplot.subplots(figsize=(5, 2.6))
-    for arm in study.arms:
-        curves = [one["curve"] for one in found if one["arm"] == arm]
-        length = min(map(len, curves))
-        values = np.array([curve[:length] for curve in curves])
+    for arm, runs in curves.items():
+        length = min(map(len, runs))
+        values = np.array([run[:length] for run in runs])
         axis.plot(values[0, :, 0], values[:, :, 1].mean(0), label=arm, linewidth=1.2)
         axis.fill_between(values[0, :, 0], values[:, :, 1].min(0), values[:, :, 1].max(0), alpha=0.12)
-    if study.comparisons[0].chance:
-        axis.axhline(study.comparisons[0].chance, color="gray", linewidth=0.8, linestyle=":")
-    axis.set(xlabel="step", ylabel="right", title=study.name, ylim=(0, 1.02))
+    if chance:
+        axis.axhline(chance, color="gray", linewidth=0.8, linestyle=":")
+    axis.set(xlabel="step", ylabel=label, title=title, ylim=(0, top))
     axis.legend(fontsize=6, loc="lower right")
     figure.tight_layout()
-    to.mkdir(parents=True, exist_ok=True)
-    file = to / f"claims_{study.name}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=70)
     pyplot.close(figure)
     Image.open(file).convert("RGB").quantize(24).save(file, optimize=True)  # a few kB

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -288,14 +288,14 @@ def write_mevis(
             if not count:
                 continue
             with output.item(split) as part:
-                for film in _written(part, world_films(split, count, seed=seed, config=config), config.rate):
+                for film in write_split(part, world_films(split, count, seed=seed, config=config), config.rate):
                     done += 1
                     progress(done)
                     log.debug("wrote %s", film)
     return counts
 
 
-def _written(folder: Path, films: Iterator[SyntheticVideo], rate: float) -> Iterator[str]:
+def write_split(folder: Path, films: Iterable[SyntheticVideo], rate: float) -> Iterator[str]:
     """Write a split film by film, naming each; its two indices at the end."""
     masks: dict[str, list[dict[str, Any] | None]] = {}
     videos: dict[str, Any] = {}

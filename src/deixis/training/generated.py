@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -56,9 +57,11 @@ def cached_video(config: WorldConfig, split: str, index: int) -> SyntheticVideo:
     return World(split, config).film(index)
 
 
-def world_clip(data: WorldData, index: int) -> tuple[TrainingClip, tuple[int, int]]:
+def world_clip(
+    data: WorldData, index: int, film_of: Callable[[WorldData, str, int], SyntheticVideo] = generated_video
+) -> tuple[TrainingClip, tuple[int, int]]:
     """One sentence of a film; successive passes over the films take other sentences."""
-    film = generated_video(data, "train", index % data.films)
+    film = film_of(data, "train", index % data.films)
     sentence = film.sentences[(index // data.films + index) % len(film.sentences)]
     referred = np.isin(np.arange(film.masks.shape[1]), sentence.objects)
     frames = torch.from_numpy(np.ascontiguousarray(film.frames)).permute(0, 3, 1, 2)
