@@ -35,7 +35,7 @@ import torch
 from _grid import cell, cells, interval, trained
 from claim_studies.grid import commit
 from claim_studies.verdicts import draw_curves, verdict
-from vision_language_world import tower_file
+from vision_language_world import remembering, tower_file
 
 from deixis.synthetic.scene import Sentence, SyntheticVideo
 from deixis.synthetic.shapes import PAINTS
@@ -44,7 +44,10 @@ from deixis.training.generated import WorldData, generated_video
 BLOCK, RISE, MARGIN = 300, 0.01, 0.02
 TEST_FILMS, VALIDATION_FILMS, FIRST_VALIDATION = 100, 40, 5000  # of "valid_u": the test's are the first ones
 SPLIT = "valid_u"
-FILMS = {"data.size": "64,96", "data.frames": "8", "data.areas": "0.04,0.12", "data.calibration_films": "0"}
+FILMS = {
+    "data.size": "64,96", "data.frames": "8", "data.areas": "0.04,0.12", "data.films": "1200",
+    "data.calibration_films": "0",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +120,7 @@ def near_its_middle(mask: np.ndarray, share: float = 0.45) -> np.ndarray:
 STUDIES: dict[str, Study] = {
     "soc_contrast": Study(
         recipe="soc_world",
+        tower="conv",
         arms={"contrast": {}, "no contrast": {"data.loss.contrastive": "0"}},
         film=coloured_film,
     ),
@@ -156,7 +160,7 @@ def job_of(name: str, arm: str, seed: int, steps: int, options: argparse.Namespa
         return {key: float(np.mean([getattr(one, key) for one in scores])) for key in ("overlap", "right")}
 
     samples = partial(world_clip, films, film_of=study.film)
-    return replace(job, samples=samples, validate=validate)
+    return replace(job, system=remembering(job.system), samples=samples, validate=validate)
 
 
 def folder_of(out: Path, name: str, arm: str, seed: int) -> Path:
