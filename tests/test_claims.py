@@ -204,3 +204,66 @@ def test_a_run_notes_commit_curve_and_trained_parameters(claims: Any, tmp_path: 
     assert facts["curve"][0][0] == 1
     assert len(facts["right"]["words of another film"]) == study.test_films
     assert facts["commit"]
+
+
+# --- whole systems ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import whole_systems as module
+
+    return module
+
+
+def test_what_tells_two_objects_apart_is_seen_in_the_first_half_of_a_marked_film_only(whole: Any) -> None:
+    from deixis.synthetic.shapes import PAINTS
+    from deixis.training.generated import WorldData
+
+    data = WorldData(size=(64, 96), frames=8, areas=(0.04, 0.12), objects=(2, 2))
+    for number in range(5):
+        film = whole.marked_film(data, "train", number)
+        assert len({s.text for s in film.sentences}) == 2
+        for sentence in film.sentences:
+            (k,) = sentence.objects
+            paint = np.array(PAINTS[sentence.text.split()[1]])
+            near = (np.abs(film.frames.astype(int) - paint).max(-1) < 40)[:, None] & film.masks  # (T, N, H, W)
+            shares = near.sum((2, 3)) / film.masks.sum((2, 3))
+            assert shares[:4, k].min() > 0.1  # its mark
+            assert shares[4:].max() < 0.05  # gone
+            assert np.delete(shares[:4], k, axis=1).max() < 0.05  # the other's is of another colour
+        assert film.masks.sum((2, 3)).min() >= 60  # both are in sight all the time
+
+
+def test_a_curve_of_blocks_is_flat_when_no_arm_rises(whole: Any) -> None:
+    assert whole.is_flat([[0.3, 0.309], [0.4, 0.2]])
+    assert not whole.is_flat([[0.3, 0.309], [0.4, 0.411]])
+    assert not whole.is_flat([[0.3]])
+
+
+@pytest.mark.slow
+def test_whole_systems_are_trained_in_blocks_then_predicted_and_scored_once(
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = replace(whole.STUDIES["soc_contrast"], tower="", changes={"data.films": "4", "model.layers": "1"})
+    monkeypatch.setattr(whole, "STUDIES", {"small": study})
+    monkeypatch.setattr(whole, "TEST_FILMS", 2)
+    monkeypatch.setattr(whole, "VALIDATION_FILMS", 1)
+    call = [str(tmp_path), "--only", "small", "--seeds", "0", "1", "--block", "1", "--most", "2", "--batch", "1"]
+    monkeypatch.setattr("sys.argv", ["whole_systems.py", *call])
+    whole.main()
+    first = capsys.readouterr().out
+    assert "contrast over no contrast" in first
+    facts = json.loads((tmp_path / "small/contrast-1/scores.json").read_text())
+    assert len(facts["jf"]) == 2
+    assert min(facts["jf"]) >= 0
+    assert max(facts["jf"]) <= 1
+    assert json.loads((tmp_path / "small/ended.json").read_text())["steps"] <= 2
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    whole.main()
+    assert capsys.readouterr().out.split("###")[1] == first.split("###")[1]
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr("sys.argv", ["whole_systems.py", *call, "--plots", str(tmp_path / "plots")])
+    whole.main()
+    assert (tmp_path / "plots/claims_whole_small.png").stat().st_size < 20_000
