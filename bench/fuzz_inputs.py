@@ -236,9 +236,7 @@ class Stock:
         one = zipfile.ZipFile(path).infolist()[0]
         data = path.read_bytes()
         body = data[one.header_offset : one.header_offset + 30 + len(one.filename) + one.compress_size]
-        body = (
-            body[:6] + b"\0\0" + struct.pack("<HHHIII", 8, 0, 33, one.CRC, one.compress_size, one.file_size) + body[26:]
-        )
+        body = body[:6] + b"\0\0" + struct.pack("<HHHIII", 8, 0, 33, one.CRC, one.compress_size, one.file_size) + body[26:]
         parts, central = [], []
         for number in range(400):
             name = f"a/{number:05d}.png".encode()
@@ -263,11 +261,7 @@ def mutate(r: Random, data: bytes, other: bytes = b"") -> bytes:
         if not body:
             return bytes(body)
         where = r.choice(("all", "all", "head", "tail"))
-        low, high = {
-            "all": (0, len(body)),
-            "head": (0, min(len(body), 2048)),
-            "tail": (max(0, len(body) - 2048), len(body)),
-        }[where]
+        low, high = {"all": (0, len(body)), "head": (0, min(len(body), 2048)), "tail": (max(0, len(body) - 2048), len(body))}[where]
         at = r.randrange(low, high)
         span = min(len(body) - at, r.choice((1, 2, 4, 8, 16, 64, 256, 1024, 4096)))
         match r.randrange(10):
@@ -324,9 +318,7 @@ def lie_in_mp4(r: Random, data: bytes) -> bytes:
         kind, start, stop = r.choice(boxes)
         match r.randrange(6):
             case 0:
-                body[start : start + 4] = struct.pack(
-                    ">I", r.choice((*NUMBERS, stop - start + r.randrange(-8, 64))) & 0xFFFFFFFF
-                )
+                body[start : start + 4] = struct.pack(">I", r.choice((*NUMBERS, stop - start + r.randrange(-8, 64))) & 0xFFFFFFFF)
             case 1:
                 body[start + 4 : start + 8] = r.choice((b"free", b"moov", b"stts", b"stsd", b"elst", kind[::-1]))
             case 2:
@@ -353,9 +345,7 @@ def lie_in_matroska(r: Random, data: bytes) -> bytes:
             continue
         at += len(sign) + (3 if sign == b"DURATION" else 1)
         span = r.choice((1, 2, 4, 8, 18))
-        body[at : at + span] = r.choice((r.randbytes(span), b"\xff" * span, bytes(span), b"::" * span, b"9" * span))[
-            :span
-        ]
+        body[at : at + span] = r.choice((r.randbytes(span), b"\xff" * span, bytes(span), b"::" * span, b"9" * span))[:span]
     return bytes(body)
 
 
@@ -433,10 +423,7 @@ WORDS = (
 def sentence(r: Random) -> str:
     match r.randrange(4):
         case 0:
-            return "".join(
-                chr(r.choice((r.randrange(1, 128), r.randrange(1, 0xD800), r.randrange(0xE000, 0x110000))))
-                for _ in range(r.choice((1, 3, 20, 400)))
-            )
+            return "".join(chr(r.choice((r.randrange(1, 128), r.randrange(1, 0xD800), r.randrange(0xE000, 0x110000)))) for _ in range(r.choice((1, 3, 20, 400))))
         case 1:
             return " ".join(r.choice(WORDS) for _ in range(r.randrange(1, 6)))
     return r.choice(WORDS)
@@ -456,11 +443,7 @@ def segment(r: Random, box: Box, film: Path, *more: str) -> Case:
 def stretch(r: Random, path: Path) -> list[str]:
     if path.stem.startswith("demo"):
         return ["--end", "0.09", "--as", "rle"]
-    return (
-        []
-        if r.random() < 0.7
-        else r.choice((["--start", "0.2"], ["--end", "0.3"], ["--every", "2"], ["--start", "0.1", "--end", "0.4"]))
-    )
+    return [] if r.random() < 0.7 else r.choice((["--start", "0.2"], ["--end", "0.3"], ["--every", "2"], ["--start", "0.1", "--end", "0.4"]))
 
 
 def film_bytes(r: Random, box: Box, stock: Stock) -> Case:
@@ -516,9 +499,7 @@ def film_splices(r: Random, box: Box, stock: Stock) -> Case:
 def film_strange(r: Random, box: Box, stock: Stock) -> Case:
     """Well-formed films of strange form: clocks, turns, sizes, aspects, colours, no frame, one frame, several streams."""
     count = r.choice((0, 1, 1, 2, 5, 6))
-    height, width = r.choice(
-        ((32, 48), (32, 48), (2, 2), (2, 600), (600, 2), (16, 16), (34, 50), (128, 16), (2, 1000), (1000, 2))
-    )
+    height, width = r.choice(((32, 48), (32, 48), (2, 2), (2, 600), (600, 2), (16, 16), (34, 50), (128, 16), (2, 1000), (1000, 2)))
     settings: dict[str, Any] = {"fps": r.choice((12, 1, 240, 60, Fraction(30000, 1001), Fraction(1, 10), 1000))}
     suffix = ".mkv"
     match r.randrange(9):
@@ -531,39 +512,16 @@ def film_strange(r: Random, box: Box, stock: Stock) -> Case:
         case 2:
             settings["aspect"] = Fraction(r.choice((1, 2, 255, 65535)), r.choice((1, 3, 255, 65535)))
         case 3:
-            settings |= {
-                "pixels": r.choice(("yuv420p10le", "yuv444p10le", "yuv422p10le")),
-                "colours": r.choice(((9, 16, 9), (9, 18, 9), (1, 1, 1), (2, 13, 2))),
-            }
+            settings |= {"pixels": r.choice(("yuv420p10le", "yuv444p10le", "yuv422p10le")), "colours": r.choice(((9, 16, 9), (9, 18, 9), (1, 1, 1), (2, 13, 2)))}
         case 4:
-            codec, pixels = r.choice(
-                (
-                    ("ffv1", "gray"),
-                    ("ffv1", "gray16le"),
-                    ("ffv1", "yuva420p"),
-                    ("ffv1", "rgb48le"),
-                    ("ffv1", "gbrp12le"),
-                    ("ffv1", "bgra"),
-                    ("rawvideo", "pal8"),
-                    ("rawvideo", "monow"),
-                    ("png", "monob"),
-                    ("png", "rgba64be"),
-                    ("ffv1", "yuv410p"),
-                    ("huffyuv", "rgb24"),
-                    ("ffv1", "gbrpf32le"),
-                )
-            )
+            codec, pixels = r.choice((("ffv1", "gray"), ("ffv1", "gray16le"), ("ffv1", "yuva420p"), ("ffv1", "rgb48le"), ("ffv1", "gbrp12le"), ("ffv1", "bgra"), ("rawvideo", "pal8"), ("rawvideo", "monow"), ("png", "monob"), ("png", "rgba64be"), ("ffv1", "yuv410p"), ("huffyuv", "rgb24"), ("ffv1", "gbrpf32le")))
             settings |= {"codec": codec, "pixels": pixels}
             if codec != "libx264":
                 height, width = r.choice(((1, 1), (1, 500), (500, 1), (33, 51), (32, 48), (3, 4000), (4000, 3)))
         case 5:
             settings |= {"streams": r.choice((2, 3)), "tone": True}
         case 6:
-            settings["metadata"] = {
-                r.choice(("title", "DURATION", "rotate", "encoder", "comment")): r.choice(
-                    ("x" * 5000, "a:b:c", "90", "\n", "00:00:99999999999", "-1:-1:-1", "nan:inf:1")
-                )
-            }
+            settings["metadata"] = {r.choice(("title", "DURATION", "rotate", "encoder", "comment")): r.choice(("x" * 5000, "a:b:c", "90", "\n", "00:00:99999999999", "-1:-1:-1", "nan:inf:1"))}
         case 7:
             settings |= {"tone": True, "mux": {}}
             suffix = r.choice((".mp4", ".mkv", ".mov"))
@@ -593,9 +551,7 @@ def film_huge(r: Random, box: Box, stock: Stock) -> Case:
         data[r.randrange(len(data))] = r.randrange(256)
     film.write_bytes(data)
     more = ["--max-pixels", str(r.choice((1, 33_000_000, 40_000_000, 10**30, -1)))] if r.random() < 0.4 else []
-    return Case(
-        kind="", argv=["segment", str(film), "a dog", "-o", box.out, *SMALL, "--as", "rle", "--end", "0.1", *more]
-    )
+    return Case(kind="", argv=["segment", str(film), "a dog", "-o", box.out, *SMALL, "--as", "rle", "--end", "0.1", *more])
 
 
 def picture_film(r: Random, box: Box, stock: Stock) -> Case:
@@ -612,27 +568,7 @@ def picture_film(r: Random, box: Box, stock: Stock) -> Case:
         shutil.copyfile(good, folder / f"{number}{good.suffix}")
     for _ in range(r.choice((1, 1, 2, 4))):
         source = r.choice(stock.pictures)
-        name = (
-            r.choice(
-                (
-                    "2",
-                    "a.b",
-                    "x" * 240,
-                    "\udcff\udcfe",
-                    "日本",
-                    " ",
-                    "..x",
-                    "-o",
-                    "²",
-                    "00",
-                    "0",
-                    "a\nb",
-                    "\u202e",
-                    "0.0",
-                )
-            )
-            + source.suffix
-        )
+        name = r.choice(("2", "a.b", "x" * 240, "\udcff\udcfe", "日本", " ", "..x", "-o", "²", "00", "0", "a\nb", "\u202e", "0.0")) + source.suffix
         path = folder / name
         if path.is_dir() and not path.is_symlink():
             path.rmdir()
@@ -685,129 +621,27 @@ def words(r: Random, box: Box, stock: Stock) -> Case:
     return Case(kind="", argv=["segment", *SMALL, *formats(r), *end, "-o", box.out, *dashes, str(film), *given])
 
 
-VALUES = (
-    "0",
-    "-1",
-    "1",
-    "nan",
-    "inf",
-    "-inf",
-    "1e308",
-    "1e-308",
-    "2147483648",
-    "99999999999999999999",
-    "",
-    " ",
-    "0x10",
-    "١",
-    "²",
-    "1_0",
-    "abc",
-    "0.5",
-    "🦏",
-    "--",
-    "1,2",
-)
+VALUES = ("0", "-1", "1", "nan", "inf", "-inf", "1e308", "1e-308", "2147483648", "99999999999999999999", "", " ", "0x10", "١", "²", "1_0", "abc", "0.5", "🦏", "--", "1,2")
 
 
 def options(r: Random, box: Box, stock: Stock) -> Case:
     """Values of options."""
     film = str(r.choice(stock.films))
-    names = (
-        "--start",
-        "--end",
-        "--every",
-        "--size",
-        "--threshold",
-        "--fps",
-        "--max-pixels",
-        "--as",
-        "--device",
-        "--precision",
-        "--model",
-    )
+    names = ("--start", "--end", "--every", "--size", "--threshold", "--fps", "--max-pixels", "--as", "--device", "--precision", "--model")
     match r.randrange(5):
         case 0 | 1:
             argv = ["segment", film, "a dog", "-o", box.out, *SMALL, "--as", "rle"]
             for name in r.sample(names, r.choice((1, 1, 2))):
                 argv += [f"{name}={r.choice(VALUES)}"]
         case 2:
-            out = r.choice(
-                (
-                    "",
-                    ".",
-                    "..",
-                    "x" * 300,
-                    "a/" * 200,
-                    film,
-                    "/dev/null/x",
-                    "/proc/x/y",
-                    "\udcff",
-                    "a\nb",
-                    box.out + "/../../place/out",
-                )
-            )
-            argv = [
-                "segment",
-                r.choice(
-                    (
-                        film,
-                        film,
-                        "x" * 300,
-                        "\udcff",
-                        "/",
-                        "/dev/null",
-                        "/dev/zero",
-                        "a" * 5000,
-                        "http://localhost/x",
-                        "concat:a|b",
-                        "-",
-                    )
-                ),
-                "a dog",
-                "-o",
-                str(box.place / out) if r.random() < 0.7 else out,
-                *SMALL,
-                "--as",
-                "rle",
-            ]
+            out = r.choice(("", ".", "..", "x" * 300, "a/" * 200, film, "/dev/null/x", "/proc/x/y", "\udcff", "a\nb", box.out + "/../../place/out"))
+            argv = ["segment", r.choice((film, film, "x" * 300, "\udcff", "/", "/dev/null", "/dev/zero", "a" * 5000, "http://localhost/x", "concat:a|b", "-")), "a dog", "-o", str(box.place / out) if r.random() < 0.7 else out, *SMALL, "--as", "rle"]
             if not argv[4].startswith(str(box.place)):
                 argv[4] = str(box.place / "out")
         case 3:
-            argv = [
-                "world",
-                box.out,
-                "--films",
-                r.choice(("0", "-1", "1", "2", "x")),
-                "--frames",
-                r.choice(("0", "-1", "1", "2", "3")),
-                "--seed",
-                r.choice(("0", "-1", str(2**70))),
-                "--size",
-                r.choice(("0x0", "²x³", "1x1", "16x16", "64x1", "32x48", "x", "999999x999999", "-1x5", "32x48x3")),
-            ]
+            argv = ["world", box.out, "--films", r.choice(("0", "-1", "1", "2", "x")), "--frames", r.choice(("0", "-1", "1", "2", "3")), "--seed", r.choice(("0", "-1", str(2**70))), "--size", r.choice(("0x0", "²x³", "1x1", "16x16", "64x1", "32x48", "x", "999999x999999", "-1x5", "32x48x3"))]
         case _:
-            argv = [
-                "train",
-                r.choice(("light", "soc", "x", "")),
-                "-o",
-                box.out,
-                "--set",
-                r.choice(
-                    (
-                        "train.steps=0",
-                        "model.x=1",
-                        "train=1",
-                        "=",
-                        "train.lr=nan",
-                        "train.batch=-5",
-                        "data.sizes=1,2",
-                        "x",
-                    )
-                ),
-                "--data",
-                r.choice(("pictures=/nowhere", "x", "=", "a=b")),
-            ]
+            argv = ["train", r.choice(("light", "soc", "x", "")), "-o", box.out, "--set", r.choice(("train.steps=0", "model.x=1", "train=1", "=", "train.lr=nan", "train.batch=-5", "data.sizes=1,2", "x")), "--data", r.choice(("pictures=/nowhere", "x", "=", "a=b"))]
     return Case(kind="", argv=argv)
 
 
@@ -818,9 +652,7 @@ def lie_in_checkpoint(r: Random, data: bytes) -> bytes:
     facts = json.loads(header["__metadata__"]["deixis"])
     match r.randrange(8):
         case 0 | 1 | 2:  # a number of the config
-            numbers = [
-                p for p in paths_in(facts["config"]) if p and not isinstance(_at(facts["config"], p), dict | list)
-            ]
+            numbers = [p for p in paths_in(facts["config"]) if p and not isinstance(_at(facts["config"], p), dict | list)]
             for _ in range(r.choice((1, 1, 2))):
                 path = r.choice(numbers)
                 old = _at(facts["config"], path)
@@ -828,9 +660,7 @@ def lie_in_checkpoint(r: Random, data: bytes) -> bytes:
                 if isinstance(old, bool | str) or r.random() < 0.2:
                     value = r.choice(new)
                 else:
-                    value = (
-                        type(old)(r.choice([v for v in new if isinstance(v, int | float)])) if old is not None else 1
-                    )
+                    value = type(old)(r.choice([v for v in new if isinstance(v, int | float)])) if old is not None else 1
                 _at(facts["config"], path[:-1])[path[-1]] = value
         case 3:
             facts = lie_in_json(r, facts)
@@ -868,23 +698,7 @@ def checkpoints(r: Random, box: Box, stock: Stock) -> Case:
             path.write_bytes(hostile_pickle(r, box))
         case _:
             path.write_bytes(lie_in_checkpoint(r, source.read_bytes()))
-    return Case(
-        kind="",
-        argv=[
-            "segment",
-            str(stock.films[0]),
-            "a dog",
-            "-o",
-            box.out,
-            "--model",
-            str(path),
-            "--as",
-            "rle",
-            "--end",
-            "0.3",
-            *(("--size", "32") if r.random() < 0.5 else ()),
-        ],
-    )
+    return Case(kind="", argv=["segment", str(stock.films[0]), "a dog", "-o", box.out, "--model", str(path), "--as", "rle", "--end", "0.3", *(("--size", "32") if r.random() < 0.5 else ())])
 
 
 class _Runs:
@@ -899,14 +713,7 @@ class _Runs:
 
 def hostile_pickle(r: Random, box: Box) -> bytes:
     canary = str(box.root / "escaped")
-    held = r.choice(
-        (
-            _Runs(os.system, f"touch {canary}"),
-            _Runs(open, canary, "w"),
-            _Runs(os.mkdir, canary),
-            _Runs(eval, f"open({canary!r}, 'w')"),
-        )
-    )
+    held = r.choice((_Runs(os.system, f"touch {canary}"), _Runs(open, canary, "w"), _Runs(os.mkdir, canary), _Runs(eval, f"open({canary!r}, 'w')")))
     tree = r.choice((held, {"model_state_dict": held}, {"model_state_dict": {"a": torch.ones(1), "b": held}}, [held]))
     match r.randrange(4):
         case 0:
@@ -938,52 +745,11 @@ def imports(r: Random, box: Box, stock: Stock) -> Case:
         case 3:
             path.write_bytes(lie_in_checkpoint(r, stock.small_checkpoint.read_bytes())[: r.choice((5000, 10**7))])
         case _:
-            odd = (
-                torch.ones(()),
-                torch.ones(0),
-                torch.ones(96, 3, 4, 4),
-                torch.ones(1).expand(50265, 768),
-                torch.ones(1, 5),
-                torch.zeros(2, dtype=torch.complex64),
-                torch.ones(3).to_sparse(),
-                torch.empty(3, device="meta"),
-                5,
-                None,
-                "x",
-                [1],
-            )
-            names = (
-                "backbone.0.body.patch_embed.proj.weight",
-                "class_embed.0.weight",
-                "proxy_embed.weight",
-                "text_encoder.embeddings.word_embeddings.weight",
-                7,
-                "a",
-            )
-            torch.save(
-                {r.choice(("model_state_dict", "model", "x")): {n: r.choice(odd) for n in r.sample(names, 5)}}, path
-            )
-    more = r.choice(
-        (
-            [],
-            [],
-            ["--set", r.choice(("window=x", "eval_level=y", "window", "kept_queries=1" + "0" * 5000))],
-            ["--tokenizer", str(box.given)],
-        )
-    )
-    return Case(
-        kind="",
-        argv=[
-            "weights",
-            "import",
-            str(path),
-            "--system",
-            r.choice(("soc", "soc_plus_plus", "light")),
-            "-o",
-            box.out + ".safetensors",
-            *more,
-        ],
-    )
+            odd = (torch.ones(()), torch.ones(0), torch.ones(96, 3, 4, 4), torch.ones(1).expand(50265, 768), torch.ones(1, 5), torch.zeros(2, dtype=torch.complex64), torch.ones(3).to_sparse(), torch.empty(3, device="meta"), 5, None, "x", [1])
+            names = ("backbone.0.body.patch_embed.proj.weight", "class_embed.0.weight", "proxy_embed.weight", "text_encoder.embeddings.word_embeddings.weight", 7, "a")
+            torch.save({r.choice(("model_state_dict", "model", "x")): {n: r.choice(odd) for n in r.sample(names, 5)}}, path)
+    more = r.choice(([], [], ["--set", r.choice(("window=x", "eval_level=y", "window", "kept_queries=1" + "0" * 5000))], ["--tokenizer", str(box.given)]))
+    return Case(kind="", argv=["weights", "import", str(path), "--system", r.choice(("soc", "soc_plus_plus", "light")), "-o", box.out + ".safetensors", *more])
 
 
 def _reads(data: bytes) -> bool:
@@ -1041,10 +807,7 @@ def benchmarks(r: Random, box: Box, stock: Stock) -> Case:
     """A benchmark on disk with something wrong, checked, scored, packed or predicted."""
     name = r.choice(list(stock.benchmarks))
     root = copied(r, stock.benchmarks[name], box.given / "root", r.choice((1, 1, 2, 3)))
-    results, command = (
-        str(stock.results[name]),
-        r.choice(("check", "check", "check", "score", "score", "pack", "predict")),
-    )
+    results, command = str(stock.results[name]), r.choice(("check", "check", "check", "score", "score", "pack", "predict"))
     skip = ["--skip-bad"] if r.random() < 0.3 else []
     match command:
         case "check":
@@ -1084,26 +847,7 @@ def masks(r: Random, box: Box, stock: Stock) -> Case:
     return Case(kind="", argv=["score", "masks", *map(str, pair), *more])
 
 
-NAMES = (
-    "../../escaped",
-    "../escaped",
-    "/tmp/deixis-fuzz-escaped",
-    "a/../../../escaped",
-    "..\\escaped",
-    "C:escaped",
-    "a//b.png",
-    "./a/b.png",
-    "a/./b",
-    "\x00",
-    "x" * 300,
-    "a/" * 120 + "b",
-    "é",
-    "a",
-    "a/",
-    "",
-    "con/nul",
-    "\u202e",
-)
+NAMES = ("../../escaped", "../escaped", "/tmp/deixis-fuzz-escaped", "a/../../../escaped", "..\\escaped", "C:escaped", "a//b.png", "./a/b.png", "a/./b", "\x00", "x" * 300, "a/" * 120 + "b", "é", "a", "a/", "", "con/nul", "\u202e")
 
 
 def zips(r: Random, box: Box, stock: Stock) -> Case:
