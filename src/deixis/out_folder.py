@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from deixis.locks import held, lock
+from deixis.locks import held, lock, unlock
 from deixis.types import DeixisError, reason_of
 
 log = logging.getLogger(__name__)
@@ -193,9 +193,8 @@ class Output(AbstractContextManager["Output"]):
         return "".join(f"; {path.name} lies in {path.parent}" for path in self._rescued).removeprefix("; ")
 
     def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        unlock(self._lock)
+        self._lock = None
 
     def _remove_made(self) -> None:
         with contextlib.suppress(OSError):  # the first that is not empty

@@ -124,7 +124,9 @@ def read_manifest(place: str, defaults: Options | None = None) -> list[BatchJob]
                 raise DeixisError(f"{film} has the same request in row {jobs[key].row}; leave one of them out")
         except DeixisError as error:
             raise DeixisError(f"{place}, line {line}: {error}") from error
-        jobs[key] = BatchJob(row=len(jobs) + 1, film=film, place=_beside(place, film), sentences=key[1], options=key[2])
+        jobs[key] = BatchJob(
+            row=len(jobs) + 1, film=film, place=_beside(place, film), sentences=key[1], options=key[2]
+        )
     if not jobs:
         raise DeixisError(f"{place} lists no film")
     return list(jobs.values())

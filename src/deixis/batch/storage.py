@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deixis import weights
-from deixis.locks import lock
+from deixis.locks import lock, unlock
 from deixis.out_folder import of_system
 from deixis.types import DeixisError, reason_of
 from deixis.video import PICTURES
@@ -172,8 +172,7 @@ def claimed(store: Store) -> Iterator[None]:
     except OSError as error:
         raise DeixisError(f"cannot write to {store.root}: {reason_of(error)}") from error
     finally:
-        if handle is not None:
-            os.close(handle)
+        unlock(handle)
         with suppress(OSError):  # the first that is not empty
             for folder in made:
                 folder.rmdir()
