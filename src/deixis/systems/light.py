@@ -255,7 +255,7 @@ class Light(nn.Module):
     def encode_frames(self, frames: Tensor) -> FrameFeatures:
         """Maps of both image encoders for frames (N, 3, H, W).
 
-        EfficientNet computes in fp32 also under autocast. What an object is called rests on its maps, and 24 blocks in
+        EfficientNet computes in fp32 also under autocast. What an object is called rests on its maps, and 21 blocks in
         bf16 are off by 4 % at their end: enough for another object to be chosen where two have nearly equal scores.
         """
         if self.fast is not None and frames.device.type == "cpu" and not self.training:
