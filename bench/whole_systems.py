@@ -11,7 +11,7 @@
 All arms of all seeds of a study take the same number of steps: BLOCK more at a time, until no arm's validation curve
 (mean over the seeds) rises by RISE or more from one block to the next, or to --most. The rate is constant after a short
 warm-up and the weights are averaged, so that a run that goes on is the run that it would have been. The verdict comes
-from 100 films on disk that no validation has seen, answered by ``predict`` and scored by ``score_benchmark``: J&F, the
+from 100 films on disk that no validation used, answered by ``predict`` and scored by ``score_benchmark``: J&F, the
 gain paired by seed and film, with the rules of docs/results/claims.md.
 """
 
