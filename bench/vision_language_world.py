@@ -135,6 +135,16 @@ def locked(path: Path, wait: bool = False) -> Iterator[bool]:
         yield True
 
 
+def add_tower_options(parser: argparse.ArgumentParser) -> None:
+    """What ``tower_file`` reads, and where a study runs."""
+    parser.add_argument("--tower-steps", type=int, default=2000)
+    parser.add_argument("--vit", type=Path, help="a tower file to use instead of training one")
+    parser.add_argument("--conv", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--table", action="store_true", help="only print what is done")
+
+
 def tower_file(kind: str, options: argparse.Namespace) -> Path:
     """The file of a tower, trained if need be; a second process waits for the first."""
     from deixis.training.loop import train
@@ -307,12 +317,7 @@ def main() -> None:
     parser.add_argument("--films", type=int, default=1200, help="to train on")
     parser.add_argument("--held-out", type=int, default=60)
     parser.add_argument("--objects", type=int, nargs=2, default=[2, 3], help="least and most a film")
-    parser.add_argument("--tower-steps", type=int, default=2000)
-    parser.add_argument("--vit", type=Path, help="a tower file to use instead of training one")
-    parser.add_argument("--conv", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--table", action="store_true", help="only print what is done")
+    add_tower_options(parser)
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     print(f"torch {torch.__version__}, {platform.machine()}, {options.device}, {options.threads} threads")

@@ -32,10 +32,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from _grid import cell, cells, interval, trained
+from _grid import cell, cells, interval, slug, trained
 from claim_studies.grid import commit
 from claim_studies.verdicts import draw_curves, verdict
-from vision_language_world import remembering, tower_file
+from vision_language_world import add_tower_options, remembering, tower_file
 
 from deixis.synthetic.scene import Sentence, SyntheticVideo
 from deixis.synthetic.shapes import PAINTS
@@ -164,7 +164,7 @@ def job_of(name: str, arm: str, seed: int, steps: int, options: argparse.Namespa
 
 
 def folder_of(out: Path, name: str, arm: str, seed: int) -> Path:
-    return out / name / f"{arm.replace(' ', '_')}-{seed}"
+    return out / name / f"{slug(arm)}-{seed}"
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:
@@ -281,9 +281,10 @@ def plot(name: str, out: Path, to: Path) -> None:
     """The validation curves of the arms; a PNG of a few kB."""
     curves = {}
     for arm in STUDIES[name].arms:
-        runs = [curve(folder) for folder in sorted((out / name).glob(f"{arm.replace(' ', '_')}-[0-9]*"))]
+        runs = [curve(folder) for folder in sorted((out / name).glob(f"{slug(arm)}-[0-9]*"))]
         curves[arm] = [one for one in runs if one]
-    draw_curves(curves, to / f"claims_whole_{name}.png", title=f"{name}, whole system", label="overlap", top=None)
+    if all(curves.values()):
+        draw_curves(curves, to / f"claims_whole_{name}.png", title=f"{name}, whole system", label="overlap", top=None)
 
 
 def main() -> None:
@@ -294,12 +295,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=BLOCK, help="steps between two validations")
     parser.add_argument("--most", type=int, default=4 * BLOCK, help="steps at most")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--tower-steps", type=int, default=2000)
-    parser.add_argument("--vit", type=Path, help="a tower file to use instead of training one")
-    parser.add_argument("--conv", type=Path)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--table", action="store_true", help="only print what is done")
+    add_tower_options(parser)
     parser.add_argument("--plots", type=Path, help="only draw what is done, into this folder")
     options = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
