@@ -5,6 +5,7 @@
 Everything but the cells "naming", "proposals" and "choose" goes through ``deixis.segment`` at the model's own size and
 presence threshold: an object that is there but answered "absent" counts as wrong. Intervals are 95 % (Wilson). Films
 are made from seed 0. All pictures and films are held out; presence was calibrated on the development split.
+``--split development`` measures the same on the development split: choices are made there, the card is not.
 
     written    expressions written for held-out pictures (``sentences/test.json``)
     davis      whole held-out DAVIS films, the 12 old sentences; films: those of ``sentences/films.json``
@@ -20,7 +21,8 @@ import json
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,7 +37,7 @@ import deixis
 from deixis.metrics.presence import calibration_error
 from deixis.metrics.region_contour import score_track
 from deixis.synthetic import mixture
-from deixis.synthetic.cutouts import Library
+from deixis.synthetic.cutouts import DEVELOPMENT_VIDEOS, HELD_OUT_VIDEOS, Library
 from deixis.synthetic.mixture import composites, long_films, stills, twins
 from deixis.synthetic.scene import SyntheticVideo
 from deixis.training.measure import SentenceScore, evaluate_films, wilson, write_frames
@@ -64,6 +66,7 @@ def main() -> None:
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--share", type=float, default=1.0, help="of the films of each cell, for a quick look")
     options.add_argument("--first", type=int, default=0, help="film of each cell to begin with, to add to a run")
+    options.add_argument("--split", default="held_out", choices=("held_out", "development"))
     options.add_argument("--only", default=",".join(CELLS))
     options.add_argument("-o", "--out", type=Path)
     asked = options.parse_args()
@@ -71,28 +74,55 @@ def main() -> None:
     system = deixis.load(asked.model)
     began = time.time()
     found: dict[str, dict[str, Any]] = {}
+    data = Data(asked.pictures, asked.split, asked.share, asked.first)
     for cell in asked.only.split(","):
-        found[cell] = measure(cell, system, asked.pictures, asked.share, asked.precision, asked.first)
+        found[cell] = measure(cell, system, data, asked.precision)
         print(f"{cell}: {json.dumps(found[cell]['figures'])}  ({time.time() - began:.0f} s so far)", flush=True)
     if {"written", "stills"} <= found.keys():
         found["presence"] = {"figures": reliability(found["written"]["answers"] + found["stills"]["answers"])}
         print(f"presence: {json.dumps(found['presence']['figures'])}")
     print(table(found))
     if asked.out:
-        facts = {"model": asked.model, "version": deixis.__version__, "torch": torch.__version__,
+        facts = {"model": asked.model, "split": asked.split, "version": deixis.__version__, "torch": torch.__version__,
                  "machine": platform.processor() or platform.machine(), "threads": asked.threads}  # fmt: skip
         asked.out.write_text(json.dumps({"facts": facts, "cells": found}, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(
-    cell: str, system: torch.nn.Module, pictures: Path, share: float, precision: str, first: int = 0
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Data:
+    """What a cell is measured on. share: of its films.  first: the film to begin with."""
+
+    pictures: Path
+    split: str
+    share: float = 1.0
+    first: int = 0
+
+    def films(self, cell: str) -> Iterator[SyntheticVideo]:
+        def some(count: int) -> int:
+            return max(2, round(count * self.share))
+
+        pictures, split = self.pictures, self.split
+        if cell in ("composites", "shuffled"):
+            return composites(pictures, split, films=some(460 if cell == "composites" else 150))
+        if cell == "written":
+            return islice(mixture.written_stills(pictures, split), some(200))
+        if cell == "stills":
+            return islice(stills(pictures, split), some(200))
+        if cell == "twins":
+            return twins(pictures, split, films=some(250))
+        return long_films(pictures, split, films=some(80))
+
+    def davis(self) -> Iterator[SyntheticVideo]:
+        return mixture.davis(self.pictures, HELD_OUT_VIDEOS if self.split == "held_out" else DEVELOPMENT_VIDEOS)
+
+
+def measure(cell: str, system: torch.nn.Module, data: Data, precision: str) -> dict[str, Any]:
     """{"figures": ..., "answers": [...]} of one cell."""
     if cell in ("davis", "films"):
-        return davis(system, pictures, precision, sentences=cell == "films")
+        return davis(system, data, precision, sentences=cell == "films")
     if cell in ("naming", "proposals", "choose"):
-        return {"naming": naming, "proposals": proposals, "choose": choosing}[cell](system, pictures, share, precision)
-    films = list(films_of(cell, pictures, share))[first:]
+        return {"naming": naming, "proposals": proposals, "choose": choosing}[cell](system, data, precision)
+    films = list(data.films(cell))[data.first :]
     words = None
     if cell == "shuffled":
         texts = [tuple(s.text for s in f.sentences) for f in films]
@@ -101,21 +131,6 @@ def measure(
     place = {film.name: i for i, film in enumerate(films)}
     rows = [asdict(a) | {"odd": place[a.film] % 2 == 1} for a in found]
     return {"figures": figures(cell, found), "answers": rows}
-
-
-def films_of(cell: str, pictures: Path, share: float) -> Iterator[SyntheticVideo]:
-    def some(count: int) -> int:
-        return max(2, round(count * share))
-
-    if cell in ("composites", "shuffled"):
-        return composites(pictures, films=some(460 if cell == "composites" else 150))
-    if cell == "written":
-        return (f for i, f in enumerate(mixture.written_stills(pictures, "held_out")) if i < some(200))
-    if cell == "stills":
-        return (f for i, f in enumerate(stills(pictures)) if i < some(200))
-    if cell == "twins":
-        return twins(pictures, films=some(250))
-    return long_films(pictures, films=some(80))
 
 
 def other_words(texts: list[tuple[str, ...]], film: int, count: int) -> tuple[str, ...]:
@@ -148,12 +163,12 @@ def figures(cell: str, found: list[SentenceScore]) -> dict[str, Any]:
     return out
 
 
-def davis(system: torch.nn.Module, pictures: Path, precision: str, sentences: bool = False) -> dict:
-    """J&F of whole held-out videos, per video the mean over its sentences; sentences: those of ``films.json``."""
+def davis(system: torch.nn.Module, data: Data, precision: str, sentences: bool = False) -> dict:
+    """J&F of whole videos, per video the mean over its sentences; sentences: those of ``films.json``."""
     rows, scores = [], {}
     absent: list[bool] = []
-    written = json.loads((pictures / "sentences" / "films.json").read_text())
-    for film in mixture.davis(pictures):
+    written = json.loads((data.pictures / "sentences" / "films.json").read_text())
+    for film in data.davis():
         with TemporaryDirectory() as folder:
             write_frames(film, Path(folder))
             texts = [s.text for s in film.sentences]
@@ -183,10 +198,10 @@ def looked_at(system: Any, rgb: np.ndarray, precision: str) -> tuple[Any, torch.
         return system.encode_frames(x), x
 
 
-def naming(system: Any, pictures: Path, share: float, precision: str) -> dict[str, Any]:
+def naming(system: Any, data: Data, precision: str) -> dict[str, Any]:
     """Top-1 and top-3 among the 80 COCO names, of true regions over 1 % of the picture."""
-    library = Library(pictures, "held_out")
-    names = json.loads((pictures.parent / "weights/teachers/labels.json").read_text())["coco80"]
+    library = Library(data.pictures, data.split)
+    names = json.loads((data.pictures.parent / "weights/teachers/labels.json").read_text())["coco80"]
     index = torch.tensor([system.namer.names.index(SAME_NAMES.get(n.lower(), n.lower())) for n in names])
     right: list[list[float]] = []
     for picture in library.pictures:
@@ -212,10 +227,10 @@ def naming(system: Any, pictures: Path, share: float, precision: str) -> dict[st
 
 
 @torch.inference_mode()
-def proposals(system: Any, pictures: Path, share: float, precision: str) -> dict[str, Any]:
+def proposals(system: Any, data: Data, precision: str) -> dict[str, Any]:
     """The best overlap of any proposal with the things that sentences on stills name."""
     best: list[float] = []
-    for film in films_of("stills", pictures, share):
+    for film in data.films("stills"):
         features, x = looked_at(system, film.frames[0], precision)
         found = system.propose(features, x, torch.zeros(1, *x.shape[-2:]))
         size = film.frames.shape[1:3]
@@ -229,10 +244,10 @@ def proposals(system: Any, pictures: Path, share: float, precision: str) -> dict
     return {"figures": {"right": {"over_half": row}, "mean_overlap": float(np.mean(best))}, "answers": []}
 
 
-def choosing(system: Any, pictures: Path, share: float, precision: str) -> dict[str, Any]:
+def choosing(system: Any, data: Data, precision: str) -> dict[str, Any]:
     """``deixis.choose`` with the true tracks, by kind of sentence."""
     hits: dict[str, list[bool]] = {}
-    films = [*films_of("stills", pictures, share), *films_of("written", pictures, share)]
+    films = [*data.films("stills"), *data.films("written")]
     for film in films:
         with TemporaryDirectory() as folder:
             write_frames(film, Path(folder))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deixis.blocks.paths import REACH, best_paths
-from deixis.blocks.proposals import peaks, suppress_duplicates
+from deixis.blocks.proposals import best_beside, peaks, suppress_duplicates
 from deixis.encoders.efficientnet_lite import EfficientNetLite, efficient_net_state
 from deixis.encoders.tiny_vit import TinyVit, fold, tiny_vit_state
 from deixis.losses.proposals import ProposalWeights as Weights
@@ -121,6 +121,43 @@ def test_peaks_are_local_maxima_first():
     heat = torch.full((1, 5, 6), -9.0)
     heat[0, 1, 1], heat[0, 1, 2], heat[0, 3, 4] = 5.0, 4.0, 1.0
     assert peaks(heat, 2).tolist() == [[7, 22]]  # the neighbour of the highest is no peak
+
+
+def test_the_mask_of_the_best_neighbour_counts_half_where_the_scores_are_equal_and_not_where_they_differ():
+    scores = torch.full((1, 4, 5), 0.1)
+    scores[0, 1, 1], scores[0, 2, 2] = 0.5, 0.5
+    scores[0, 0, 4], scores[0, 0, 3] = 0.8, 0.4
+    beside, weight = best_beside(scores, torch.tensor([[6, 4]]))
+    assert beside.tolist() == [[12, 3]]
+    assert weight[0].tolist() == pytest.approx([0.5, 0.0], abs=1e-6)
+
+
+def test_the_neighbour_of_a_cell_in_a_corner_lies_in_the_map():
+    beside, weight = best_beside(torch.tensor([[[0.9]]]), torch.tensor([[0]]))
+    assert (beside.item(), weight.item()) == (0, 0.0)
+    beside, _ = best_beside(torch.arange(12.0).view(1, 3, 4) / 12, torch.tensor([[0, 3, 8, 11]]))
+    assert beside.tolist() == [[5, 7, 9, 10]]
+
+
+def test_a_mask_changes_little_where_the_scores_of_two_neighbouring_cells_change_their_order():
+    torch.manual_seed(1)
+    system = light_debug().eval()
+    frames, padding = torch.randn(1, 3, 64, 96), torch.zeros(1, 64, 96, dtype=torch.bool)
+    cells, pixels = torch.randn(1, 32, 8, 12), torch.randn(1, 8, 16, 24)
+
+    def masks(gain):
+        """Proposals where only cells 40 and 41 hold something; gain: what the second has more than the first."""
+        objectness = torch.full((1, 8, 12), -9.0)
+        objectness[0, 3, 4], objectness[0, 3, 5] = 0.0, gain
+        system.pixel_decoder.forward = lambda *_: (cells, pixels, objectness)
+        system.kernels.expected = lambda flat: torch.zeros(flat.shape[:2])
+        found = system.propose(None, frames, padding)
+        return found.cells[0, 0].item(), found.masks[0, 0]
+
+    (first, one), (second, other), (_, far) = masks(-1e-3), masks(1e-3), masks(2.0)
+    assert (first, second) == (40, 41)
+    assert (one - other).abs().max() < 0.02 * one.abs().max()
+    assert (far - other).abs().max() > 0.1 * one.abs().max()
 
 
 def test_of_two_masks_that_overlap_the_better_one_is_kept():

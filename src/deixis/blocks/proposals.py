@@ -28,8 +28,17 @@ class KernelHead(nn.Module):
 
     def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """(..., D) -> kernels (..., P), quality logits (...)."""
+        return self.kernels(cells), self.expected(cells)
+
+    def kernels(self, cells: Tensor) -> Tensor:
+        """(..., D) -> (..., P)"""
         with torch.autocast(cells.device.type, enabled=False):  # bf16 would blur the weights of the coordinates
-            return self.layers(cells.float()) * self.scale, self.quality(cells.float())[..., 0]
+            return self.layers(cells.float()) * self.scale
+
+    def expected(self, cells: Tensor) -> Tensor:
+        """(..., D) -> quality logits (...)."""
+        with torch.autocast(cells.device.type, enabled=False):
+            return self.quality(cells.float())[..., 0]
 
 
 def masks_of_cells(pixels: Tensor, kernels: Tensor, at: Tensor, columns: int, stride: int, hidden: int) -> Tensor:
@@ -38,12 +47,47 @@ def masks_of_cells(pixels: Tensor, kernels: Tensor, at: Tensor, columns: int, st
     return predict_masks(pixels[None], kernels[None], centres[None], stride, hidden=hidden)[0]
 
 
-def peaks(objectness: Tensor, count: int) -> Tensor:
-    """(N, count) cell numbers of the highest local maxima of (N, rows, columns) logits."""
-    highest = F.max_pool2d(objectness[:, None], 3, stride=1, padding=1)[:, 0]
-    ranked = torch.where(objectness >= highest, objectness, objectness - 30.0).flatten(1)
+def features_at(cells: Tensor, at: Tensor) -> Tensor:
+    """The rows ``at`` (N, Q) of cells (N, P, D): (N, Q, D)."""
+    return cells.gather(1, at[..., None].expand(-1, -1, cells.shape[-1]))
+
+
+def peaks(scores: Tensor, count: int) -> Tensor:
+    """(N, count) cell numbers of the highest local maxima of (N, rows, columns)."""
+    highest = F.max_pool2d(scores[:, None], 3, stride=1, padding=1)[:, 0]
+    ranked = torch.where(scores >= highest, scores, scores - 30.0).flatten(1)
     found = ranked.topk(min(count, ranked.shape[1]), dim=1).indices
     return F.pad(found, (0, count - found.shape[1]), mode="replicate")  # a tiny frame has fewer cells
+
+
+# Scores of two cells that differ by this share count about equally (our choice; tried on the development split:
+# docs/results/proposals.md).
+NEARLY_EQUAL = 0.03
+
+
+def best_beside(scores: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+    """The best of the eight cells around each peak, and the weight of its mask beside the peak's own.
+
+    A peak and its neighbour may have nearly the same score and predict different masks. Taking one of them lets rounding
+    decide; their mean changes little when their order does.
+
+    Args:
+        scores: (N, rows, columns) 0..1.
+        at: (N, Q) cell numbers of peaks.
+
+    Returns:
+        (N, Q) cell numbers, and weights 0..0.5: 0.5 where the scores are equal.
+    """
+    rows, columns = scores.shape[1:]
+    log = scores.float().clamp(min=1e-9).log()
+    around = F.unfold(F.pad(log, (1, 1, 1, 1), value=-100.0)[:, None], 3)  # (N, 9, rows columns)
+    near = around.gather(2, at[:, None].expand(-1, 9, -1))  # (N, 9, Q)
+    best, which = torch.cat([near[:, :4], near[:, 5:]], dim=1).max(1)  # without the cell itself
+    which = which + (which >= 4)
+    beside = at + (which // 3 - 1) * columns + which % 3 - 1
+    inside = best > -100.0
+    weight = ((best - near[:, 4]) / NEARLY_EQUAL).sigmoid().clamp(max=0.5)
+    return torch.where(inside, beside, at), weight * inside
 
 
 @torch.no_grad()

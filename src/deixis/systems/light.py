@@ -27,7 +27,14 @@ from torch import Tensor, nn
 
 from deixis.blocks.attention import CrossAttention, FeedForward, SelfAttention
 from deixis.blocks.paths import REACH, best_paths
-from deixis.blocks.proposals import KernelHead, masks_of_cells, peaks, suppress_duplicates
+from deixis.blocks.proposals import (
+    KernelHead,
+    best_beside,
+    features_at,
+    masks_of_cells,
+    peaks,
+    suppress_duplicates,
+)
 from deixis.encoders.efficientnet_lite import EfficientNetLite
 from deixis.encoders.fast import FastNetwork, openvino_version
 from deixis.encoders.minilm import MiniLm, MiniLmConfig
@@ -270,17 +277,24 @@ class Light(nn.Module):
         """The Q best objects of each frame (N, 3, H, W), each once; padding (N, H, W) holds none."""
         cells, pixels, objectness = self.pixel_decoder(features, frames, padding)
         c, columns = self.config, objectness.shape[-1]
-        at = peaks(objectness, c.proposals)  # (N, P)
-        chosen = cells.flatten(2).transpose(1, 2).gather(1, at[..., None].expand(-1, -1, cells.shape[1]))
-        kernels, quality = self.kernels(chosen)
+        flat = cells.flatten(2).transpose(1, 2)  # (N, rows columns, D)
+        quality = self.kernels.expected(flat).sigmoid().view_as(objectness)
+        scores = (objectness.sigmoid().sqrt() * quality).masked_fill(objectness <= DEAD, 0.0)
+        at = peaks(scores, c.proposals)  # (N, P)
+        kernels = self.kernels.kernels(features_at(flat, at))
         coarse = masks_of_cells(F.avg_pool2d(pixels, 2), kernels, at, columns, 8, c.mask_hidden)
-        logits = objectness.flatten(1).gather(1, at).float()
-        scores = (logits.sigmoid().sqrt() * quality.float().sigmoid()).masked_fill(logits <= DEAD, 0.0)
-        kept, scores = suppress_duplicates(coarse, scores, c.queries, c.duplicate, c.least_score)
-        at = at.gather(1, kept)
-        kernels = kernels.gather(1, kept[..., None].expand(-1, -1, kernels.shape[-1]))
-        masks = masks_of_cells(pixels, kernels, at, columns, 4, c.mask_hidden)
-        return Proposals(at, masks.masked_fill((scores == 0)[..., None, None], DEAD), scores)
+        kept, kept_scores = suppress_duplicates(
+            coarse, scores.flatten(1).gather(1, at), c.queries, c.duplicate, c.least_score
+        )
+        at, kernels = at.gather(1, kept), features_at(kernels, kept)
+        count = max(1, int((kept_scores > 0).sum(1).max()))  # best first: the rest of every frame is empty
+        masks = masks_of_cells(pixels, kernels[:, :count], at[:, :count], columns, 4, c.mask_hidden)
+        beside, weight = best_beside(scores, at[:, :count])
+        others = self.kernels.kernels(features_at(flat, beside))
+        other_masks = masks_of_cells(pixels, others, beside, columns, 4, c.mask_hidden)
+        masks = torch.lerp(masks, other_masks, weight[..., None, None])
+        masks = masks.masked_fill((kept_scores[:, :count] == 0)[..., None, None], DEAD)
+        return Proposals(at, F.pad(masks, (0, 0, 0, 0, 0, c.queries - count), value=DEAD), kept_scores)
 
     def pool_tracks(self, features: FrameFeatures, frames: Tensor, masks: Tensor, scores: Tensor) -> TrackFeatures:
         """Summarise what lies under each track's masks.
