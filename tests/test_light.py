@@ -150,7 +150,7 @@ def test_a_mask_changes_little_where_the_scores_of_two_neighbouring_cells_change
         objectness = torch.full((1, 8, 12), -9.0)
         objectness[0, 3, 4], objectness[0, 3, 5] = 0.0, gain
         system.pixel_decoder.forward = lambda *_: (cells, pixels, objectness)
-        system.kernels.expected = lambda flat: torch.zeros(flat.shape[:2])
+        system.kernels.fit = lambda flat: torch.zeros(flat.shape[:2])
         found = system.propose(None, frames, padding)
         return found.cells[0, 0].item(), found.masks[0, 0]
 

@@ -28,14 +28,14 @@ class KernelHead(nn.Module):
 
     def forward(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """(..., D) -> kernels (..., P), quality logits (...)."""
-        return self.kernels(cells), self.expected(cells)
+        return self.numbers(cells), self.fit(cells)
 
-    def kernels(self, cells: Tensor) -> Tensor:
+    def numbers(self, cells: Tensor) -> Tensor:
         """(..., D) -> (..., P)"""
         with torch.autocast(cells.device.type, enabled=False):  # bf16 would blur the weights of the coordinates
             return self.layers(cells.float()) * self.scale
 
-    def expected(self, cells: Tensor) -> Tensor:
+    def fit(self, cells: Tensor) -> Tensor:
         """(..., D) -> quality logits (...)."""
         with torch.autocast(cells.device.type, enabled=False):
             return self.quality(cells.float())[..., 0]
@@ -60,16 +60,15 @@ def peaks(scores: Tensor, count: int) -> Tensor:
     return F.pad(found, (0, count - found.shape[1]), mode="replicate")  # a tiny frame has fewer cells
 
 
-# Scores of two cells that differ by this share count about equally (our choice; tried on the development split:
-# docs/results/proposals.md).
+# Scores of two cells that differ by this share count about equally (our choice, docs/results/light.md).
 NEARLY_EQUAL = 0.03
 
 
 def best_beside(scores: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     """The best of the eight cells around each peak, and the weight of its mask beside the peak's own.
 
-    A peak and its neighbour may have nearly the same score and predict different masks. Taking one of them lets rounding
-    decide; their mean changes little when their order does.
+    A peak and its neighbour may have nearly the same score and predict different masks. Where one of them is taken,
+    rounding decides which; their mean changes little when their order does.
 
     Args:
         scores: (N, rows, columns) 0..1.
@@ -78,7 +77,7 @@ def best_beside(scores: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (N, Q) cell numbers, and weights 0..0.5: 0.5 where the scores are equal.
     """
-    rows, columns = scores.shape[1:]
+    columns = scores.shape[2]
     log = scores.float().clamp(min=1e-9).log()
     around = F.unfold(F.pad(log, (1, 1, 1, 1), value=-100.0)[:, None], 3)  # (N, 9, rows columns)
     near = around.gather(2, at[:, None].expand(-1, 9, -1))  # (N, 9, Q)

@@ -106,7 +106,7 @@ def proposal_losses(
     anywhere = torch.multinomial(inside, 1)[:, 0]
     best = objectness[0].detach().flatten()[None].masked_fill(inside == 0, -1e4).argmax(1)
     at = torch.cat([centres[drawn], anywhere, best])[None]
-    top = peaks(objectness.detach(), 16)  # what would be proposed: its quality is learned wherever it lies
+    top = peaks(objectness.detach(), 16)  # what may be proposed: its quality is learned wherever it lies
     flat = cells.flatten(2).transpose(1, 2)
     read = flat.gather(1, torch.cat([at, top], 1)[..., None].expand(-1, -1, flat.shape[2]))
     numbers, quality = kernels(read)

@@ -278,10 +278,10 @@ class Light(nn.Module):
         cells, pixels, objectness = self.pixel_decoder(features, frames, padding)
         c, columns = self.config, objectness.shape[-1]
         flat = cells.flatten(2).transpose(1, 2)  # (N, rows columns, D)
-        quality = self.kernels.expected(flat).sigmoid().view_as(objectness)
+        quality = self.kernels.fit(flat).sigmoid().view_as(objectness)
         scores = (objectness.sigmoid().sqrt() * quality).masked_fill(objectness <= DEAD, 0.0)
         at = peaks(scores, c.proposals)  # (N, P)
-        kernels = self.kernels.kernels(features_at(flat, at))
+        kernels = self.kernels.numbers(features_at(flat, at))
         coarse = masks_of_cells(F.avg_pool2d(pixels, 2), kernels, at, columns, 8, c.mask_hidden)
         kept, kept_scores = suppress_duplicates(
             coarse, scores.flatten(1).gather(1, at), c.queries, c.duplicate, c.least_score
@@ -290,7 +290,7 @@ class Light(nn.Module):
         count = max(1, int((kept_scores > 0).sum(1).max()))  # best first: the rest of every frame is empty
         masks = masks_of_cells(pixels, kernels[:, :count], at[:, :count], columns, 4, c.mask_hidden)
         beside, weight = best_beside(scores, at[:, :count])
-        others = self.kernels.kernels(features_at(flat, beside))
+        others = self.kernels.numbers(features_at(flat, beside))
         other_masks = masks_of_cells(pixels, others, beside, columns, 4, c.mask_hidden)
         masks = torch.lerp(masks, other_masks, weight[..., None, None])
         masks = masks.masked_fill((kept_scores[:, :count] == 0)[..., None, None], DEAD)
