@@ -353,7 +353,7 @@ def test_where_out_goes_away_meanwhile_the_answers_are_kept_elsewhere(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("formats", "room"), [("overlay", "1m"), ("matte", "1m"), ("rle", "64k")])
+@pytest.mark.parametrize(("formats", "room"), [("overlay", "512k"), ("matte", "1m"), ("rle", "64k")])
 def test_a_disk_that_is_truly_full_leaves_no_debris(tmp_path: Path, formats: str, room: str) -> None:
     """On a small file system in a namespace of its own; it fills while films are encoded, or before."""
     if shutil.which("unshare") is None or shutil.which("mount") is None:

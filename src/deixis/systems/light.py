@@ -287,7 +287,9 @@ class Light(nn.Module):
             coarse, scores.flatten(1).gather(1, at), c.queries, c.duplicate, c.least_score
         )
         at, kernels = at.gather(1, kept), features_at(kernels, kept)
-        count = max(1, int((kept_scores > 0).sum(1).max()))  # best first: the rest of every frame is empty
+        count = c.queries
+        if kept_scores.device.type == "cpu":  # best first, so the rest is empty; a GPU would have to wait for the count
+            count = max(1, int((kept_scores > 0).sum(1).max()))
         masks = masks_of_cells(pixels, kernels[:, :count], at[:, :count], columns, 4, c.mask_hidden)
         beside, weight = best_beside(scores, at[:, :count])
         others = self.kernels.numbers(features_at(flat, beside))
