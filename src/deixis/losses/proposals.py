@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deixis.blocks.proposals import KernelHead, iou, masks_of_cells, peaks
+from deixis.blocks.proposals import KernelHead, features_at, iou, masks_of_cells, peaks
 from deixis.losses.terms import dice
 
 
@@ -108,8 +108,7 @@ def proposal_losses(
     at = torch.cat([centres[drawn], anywhere, best])[None]
     top = peaks(objectness.detach(), 16)  # what may be proposed: its quality is learned wherever it lies
     flat = cells.flatten(2).transpose(1, 2)
-    read = flat.gather(1, torch.cat([at, top], 1)[..., None].expand(-1, -1, flat.shape[2]))
-    numbers, quality = kernels(read)
+    numbers, quality = kernels(features_at(flat, torch.cat([at, top], 1)))
     count = at.shape[1]
     logits = masks_of_cells(pixels, numbers[:, :count], at, columns, 4, hidden)[0]
     goal, sure = quarter[drawn].repeat(3, 1, 1), truth.weights[drawn].repeat(3)

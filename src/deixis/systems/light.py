@@ -27,14 +27,7 @@ from torch import Tensor, nn
 
 from deixis.blocks.attention import CrossAttention, FeedForward, SelfAttention
 from deixis.blocks.paths import REACH, best_paths
-from deixis.blocks.proposals import (
-    KernelHead,
-    best_beside,
-    features_at,
-    masks_of_cells,
-    peaks,
-    suppress_duplicates,
-)
+from deixis.blocks.proposals import KernelHead, best_beside, features_at, masks_of_cells, peaks, suppress_duplicates
 from deixis.encoders.efficientnet_lite import EfficientNetLite
 from deixis.encoders.fast import FastNetwork, openvino_version
 from deixis.encoders.minilm import MiniLm, MiniLmConfig
